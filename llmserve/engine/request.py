@@ -1,0 +1,74 @@
+"""What goes into the engine and what comes out of it.
+
+A `Request` is what a client asked; the engine advances one `Sequence` for each of its `n`
+choices. A request that was interrupted, by preemption or by the death of an engine, is the same
+object with the output ids already made in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ..runners.protocol import TokenLogprobs
+from ..sampling import SamplingParams
+
+__all__ = ["FinishReason", "Request", "RequestOutput"]
+
+
+class FinishReason(StrEnum):
+    """How a sequence ended. Every sequence ends exactly once."""
+
+    STOP = "stop"
+    """A stop id or stop string, or the model's own end id."""
+    LENGTH = "length"
+    """`max_tokens`, or the end of the context."""
+    ABORT = "abort"
+    """The client left, or asked for the end."""
+    TIMEOUT = "timeout"
+    """The deadline passed."""
+    ERROR = "error"
+    """The engine could not go on with it; `RequestOutput.error` says why."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """One prompt with everything needed to answer it, or to take the answer up again."""
+
+    request_id: str
+    """Unique among live requests."""
+    prompt_token_ids: list[int]
+    """At least one id."""
+    sampling_params: SamplingParams
+    """How to choose tokens and when to end."""
+    seed: int
+    """Key of the random numbers, 0..2**63-1, fixed at arrival: a resumed request goes on alike."""
+    arrival_time: float = 0.0
+    """Seconds on the engine's clock (`time.monotonic` when served)."""
+    priority: int = 0
+    """Lower goes first."""
+    deadline: float | None = None
+    """Time on the engine's clock at which the request ends as `timeout`."""
+    output_token_ids: list[list[int]] = field(default_factory=list)
+    """Ids already made, one list per choice; empty for a new request."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestOutput:
+    """What one step did for one choice of one request."""
+
+    request_id: str
+    choice_index: int
+    """0..n-1."""
+    token_ids: list[int]
+    """New ids, in order; may be empty when the choice ended without one."""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """One entry per new id where `logprobs` was asked for, else empty."""
+    finish_reason: FinishReason | None = None
+    """Set on the choice's last output."""
+    stop_token_id: int | None = None
+    """The id that ended it, when one did."""
+    num_cached_tokens: int = 0
+    """Prompt tokens whose keys and values were taken from the prefix cache."""
+    error: str | None = None
+    """For `FinishReason.ERROR`: what went wrong."""
