@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from .errors import PromptTooLongError, RequestError
+from .errors import RequestError
 from .limits import Limits
 
-__all__ = ["MAX_SEED", "SamplingParams", "check_prompt", "check_token_ids"]
+__all__ = ["MAX_SEED", "SamplingParams", "check_token_ids"]
 
 MAX_SEED = 2**63 - 1
 MAX_TOKENS = 2**31 - 1
@@ -113,18 +113,6 @@ def check_token_ids(token_ids: Iterable[int], vocab_size: int, *, param: str) ->
                 f"{param} holds the id {token_id}; this model's ids are 0 to {vocab_size - 1}",
                 param=param,
             )
-
-
-def check_prompt(prompt_token_ids: list[int], vocab_size: int, max_seq_len: int) -> None:
-    """Raise `RequestError` for a prompt that is empty, too long or holds unknown ids.
-
-    The context holds `max_seq_len` tokens, one of which must be left for the answer.
-    """
-    if not prompt_token_ids:
-        raise RequestError("the prompt is empty: give at least one token", param="prompt")
-    if len(prompt_token_ids) >= max_seq_len:
-        raise PromptTooLongError(prompt_tokens=len(prompt_token_ids), limit=max_seq_len - 1)
-    check_token_ids(prompt_token_ids, vocab_size, param="prompt")
 
 
 def _check_int(name: str, value: object, low: int, high: int, *, none: bool = False) -> None:

@@ -70,5 +70,7 @@ class RequestOutput:
     """The id that ended it, when one did."""
     num_cached_tokens: int = 0
     """Prompt tokens whose keys and values were taken from the prefix cache."""
+    scheduled_time: float | None = None
+    """When the choice was first scheduled, on the engine's clock; None if it never was."""
     error: str | None = None
     """For `FinishReason.ERROR`: what went wrong."""

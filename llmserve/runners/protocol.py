@@ -107,7 +107,7 @@ class RunnerInfo:
     """Tokens of context."""
     eos_token_ids: tuple[int, ...]
     """Ids that end a sequence."""
-    block_bytes_per_token: int
+    cache_bytes_per_token: int
     """KV cache bytes for one token, all layers together."""
     runner: str
     """Name of the runner."""

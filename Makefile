@@ -1,0 +1,66 @@
+# Every verb sets up what it needs; nothing outside this folder is written.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint format types bench docs wheel try-wheel clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmserve needs Python 3.11 or newer, found %s" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+# What the demo needs; a complete set-up contains it.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing what the demo needs into $(VENV) (about a minute)"
+	$(PIP) install -c constraints.txt -e '.[train,bench]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing everything into $(VENV) (one to two minutes)"
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.demo $@
+
+setup: $(VENV)/.dev  ## .venv with everything for development
+
+demo: $(VENV)/.demo  ## train, quantize, serve, load-test (ARGS=--once: then exit)
+	@$(BIN)/llmserve demo $(ARGS)
+
+test: $(VENV)/.dev  ## all tests but the soak
+	$(BIN)/python -m pytest $(ARGS)
+
+check:  ## exactly what CI runs
+	bash .ci/run
+
+lint: $(VENV)/.dev  ## style, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+
+format: $(VENV)/.dev  ## put the code into form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(VENV)/.dev  ## static types
+	$(BIN)/mypy llmserve training export server benchmarks
+
+bench: $(VENV)/.demo  ## offline throughput of the demo's model against a plain loop
+	$(BIN)/llmserve bench throughput demo-run/train/model --concurrency 1,4,16 --baseline plain $(ARGS)
+
+docs: $(VENV)/.dev  ## write docs/cli.md anew from the parsers
+	$(BIN)/python docs/generate.py
+
+wheel: $(VENV)/.dev  ## dist/llmserve-*.whl
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --no-isolation -o dist . > /dev/null
+	@ls dist/*.whl
+
+try-wheel: wheel  ## install the wheel in a clean environment and use it
+	bash tests/packaging/try_wheel.sh dist/*.whl
+
+clean:  ## remove what the other verbs made, .venv and the demo's run too
+	rm -rf $(VENV) build dist *.egg-info demo-run .mypy_cache .ruff_cache .pytest_cache .hypothesis

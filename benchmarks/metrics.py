@@ -1,0 +1,153 @@
+"""From the records of a run to its figures: one place for every definition.
+
+Names and definitions are those of `vllm bench serve`, so that its scripts read ours. Two choices
+of our own: a statistic of nothing is None, not 0; and latency counts from the intended send time
+(`RequestRecord.origin_s`), with `ttft_from_send`, `e2el_from_send` and `client_queue_time` beside
+it, which show how much of it the client itself spent waiting.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .record import RequestRecord
+
+__all__ = ["LATENCIES", "SLO_NAMES", "LoadMetrics", "Summary", "compute_metrics", "summarize"]
+
+LATENCIES = (
+    "ttft",
+    "tpot",
+    "itl",
+    "e2el",
+    "ttft_from_send",
+    "e2el_from_send",
+    "client_queue_time",
+)
+SLO_NAMES = ("ttft", "tpot", "e2el")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A distribution in milliseconds."""
+
+    mean: float
+    median: float
+    std: float
+    """Of the population (no Bessel correction)."""
+    percentiles: dict[float, float]
+    """Percent → value, linear between samples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadMetrics:
+    """Every figure of one run. Rates are per second of `duration_s`; only successes count."""
+
+    duration_s: float
+    """From the first intended send to the last end."""
+    completed: int
+    failed: int
+    errors_by_kind: dict[str, int]
+    total_input_tokens: int
+    total_output_tokens: int
+    request_throughput: float
+    request_goodput: float | None
+    """Requests that met every objective, per second; None: no objective given."""
+    output_throughput: float
+    total_token_throughput: float
+    max_output_tokens_per_s: float
+    """Most output tokens in one whole second of the run, counted from its first send."""
+    max_concurrent_requests: int
+    """Most successful requests between their send and their last token at one time."""
+    latencies: dict[str, Summary | None]
+    """By name of `LATENCIES`; None: no sample."""
+
+
+def compute_metrics(
+    records: Sequence[RequestRecord],
+    *,
+    duration_s: float,
+    percentiles: Sequence[float],
+    slos_ms: Mapping[str, float] | None = None,
+) -> LoadMetrics:
+    """All figures of `records`, finished requests of a run that took `duration_s` (> 0).
+
+    `slos_ms` names upper bounds in milliseconds by `SLO_NAMES`; a request is good when it meets
+    every one. TPOT counts as 0 there for an answer of fewer than two tokens.
+    """
+    good = [record for record in records if record.is_success]
+    kinds = Counter(record.error_kind for record in records if record.error_kind)
+    output_tokens = sum(record.output_tokens for record in good)
+    input_tokens = sum(record.prompt_tokens or 0 for record in good)
+    num_in_time = sum(_meets(record, slos_ms) for record in good) if slos_ms else None
+    return LoadMetrics(
+        duration_s=duration_s,
+        completed=len(good),
+        failed=len(records) - len(good),
+        errors_by_kind=dict(sorted(kinds.items())),
+        total_input_tokens=input_tokens,
+        total_output_tokens=output_tokens,
+        request_throughput=len(good) / duration_s,
+        request_goodput=None if num_in_time is None else num_in_time / duration_s,
+        output_throughput=output_tokens / duration_s,
+        total_token_throughput=(input_tokens + output_tokens) / duration_s,
+        max_output_tokens_per_s=_peak_tokens(good),
+        max_concurrent_requests=_peak_concurrency(good),
+        latencies={name: summarize(values, percentiles) for name, values in _samples(good).items()},
+    )
+
+
+def summarize(values_s: Sequence[float], percentiles: Sequence[float]) -> Summary | None:
+    """The distribution of `values_s` (seconds) in milliseconds; None for no values."""
+    if not values_s:
+        return None
+    values_ms = np.asarray(values_s, dtype=np.float64) * 1000.0
+    return Summary(
+        mean=float(values_ms.mean()),
+        median=float(np.median(values_ms)),
+        std=float(values_ms.std()),
+        percentiles={q: float(np.percentile(values_ms, q)) for q in percentiles},
+    )
+
+
+def _samples(good: Sequence[RequestRecord]) -> dict[str, list[float]]:
+    """Seconds by name of `LATENCIES`: one per request, and for `itl` one per gap of them all."""
+    return {
+        "ttft": [record.ttft_s for record in good],
+        "tpot": [tpot for record in good if (tpot := record.tpot_s) is not None],
+        "itl": [gap for record in good for gap in record.itls_s],
+        "e2el": [record.e2e_s for record in good],
+        "ttft_from_send": [record.ttft_s - record.client_queue_s for record in good],
+        "e2el_from_send": [record.e2e_s - record.client_queue_s for record in good],
+        "client_queue_time": [record.client_queue_s for record in good],
+    }
+
+
+def _meets(record: RequestRecord, slos_ms: Mapping[str, float]) -> bool:
+    measured = {"ttft": record.ttft_s, "tpot": record.tpot_s or 0.0, "e2el": record.e2e_s}
+    return all(measured[name] * 1000.0 <= bound for name, bound in slos_ms.items())
+
+
+def _peak_tokens(good: Sequence[RequestRecord]) -> float:
+    """Fullest one-second bin; a request's tokens are spread evenly over its chunks."""
+    if not good:
+        return 0.0
+    start_s = min(record.sent_s for record in good)
+    chunks = np.array([time - start_s for record in good for time in record.chunk_times_s])
+    per_chunk = [record.output_tokens / len(record.chunk_times_s) for record in good]
+    tokens = np.repeat(per_chunk, [len(record.chunk_times_s) for record in good])
+    return float(np.bincount(chunks.astype(np.int64), weights=tokens).max())
+
+
+def _peak_concurrency(good: Sequence[RequestRecord]) -> int:
+    """Deepest overlap of the intervals [sent, last token); an end goes before a start."""
+    edges = [(record.sent_s, 1) for record in good]
+    edges += [(record.chunk_times_s[-1], -1) for record in good]
+    depth = peak = 0
+    for _, change in sorted(edges):
+        depth += change
+        peak = max(peak, depth)
+    return peak

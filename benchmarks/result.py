@@ -1,0 +1,191 @@
+"""The figures of a load test as one JSON document and as a table.
+
+Keys are those of `vllm bench serve`, whose plot and CI scripts then read ours, and a few more
+(docs/benchmarks.md lists them all). `DETAILED_KEYS` hold one entry per request and appear only in
+a saved result, with `--save-detailed`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+from .machine import command_line, machine, versions
+from .metrics import LoadMetrics, Summary
+from .options import ServeOptions
+from .record import RequestRecord
+
+__all__ = ["DETAILED_KEYS", "detailed_result", "load_table", "result_filename", "serve_result"]
+
+DETAILED_KEYS = (
+    "input_lens",
+    "output_lens",
+    "start_times",
+    "ttfts",
+    "itls",
+    "latencies",
+    "queue_times",
+    "generated_texts",
+    "errors",
+)
+PACKAGES = ("aiohttp", "numpy")
+LATENCY_TITLES = {
+    "ttft": "TTFT: first token",
+    "tpot": "TPOT: per token after it",
+    "itl": "ITL: gap between chunks",
+    "e2el": "E2E: last token",
+    "ttft_from_send": "TTFT from the send",
+    "e2el_from_send": "E2E from the send",
+    "client_queue_time": "wait in the client",
+}
+
+
+def serve_result(
+    options: ServeOptions,
+    model: str,
+    metrics: LoadMetrics,
+    records: Sequence[RequestRecord],
+    *,
+    now: datetime,
+    is_interrupted: bool,
+) -> dict[str, object]:
+    """The JSON document of one run, without the per-request lists."""
+    return {
+        "date": now.strftime("%Y%m%d-%H%M%S"),
+        "endpoint_type": options.backend,
+        "backend": options.backend,
+        "label": options.label,
+        "model_id": model,
+        "tokenizer_id": None,
+        "base_url": options.base_url,
+        "endpoint": options.endpoint,
+        "num_prompts": options.num_prompts,
+        "seed": options.seed,
+        "request_rate": options.request_rate if math.isfinite(options.request_rate) else "inf",
+        "burstiness": options.burstiness,
+        "max_concurrency": options.max_concurrency,
+        "interrupted": is_interrupted,
+        "duration": metrics.duration_s,
+        "completed": metrics.completed,
+        "failed": metrics.failed,
+        "errors_by_kind": metrics.errors_by_kind,
+        "token_counts": _token_counts(records),
+        "total_input_tokens": metrics.total_input_tokens,
+        "total_output_tokens": metrics.total_output_tokens,
+        "request_throughput": metrics.request_throughput,
+        "request_goodput": metrics.request_goodput,
+        "output_throughput": metrics.output_throughput,
+        "total_token_throughput": metrics.total_token_throughput,
+        "max_output_tokens_per_s": metrics.max_output_tokens_per_s,
+        "max_concurrent_requests": metrics.max_concurrent_requests,
+        **dict(_latency_items(options, metrics)),
+        "machine": machine(),
+        "versions": versions(PACKAGES),
+        "command": command_line(),
+    }
+
+
+def detailed_result(records: Sequence[RequestRecord], *, start_s: float) -> dict[str, object]:
+    """One entry per request, in the workload's order. Times are seconds, from `start_s` on.
+
+    A request without a token has 0.0 as its `ttfts` and `latencies`; `errors` says why.
+    """
+    ordered = sorted(records, key=lambda record: record.index)
+    return {
+        "input_lens": [record.prompt_tokens or 0 for record in ordered],
+        "output_lens": [record.output_tokens if record.is_success else 0 for record in ordered],
+        "start_times": [record.origin_s - start_s for record in ordered],
+        "ttfts": [record.ttft_s if record.chunk_times_s else 0.0 for record in ordered],
+        "itls": [record.itls_s for record in ordered],
+        "latencies": [record.e2e_s if record.chunk_times_s else 0.0 for record in ordered],
+        "queue_times": [record.client_queue_s for record in ordered],
+        "generated_texts": ["".join(record.texts) for record in ordered],
+        "errors": [record.error for record in ordered],
+    }
+
+
+def result_filename(options: ServeOptions, model: str, now: datetime) -> str:
+    """The name asked for, or one made of label, rate, concurrency, model and date."""
+    if options.result_filename:
+        return options.result_filename
+    concurrency = f"-concurrency{options.max_concurrency}" if options.max_concurrency else ""
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in model.split("/")[-1])
+    date = now.strftime("%Y%m%d-%H%M%S")
+    label = options.label or options.backend
+    return f"{label}-{options.request_rate}qps{concurrency}-{name}-{date}.json"
+
+
+def load_table(options: ServeOptions, model: str, metrics: LoadMetrics) -> str:
+    """The run for a person to read: what was done, rates, and latencies in milliseconds."""
+    return "\n".join(
+        [*_heading(options, model), "", *_rates(metrics), "", *_grid(options, metrics)]
+    )
+
+
+def _latency_items(options: ServeOptions, metrics: LoadMetrics) -> Iterator[tuple[str, object]]:
+    for name in options.latencies:
+        summary = metrics.latencies[name]
+        for statistic, value in _statistics(summary, options.percentiles):
+            yield f"{statistic}_{name}_ms", value
+
+
+def _statistics(
+    summary: Summary | None, percentiles: Sequence[float]
+) -> Iterator[tuple[str, float | None]]:
+    for name in ("mean", "median", "std"):
+        yield name, None if summary is None else getattr(summary, name)
+    for q in percentiles:
+        yield f"p{q:g}", None if summary is None else summary.percentiles[q]
+
+
+def _token_counts(records: Sequence[RequestRecord]) -> str:
+    """Where the output token counts come from: the server's usage, one per chunk, or both."""
+    sources = {
+        "usage" if record.completion_tokens is not None else "chunks"
+        for record in records
+        if record.is_success
+    }
+    return "+".join(sorted(sources, reverse=True)) or "none"
+
+
+def _heading(options: ServeOptions, model: str) -> Iterator[str]:
+    yield f"{model} at {options.base_url}{options.endpoint}"
+    limit = options.max_concurrency
+    if not options.is_open_loop:
+        yield f"closed loop: {limit} at a time"
+    elif math.isinf(options.request_rate):
+        yield "open loop: every request due at once"
+    else:
+        shape = "Poisson" if options.burstiness == 1 else f"gamma, shape {options.burstiness:g}"
+        capped = f", at most {limit} at a time" if limit else ""
+        yield f"open loop: {options.request_rate:g} requests/s ({shape}){capped}"
+
+
+def _rates(metrics: LoadMetrics) -> Iterator[str]:
+    counts = f"{metrics.completed} completed, {metrics.failed} failed"
+    rows = [
+        ("requests", f"{counts} in {metrics.duration_s:.2f} s"),
+        ("failures", ", ".join(f"{n} x {kind}" for kind, n in metrics.errors_by_kind.items())),
+        ("tokens", f"{metrics.total_input_tokens} in, {metrics.total_output_tokens} out"),
+        ("requests/s", f"{metrics.request_throughput:.2f}"),
+        ("goodput, requests/s", _number(metrics.request_goodput)),
+        ("output tokens/s", f"{metrics.output_throughput:.1f}"),
+        ("peak output tokens/s", f"{metrics.max_output_tokens_per_s:.1f}"),
+        ("input + output tokens/s", f"{metrics.total_token_throughput:.1f}"),
+        ("most requests at once", f"{metrics.max_concurrent_requests}"),
+    ]
+    return (f"{name:<26}{value}" for name, value in rows if value not in ("", "-"))
+
+
+def _grid(options: ServeOptions, metrics: LoadMetrics) -> Iterator[str]:
+    names = [name for name, _ in _statistics(None, options.percentiles)]
+    yield f"{'milliseconds':<26}" + "".join(f"{name:>10}" for name in names)
+    for latency in options.latencies:
+        values = _statistics(metrics.latencies[latency], options.percentiles)
+        cells = "".join(f"{_number(value):>10}" for _, value in values)
+        yield f"{LATENCY_TITLES[latency]:<26}{cells}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

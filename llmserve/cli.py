@@ -1,0 +1,100 @@
+"""The command line: a table of verbs, each in a module of its own that is imported when chosen.
+
+`llmserve --help` and a verb's `--help` import nothing heavy. Exit codes: 0 done, 1 an error that
+the message explains, 2 a setting that cannot be used, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+
+from . import __version__
+from .errors import ConfigError, LLMServeError
+
+__all__ = ["main"]
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("llmserve.cli_demo", "train, quantize, serve and load-test a small model, end to end"),
+    "data": ("llmserve.training.cli_data", "make a training text"),
+    "train": ("llmserve.training.cli_train", "train a model from text, or resume its training"),
+    "quantize": ("llmserve.export.cli_quantize", "make a model smaller and say what that cost"),
+    "export": ("llmserve.export.cli_export", "convert a model for other programs"),
+    "generate": ("llmserve.cli_generate", "complete prompts on this machine, without a server"),
+    "chat": ("llmserve.cli_chat", "talk with a model in the terminal"),
+    "serve": ("llmserve.server.cli_serve", "serve a model over HTTP"),
+    "bench": ("llmserve.benchmarks.cli_bench", "load-test a server, or time a model offline"),
+}
+"""Verb → module that defines `add_arguments(parser)` and `run(args) -> int`, and a summary."""
+
+_EXAMPLES = """\
+a first tour:
+  llmserve demo                                  everything below in one go, on a small text
+  llmserve data python-manual --out manual.txt   a text that every Python has
+  llmserve train --text manual.txt --out run     a model folder in run/model
+  llmserve quantize run/model --scheme int8      a smaller one, and what it lost
+  llmserve serve run/model-int8                  http://127.0.0.1:8000, OpenAI's API and a page
+  llmserve bench serve --max-concurrency 16      how fast it answers
+
+`llmserve VERB --help` explains each verb.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; `argv` without the program's name, None: this process's arguments."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        return _run(arguments)
+    except ConfigError as error:
+        return _fail(error, 2)
+    except LLMServeError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("llmserve: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left (`| head`): nothing is wrong, and nothing more to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return 0
+    if arguments[0] not in VERBS:
+        parser.parse_args(arguments)  # --help, --version, or an unknown verb: exits
+    verb = arguments[0]
+    module_name, summary = VERBS[verb]
+    module = import_module(module_name)
+    verb_parser = argparse.ArgumentParser(
+        prog=f"llmserve {verb}",
+        description=summary[0].upper() + summary[1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(verb_parser)
+    code: int = module.run(verb_parser.parse_args(arguments[1:]))
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, VERBS))
+    table = "\n".join(f"  {verb:<{width}}  {summary}" for verb, (_, summary) in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="llmserve",
+        description="Train a language model of your own, quantize it with proof, and serve it.\n\n"
+        f"verbs:\n{table}",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"llmserve {__version__}")
+    parser.add_argument("verb", choices=sorted(VERBS), metavar="VERB", help="what to do")
+    return parser
+
+
+def _fail(error: LLMServeError, code: int) -> int:
+    print(f"llmserve: error: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,82 @@
+"""The sampling options that `generate` and `chat` share, and loading a model for them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from .sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from .llm import LLM
+
+__all__ = ["add_model_arguments", "add_sampling_arguments", "load_llm", "sampling_params"]
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model folder and how to run it."""
+    parser.add_argument("model", metavar="MODEL", help="the model folder")
+    group = parser.add_argument_group("running")
+    group.add_argument("--runner", default="auto", help="auto or torch (default: auto)")
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="type of the arithmetic (default: the folder's)",
+    )
+    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    group.add_argument("--threads", type=int, help="threads for one step (default: all cores)")
+    group.add_argument(
+        "--no-verify", action="store_true", help="do not check the files against the manifest"
+    )
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
+    """How tokens are chosen; names as in the HTTP API."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--max-tokens", type=int, default=max_tokens, help=f"most tokens (default: {max_tokens})"
+    )
+    group.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: 0.8)")
+    group.add_argument("--top-k", type=int, default=0, help="keep the k likeliest; 0: all")
+    group.add_argument(
+        "--top-p", type=float, default=0.95, help="keep this share of probability (default: 0.95)"
+    )
+    group.add_argument(
+        "--min-p", type=float, default=0.0, help="keep tokens at least this likely, relative"
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="above 1: against repeats"
+    )
+    group.add_argument("--seed", type=int, help="the same seed gives the same text")
+    group.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end at this text; repeatable"
+    )
+
+
+def load_llm(args: argparse.Namespace) -> LLM:
+    """The model that the arguments name."""
+    from .llm import LLM
+
+    return LLM(
+        args.model,
+        runner=args.runner,
+        dtype=args.dtype,
+        device=args.device,
+        threads=args.threads,
+        verify=not args.no_verify,
+    )
+
+
+def sampling_params(args: argparse.Namespace, *, n: int = 1) -> SamplingParams:
+    """The sampling that the arguments ask for."""
+    return SamplingParams(
+        max_tokens=args.max_tokens,
+        n=n,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+        stop=tuple(args.stop),
+    )

@@ -1,0 +1,36 @@
+"""Random numbers without state: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as
+easy as 1, 2, 3", section 3).
+
+A draw depends on its key and counter alone, so a request's tokens do not depend on its
+neighbours, on chunking or on a restart.
+"""
+
+from __future__ import annotations
+
+__all__ = ["philox4x32", "uniform"]
+
+_MASK = 0xFFFFFFFF
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+
+
+def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, ...]:
+    """Four 32-bit words from a counter of four and a key of two, in ten rounds."""
+    x0, x1, x2, x3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = _M0 * x0, _M1 * x2
+        x0, x1, x2, x3 = (p1 >> 32) ^ x1 ^ k0, p1 & _MASK, (p0 >> 32) ^ x3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return x0, x1, x2, x3
+
+
+def uniform(seed: int, choice_index: int, position: int) -> float:
+    """The number in [0, 1) that draws the token at `position` of one choice; 53 random bits.
+
+    The key is `seed` (64 bits); the counter holds `position` (64 bits) and `choice_index`.
+    """
+    words = philox4x32(
+        (position & _MASK, position >> 32, choice_index, 0), (seed & _MASK, seed >> 32)
+    )
+    return ((words[0] << 21) | (words[1] >> 11)) / (1 << 53)

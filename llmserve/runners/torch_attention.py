@@ -1,0 +1,161 @@
+"""Attention over the paged KV cache, in torch operations.
+
+Keys and values lie in one pool per layer, addressed by slots. A step writes its new ones, then
+reads, for every sequence, the slots of its whole context: gathered side by side for all sequences
+that decode, and one sequence at a time for prefill chunks. A single decoding sequence whose slots
+are neighbours is read in place.
+
+Shapes: T tokens in the step, B decoding sequences, L longest context among them, H query heads,
+KV key heads, G = H / KV, D head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .protocol import Batch, IntArray
+
+__all__ = ["PagedAttention", "PagedCache"]
+
+
+class PagedCache:
+    """Keys and values of every layer, `num_slots` tokens each, and one slot more that stays zero.
+
+    Reads beyond a sequence's end are directed to that null slot: what other sequences left in the
+    pool, NaN included, can never reach a result through a masked place.
+    """
+
+    def __init__(
+        self, *, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int,
+        dtype: torch.dtype, device: torch.device,
+    ) -> None:  # fmt: skip
+        shape = (num_slots + 1, num_kv_heads * head_dim)
+        self.null_slot = num_slots
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+
+
+@dataclass(slots=True)
+class _Decodes:
+    """The leading tokens of the step that are one sequence each."""
+
+    count: int
+    first_slot: int | None
+    """Where the only sequence's context begins, if it lies in one piece."""
+    length: int
+    slots: Tensor | None  # [B * L], shorter contexts padded with the null slot
+    mask: Tensor | None  # [B, 1, 1, L] added to the scores; None when all are equally long
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Several tokens of one sequence, `start`..`end` of the packed axis."""
+
+    start: int
+    end: int
+    slots: Tensor  # [L]
+    mask: Tensor | None  # [T, L] added to the scores; None for a chunk that begins the sequence
+
+
+class PagedAttention:
+    """`Attend` for one step: built from its batch, called once per layer, then dropped."""
+
+    def __init__(self, batch: Batch, cache: PagedCache, *, block_size: int) -> None:
+        self._cache = cache
+        keys = cache.keys[0]
+        self._device, self._dtype = keys.device, keys.dtype
+        self._new_slots = self._tensor(batch.slot_mapping)
+        lengths = np.diff(batch.cu_seqlens)
+        others = np.flatnonzero(lengths != 1)
+        num_decodes = int(others[0]) if len(others) else len(lengths)
+        self._decodes = self._plan_decodes(batch, num_decodes, block_size) if num_decodes else None
+        self._chunks = [
+            self._plan_chunk(batch, index, block_size) for index in range(num_decodes, len(lengths))
+        ]
+
+    def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write `k`, `v` [T, KV, D]; return the attention of `q` [T, H, D] as [T, H, D]."""
+        keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
+        keys.index_copy_(0, self._new_slots, k.reshape(len(k), -1))
+        values.index_copy_(0, self._new_slots, v.reshape(len(v), -1))
+        if self._decodes is not None and not self._chunks:
+            return self._attend_decodes(self._decodes, q, keys, values)
+        out = torch.empty_like(q)
+        if self._decodes is not None:
+            count = self._decodes.count
+            out[:count] = self._attend_decodes(self._decodes, q[:count], keys, values)
+        for chunk in self._chunks:
+            out[chunk.start : chunk.end] = _attend_chunk(
+                chunk, q[chunk.start : chunk.end], keys, values
+            )
+        return out
+
+    def _attend_decodes(self, plan: _Decodes, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        count, num_heads, head_dim = q.shape
+        if plan.slots is None:
+            first = plan.first_slot or 0
+            k, v = keys[first : first + plan.length], values[first : first + plan.length]
+        else:
+            k, v = keys.index_select(0, plan.slots), values.index_select(0, plan.slots)
+        # The G query heads that share a key head stand as G queries of it.
+        k = k.view(count, plan.length, -1, head_dim).transpose(1, 2)  # [B, KV, L, D]
+        v = v.view(count, plan.length, -1, head_dim).transpose(1, 2)
+        grouped = q.reshape(count, k.shape[1], -1, head_dim)  # [B, KV, G, D]
+        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=plan.mask)
+        return out.reshape(count, num_heads, head_dim)
+
+    def _plan_decodes(self, batch: Batch, count: int, block_size: int) -> _Decodes:
+        lengths = batch.context_lens[:count]
+        longest = int(lengths.max())
+        tables = batch.block_tables[:count, : -(-longest // block_size)]
+        if count == 1 and bool((np.diff(tables[0]) == 1).all()):
+            first = int(tables[0, 0]) * block_size
+            return _Decodes(1, first, longest, None, None)
+        slots = (tables[:, :, None] * block_size + np.arange(block_size)).reshape(count, -1)
+        slots = slots[:, :longest]
+        is_beyond = np.arange(longest) >= lengths[:, None]
+        mask = None
+        if is_beyond.any():
+            slots = np.where(is_beyond, self._cache.null_slot, slots)
+            mask = self._mask(is_beyond)[:, None, None, :]
+        return _Decodes(count, None, longest, self._tensor(slots.reshape(-1)), mask)
+
+    def _plan_chunk(self, batch: Batch, index: int, block_size: int) -> _Chunk:
+        start, end = int(batch.cu_seqlens[index]), int(batch.cu_seqlens[index + 1])
+        length = int(batch.context_lens[index])
+        positions = np.arange(length)
+        slots = batch.block_tables[index, positions // block_size] * block_size
+        slots = slots + positions % block_size
+        first = length - (end - start)
+        mask = None
+        if first:
+            mask = self._mask(positions[None, :] > np.arange(first, length)[:, None])
+        return _Chunk(start, end, self._tensor(slots), mask)
+
+    def _mask(self, is_hidden: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Tensor:
+        hidden = torch.from_numpy(is_hidden).to(self._device)
+        zeros = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
+        return zeros.masked_fill_(hidden, float("-inf"))
+
+    def _tensor(self, values: IntArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+
+
+def _attend_chunk(chunk: _Chunk, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    head_dim = q.shape[-1]
+    k = keys.index_select(0, chunk.slots).view(1, len(chunk.slots), -1, head_dim).transpose(1, 2)
+    v = values.index_select(0, chunk.slots).view(1, len(chunk.slots), -1, head_dim).transpose(1, 2)
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None],  # [1, H, T, D]
+        k,
+        v,
+        attn_mask=chunk.mask,
+        is_causal=chunk.mask is None,
+        enable_gqa=k.shape[1] != q.shape[1],
+    )
+    return out[0].transpose(0, 1)

@@ -1,0 +1,232 @@
+"""The engine process: one model, one engine, stepped for as long as the API process lives.
+
+Started by `engine_client.py` as `python -m llmserve.server.engine_process --fd N`, where N is its
+end of a socket pair. It does nothing but compute: text, HTTP, limits and clients are the API
+process's business, so a long step never keeps a client's socket waiting, nor the reverse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import socket
+import sys
+import time
+
+from llmserve.checkpoint import Checkpoint
+from llmserve.engine.config import plan_cache
+from llmserve.engine.engine import Engine
+from llmserve.engine.request import FinishReason, Request, RequestOutput
+from llmserve.errors import EngineError, LLMServeError
+from llmserve.runners.fake import FakeRunner
+from llmserve.runners.protocol import Runner
+from llmserve.runners.registry import load_runner
+
+from .messages import (
+    Abort,
+    AddRequest,
+    Command,
+    EngineSettings,
+    Event,
+    Failed,
+    Finish,
+    Outputs,
+    Ready,
+    Start,
+    command_decoder,
+    encode_frame,
+)
+
+__all__ = ["Channel", "EngineLoop", "ParentGoneError", "main"]
+
+MAX_FAILED_STEPS = 3
+"""Steps that may raise one after another before the process gives up."""
+
+RECEIVE_BYTES = 1 << 18
+
+_log = logging.getLogger("llmserve.engine")
+
+
+class ParentGoneError(LLMServeError):
+    """The API process closed its end: there is nobody left to compute for."""
+
+
+class Channel:
+    """The engine's end of the socket pair: commands in, events out."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._decoder = command_decoder()
+
+    def receive(self, *, wait: bool) -> list[Command]:
+        """Commands that have arrived; with `wait`, at least one byte's worth of them.
+
+        Raises `ParentGoneError` at the end of the stream.
+        """
+        commands: list[Command] = []
+        flags = 0 if wait else socket.MSG_DONTWAIT
+        while True:
+            try:
+                data = self._connection.recv(RECEIVE_BYTES, flags)
+            except BlockingIOError:
+                return commands
+            except ConnectionError as error:
+                raise ParentGoneError(str(error)) from error
+            if not data:
+                raise ParentGoneError("the API process closed the connection")
+            commands += self._decoder.feed(data)
+            flags = socket.MSG_DONTWAIT
+
+    def send(self, event: Event) -> None:
+        """Hand one event over; waits while the API process is behind in reading."""
+        try:
+            self._connection.sendall(encode_frame(event))
+        except ConnectionError as error:
+            raise ParentGoneError(str(error)) from error
+
+
+class EngineLoop:
+    """Drain commands, step, send what the step did; sleep when there is nothing to do."""
+
+    def __init__(self, engine: Engine, channel: Channel) -> None:
+        self._engine = engine
+        self._channel = channel
+        self._refused: list[RequestOutput] = []
+        self._num_steps = 0
+        self._num_failed_steps = 0
+
+    def run(self) -> None:
+        """Serve until the parent leaves (`ParentGoneError`) or the engine fails for good.
+
+        Raises `EngineError` after `MAX_FAILED_STEPS` steps in a row that raised.
+        """
+        while True:
+            for command in self._channel.receive(wait=not self._engine.has_work):
+                self._apply(command)
+            self._step()
+
+    def _apply(self, command: Command) -> None:
+        match command:
+            case AddRequest(request=request):
+                self._add(request)
+            case Abort(request_id=request_id):
+                self._engine.abort(request_id)
+            case Finish(request_id=request_id, choice_index=choice_index):
+                self._engine.finish(request_id, choice_index)
+            case Start():
+                raise EngineError("the engine is started already")
+
+    def _add(self, request: Request) -> None:
+        try:
+            self._engine.add_request(request)
+        except LLMServeError as error:
+            self._refused += [
+                RequestOutput(
+                    request_id=request.request_id,
+                    choice_index=index,
+                    token_ids=[],
+                    finish_reason=FinishReason.ERROR,
+                    error=str(error),
+                )
+                for index in range(request.sampling_params.n)
+            ]
+
+    def _step(self) -> None:
+        if not self._engine.has_work and not self._refused:
+            return
+        started = time.monotonic()
+        num_steps = self._num_steps
+        try:
+            outputs = self._engine.step(started)
+        except Exception as error:
+            self._survive(error)
+            return
+        stats = self._engine.stats()
+        self._num_steps = stats.num_steps
+        if stats.num_steps > num_steps:  # the runner computed, not only last outputs collected
+            self._num_failed_steps = 0
+        step_s = time.monotonic() - started
+        self._channel.send(Outputs(self._refused + outputs, stats, step_s))
+        self._refused = []
+
+    def _survive(self, error: Exception) -> None:
+        """End the requests of a step that raised; the others go on."""
+        self._num_failed_steps += 1
+        self._num_steps = self._engine.stats().num_steps
+        _log.error("step failed (%d in a row): %s", self._num_failed_steps, error, exc_info=error)
+        message = f"the step failed: {type(error).__name__}"
+        self._engine.fail_running(message)
+        if self._num_failed_steps >= MAX_FAILED_STEPS:
+            raise EngineError(f"{MAX_FAILED_STEPS} steps in a row failed, the last with: {error}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry of the process; returns its exit code."""
+    parser = argparse.ArgumentParser(description="One engine; started by llmserve serve.")
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the parent")
+    connection = socket.socket(fileno=parser.parse_args(argv).fd)
+    # The parent decides: it drains on these signals, and the end of its stream ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    channel = Channel(connection)
+    try:
+        return _serve(channel)
+    except ParentGoneError:
+        return 0
+
+
+def _serve(channel: Channel) -> int:
+    runner: Runner | None = None
+    try:
+        runner, engine = _load(_receive_start(channel))
+        channel.send(Ready(runner.info, engine.config))
+        EngineLoop(engine, channel).run()
+    except ParentGoneError:
+        raise
+    except LLMServeError as error:
+        channel.send(Failed(str(error)))
+    except Exception as error:
+        _log.exception("the engine failed")
+        channel.send(Failed(f"{type(error).__name__}: {error}"))
+    finally:
+        if runner is not None:
+            runner.close()
+    return 1
+
+
+def _receive_start(channel: Channel) -> EngineSettings:
+    commands = channel.receive(wait=True)
+    while not commands:
+        commands = channel.receive(wait=True)
+    if len(commands) != 1 or not isinstance(commands[0], Start):
+        raise EngineError("the first message to an engine must be its settings, alone")
+    return commands[0].settings
+
+
+def _load(settings: EngineSettings) -> tuple[Runner, Engine]:
+    checkpoint = Checkpoint.open(settings.model, verify=False)
+    runner: Runner
+    if settings.runner == "fake":
+        runner = FakeRunner.for_config(checkpoint.config, step_s=settings.fake_step_s)
+    else:
+        runner = load_runner(
+            settings.runner,
+            checkpoint,
+            dtype=settings.dtype,
+            device=settings.device,
+            threads=settings.threads,
+        )
+    config = plan_cache(
+        runner.info,
+        cache_bytes=settings.cache_bytes,
+        max_seq_len=settings.max_seq_len,
+        max_batched_tokens=settings.max_batched_tokens,
+        max_num_seqs=settings.max_num_seqs,
+    )
+    return runner, Engine(runner, config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""What the API process and the engine process say to each other, and how it is framed.
+
+Frames over a Unix socket: four bytes of length, then one tagged message in msgpack. The types are
+the engine's own; nothing is pickled, and a frame that does not fit its type is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import msgspec
+
+from llmserve.engine.config import EngineConfig
+from llmserve.engine.engine import EngineStats
+from llmserve.engine.request import Request, RequestOutput
+from llmserve.errors import EngineError
+from llmserve.runners.protocol import RunnerInfo
+
+__all__ = [
+    "Abort",
+    "AddRequest",
+    "Command",
+    "EngineSettings",
+    "Event",
+    "Failed",
+    "Finish",
+    "FrameDecoder",
+    "Outputs",
+    "Ready",
+    "Start",
+    "command_decoder",
+    "encode_frame",
+    "event_decoder",
+]
+
+MAX_FRAME_BYTES = 256 << 20
+LENGTH_BYTES = 4
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine process is to be set up."""
+
+    model: str
+    """The model folder; its files were verified by the API process."""
+    runner: str
+    """A name of `llmserve.runners.registry.RUNNERS`, or `fake`."""
+    dtype: str | None = None
+    """Type of the arithmetic; None: as the folder says."""
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:N`."""
+    threads: int | None = None
+    """Threads for one step; None: the library's own choice."""
+    max_seq_len: int | None = None
+    """Tokens of context; None: the model's."""
+    max_num_seqs: int = 64
+    """Most sequences running at once."""
+    max_batched_tokens: int = 512
+    """Most tokens in one step."""
+    cache_bytes: int = 256 << 20
+    """Memory for the KV cache."""
+    fake_step_s: float = 0.0
+    """For the runner `fake`: the least time of a step."""
+
+
+class Start(msgspec.Struct, tag="start"):
+    """The first command: load this."""
+
+    settings: EngineSettings
+
+
+class AddRequest(msgspec.Struct, tag="add"):
+    """Queue a request."""
+
+    request: Request
+
+
+class Abort(msgspec.Struct, tag="abort"):
+    """End every choice of a request; its last outputs follow."""
+
+    request_id: str
+
+
+class Finish(msgspec.Struct, tag="finish"):
+    """End one choice whose text met a stop string; no output follows."""
+
+    request_id: str
+    choice_index: int
+
+
+class Ready(msgspec.Struct, tag="ready"):
+    """The first event of an engine that serves."""
+
+    info: RunnerInfo
+    config: EngineConfig
+
+
+class Outputs(msgspec.Struct, tag="outputs"):
+    """What one step did."""
+
+    outputs: list[RequestOutput]
+    stats: EngineStats
+    step_s: float
+    """How long the step took."""
+
+
+class Failed(msgspec.Struct, tag="failed"):
+    """The last event of an engine that cannot start or go on."""
+
+    message: str
+
+
+Command = Start | AddRequest | Abort | Finish
+Event = Ready | Outputs | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+T = TypeVar("T")
+
+
+def encode_frame(message: Command | Event) -> bytes:
+    """One message with its length in front."""
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise EngineError(f"a message of {len(body)} bytes is above {MAX_FRAME_BYTES}")
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+class FrameDecoder(Generic[T]):
+    """Bytes as they arrive, cut into messages of one type."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[T]) -> None:
+        self._decoder = decoder
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[T]:
+        """Messages completed by `data`; the rest is kept for the next call.
+
+        Raises:
+            EngineError: a frame that is too long or is no message of the type.
+        """
+        self._buffer += data
+        start = 0
+        try:
+            while (end := self._end_of_frame(start)) is not None:
+                body = memoryview(self._buffer)[start + LENGTH_BYTES : end]
+                start = end
+                yield self._decode(body)
+        finally:
+            del self._buffer[:start]
+
+    def _end_of_frame(self, start: int) -> int | None:
+        head = self._buffer[start : start + LENGTH_BYTES]
+        if len(head) < LENGTH_BYTES:
+            return None
+        length = int.from_bytes(head, "big")
+        if length > MAX_FRAME_BYTES:
+            raise EngineError(f"a frame of {length} bytes is above {MAX_FRAME_BYTES}")
+        end = start + LENGTH_BYTES + length
+        return end if end <= len(self._buffer) else None
+
+    def _decode(self, body: memoryview) -> T:
+        try:
+            return self._decoder.decode(body)
+        except msgspec.MsgspecError as error:
+            raise EngineError(f"a message could not be read: {error}") from error
+        finally:
+            body.release()  # else the buffer could not shrink
+
+
+def command_decoder() -> FrameDecoder[Command]:
+    """For the engine process."""
+    return FrameDecoder(msgspec.msgpack.Decoder(Command))
+
+
+def event_decoder() -> FrameDecoder[Event]:
+    """For the API process."""
+    return FrameDecoder(msgspec.msgpack.Decoder(Event))

@@ -1,0 +1,126 @@
+"""One server's settings, and the only place that reads keys from files and the environment."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmserve.errors import ConfigError
+from llmserve.limits import Limits
+
+from .auth import Key, KeyRing, RouteScope
+from .messages import EngineSettings
+
+__all__ = ["API_KEY_VARIABLE", "ServerSettings", "is_loopback", "load_keys"]
+
+API_KEY_VARIABLE = "LLMSERVE_API_KEY"
+"""Environment variable that holds one user key."""
+
+MIN_KEY_CHARS = 8
+MAX_KEY_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Everything that `llmserve serve` can be told."""
+
+    engine: EngineSettings
+    """What the engine process loads."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8000
+    """Port to listen on; 0: any free one."""
+    served_model_names: tuple[str, ...] = ()
+    """Names that clients may use for the model, the first one in replies; empty: the folder's."""
+    chat_template: Path | None = None
+    """A template that replaces the model folder's."""
+    limits: Limits = field(default_factory=Limits)
+    """Bounds on requests and connections."""
+    keys: KeyRing = field(default_factory=KeyRing)
+    """Who may call."""
+    allow_unauthenticated: bool = False
+    """Whether an address beyond this machine may be served without keys."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that the `Host` header may have; empty: on loopback its own names, else any."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins whose pages may call; empty: the server's own page alone."""
+    ignore_unknown_fields: bool = False
+    """Whether unknown request fields are skipped and not refused."""
+    http_parser: str = "auto"
+    """`httptools`, `h11`, or `auto`: httptools where it is installed."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port must be from 0 to 65535, got {self.port}")
+        if self.keys.is_empty and not self.allow_unauthenticated and not is_loopback(self.host):
+            raise ConfigError(
+                f"{self.host} can be reached from other machines and no API keys are set: give "
+                f"--api-key-file (or {API_KEY_VARIABLE}), listen on 127.0.0.1, or say "
+                "--allow-unauthenticated"
+            )
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """Names that the `Host` header may have; empty: any."""
+        if self.allowed_hosts or not is_loopback(self.host):
+            return self.allowed_hosts
+        return ("localhost", "127.0.0.1", "::1", self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_keys(
+    *, user_file: Path | None, metrics_file: Path | None, admin_file: Path | None
+) -> KeyRing:
+    """Keys from files (one a line, `#` begins a comment) and from the environment.
+
+    Raises `ConfigError` for a file without keys, or a key that is too short or not printable.
+    """
+    keys = []
+    if API_KEY_VARIABLE in os.environ:
+        secret = _checked(os.environ[API_KEY_VARIABLE], f"the variable {API_KEY_VARIABLE}")
+        keys.append(Key.of(secret, {RouteScope.USER}))
+    for path, scopes in (
+        (user_file, {RouteScope.USER}),
+        (metrics_file, {RouteScope.METRICS}),
+        (admin_file, set(RouteScope)),
+    ):
+        if path is not None:
+            keys += [Key.of(secret, scopes) for secret in _read_keys(path)]
+    return KeyRing(keys)
+
+
+def _read_keys(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_KEY_FILE_BYTES + 1)
+        lines = data.decode("utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"key file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"key file {path} is not text") from error
+    if len(data) > MAX_KEY_FILE_BYTES:
+        raise ConfigError(f"key file {path} is larger than {MAX_KEY_FILE_BYTES} bytes")
+    secrets = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not secrets:
+        raise ConfigError(f"key file {path} holds no keys: write one key a line")
+    return [_checked(secret, f"key file {path}") for secret in secrets]
+
+
+def _checked(secret: str, source: str) -> str:
+    """A usable key. The message never holds the key."""
+    if len(secret) < MIN_KEY_CHARS:
+        raise ConfigError(f"a key in {source} has fewer than {MIN_KEY_CHARS} characters")
+    if not (secret.isascii() and secret.isprintable() and " " not in secret):
+        raise ConfigError(f"a key in {source} holds a space or a character outside ASCII")
+    return secret

@@ -1,0 +1,77 @@
+"""An engine over the scripted runner, checked after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llmserve.engine.config import EngineConfig
+from llmserve.engine.engine import Engine
+from llmserve.engine.request import Request, RequestOutput
+from llmserve.runners.fake import FakeRunner, next_token
+from llmserve.runners.protocol import RunnerInfo
+from llmserve.sampling import SamplingParams
+
+VOCAB = 97
+
+
+def make_info(**changes: object) -> RunnerInfo:
+    """A runner's description with a small vocabulary and no end id."""
+    values: dict[str, object] = {
+        "vocab_size": VOCAB,
+        "max_seq_len": 256,
+        "eos_token_ids": (),
+        "cache_bytes_per_token": 8,
+        "runner": "fake",
+        "executed_form": "digest",
+        "cache_dtype": "int64",
+        "num_parameters": 0,
+        "weight_bytes": 0,
+    }
+    return RunnerInfo(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def make_engine(runner: FakeRunner | None = None, **changes: int) -> Engine:
+    """A small engine; `changes` are fields of `EngineConfig`."""
+    values = {"num_blocks": 64, "block_size": 4, "max_seq_len": 128, "max_batched_tokens": 32}
+    config = EngineConfig(**{**values, "max_num_seqs": 16, **changes})
+    return Engine(runner or FakeRunner(make_info()), config)
+
+
+def make_request(request_id: str, prompt: list[int], **changes: object) -> Request:
+    """A greedy request; `changes` are fields of `Request` or of `SamplingParams`."""
+    fields = {name: changes.pop(name) for name in list(changes) if name in Request.__slots__}
+    params = SamplingParams(**{"temperature": 0.0, "max_tokens": 8, **changes})  # type: ignore[arg-type]
+    values: dict[str, object] = {"seed": 1, **fields}
+    return Request(request_id=request_id, prompt_token_ids=prompt, sampling_params=params, **values)  # type: ignore[arg-type]
+
+
+def run(
+    engine: Engine, *, each_step: Callable[[Engine], None] | None = None
+) -> list[RequestOutput]:
+    """Step until the engine is idle, checking its invariants after every step."""
+    outputs = []
+    now = 0.0
+    while engine.has_work:
+        now += 1.0
+        assert now < 10_000, "the engine makes no progress"
+        outputs += engine.step(now)
+        engine.check()
+        if each_step is not None:
+            each_step(engine)
+    return outputs
+
+
+def tokens_by_choice(outputs: list[RequestOutput]) -> dict[tuple[str, int], list[int]]:
+    """What each choice of each request generated."""
+    tokens: dict[tuple[str, int], list[int]] = {}
+    for output in outputs:
+        tokens.setdefault((output.request_id, output.choice_index), []).extend(output.token_ids)
+    return tokens
+
+
+def expected(prompt: list[int], count: int) -> list[int]:
+    """The ids that follow `prompt` by the scripted runner's rule, computed without an engine."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(next_token(ids, VOCAB))
+    return ids[len(prompt) :]

@@ -1,0 +1,234 @@
+"""The step function, driven by a runner whose right answers can be computed without an engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmserve.engine.request import FinishReason
+from llmserve.errors import EngineError, PromptTooLongError, RequestError
+from llmserve.runners.fake import FakeRunner
+from llmserve.runners.protocol import Batch, SampledToken, SamplingRow, StepResult
+from support.engines import expected, make_engine, make_info, make_request, run, tokens_by_choice
+
+PROMPTS = [[(7 * i + j) % 97 for j in range(1 + 3 * i)] for i in range(12)]
+
+
+class OverlappingRunner(FakeRunner):
+    """Computes when collected, as a GPU seems to."""
+
+    overlaps = True
+
+    def submit(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def collect(self) -> StepResult:
+        super().submit(self.batch)
+        return super().collect()
+
+
+def test_one_request_gets_the_tokens_of_the_rule() -> None:
+    engine = make_engine()
+    engine.add_request(make_request("a", [1, 2, 3]))
+    outputs = run(engine)
+    assert tokens_by_choice(outputs) == {("a", 0): expected([1, 2, 3], 8)}
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+    assert engine.stats().num_free_blocks == 64
+
+
+@pytest.mark.parametrize("runner_class", [FakeRunner, OverlappingRunner])
+@pytest.mark.parametrize("budget", [16, 17, 512])
+@pytest.mark.parametrize("num_blocks", [32, 200])
+def test_tokens_do_not_depend_on_batch_chunking_or_preemption(
+    runner_class: type[FakeRunner], budget: int, num_blocks: int
+) -> None:
+    engine = make_engine(
+        runner_class(make_info()), max_batched_tokens=budget, num_blocks=num_blocks
+    )
+    for index, prompt in enumerate(PROMPTS):
+        engine.add_request(make_request(f"r{index}", prompt, max_tokens=40))
+    tokens = tokens_by_choice(run(engine))
+    for index, prompt in enumerate(PROMPTS):
+        assert tokens[f"r{index}", 0] == expected(prompt, 40)
+    assert (engine.stats().num_preemptions > 0) == (num_blocks == 32)
+
+
+def test_request_with_output_ids_goes_on_where_it_was() -> None:
+    engine = make_engine()
+    made = expected([4, 5], 3)
+    engine.add_request(make_request("a", [4, 5], output_token_ids=[made]))
+    assert tokens_by_choice(run(engine))["a", 0] == expected([4, 5], 8)[3:]
+
+
+def test_choices_draw_different_tokens_and_each_ends_once() -> None:
+    engine = make_engine()
+    engine.add_request(make_request("a", [9], n=3, temperature=1.0))
+    outputs = run(engine)
+    tokens = tokens_by_choice(outputs)
+    assert len({tuple(ids) for ids in tokens.values()}) == 3
+    ends = [output.choice_index for output in outputs if output.finish_reason]
+    assert sorted(ends) == [0, 1, 2]
+
+
+def test_end_id_stops_and_ignore_eos_goes_on() -> None:
+    eos = expected([1], 4)[3]
+    engine = make_engine(FakeRunner(make_info(eos_token_ids=(eos,))))
+    engine.add_request(make_request("stops", [1]))
+    engine.add_request(make_request("goes-on", [1], ignore_eos=True))
+    outputs = run(engine)
+    tokens = tokens_by_choice(outputs)
+    first_end = expected([1], 8).index(eos) + 1
+    assert tokens["stops", 0] == expected([1], first_end)
+    assert tokens["goes-on", 0] == expected([1], 8)
+    last = next(o for o in outputs if o.request_id == "stops" and o.finish_reason)
+    assert (last.finish_reason, last.stop_token_id) == (FinishReason.STOP, eos)
+
+
+def test_min_tokens_bans_end_ids_until_reached() -> None:
+    eos = expected([1], 1)[0]
+    engine = make_engine(FakeRunner(make_info(eos_token_ids=(eos,))))
+    engine.add_request(make_request("a", [1], min_tokens=4))
+    tokens = tokens_by_choice(run(engine))["a", 0]
+    assert eos not in tokens[:4]
+    assert len(tokens) >= 4
+
+
+def test_context_end_ends_a_request_without_max_tokens() -> None:
+    engine = make_engine()
+    engine.add_request(make_request("a", [1] * 100, max_tokens=None))
+    assert len(tokens_by_choice(run(engine))["a", 0]) == 28
+
+
+def test_abort_frees_everything_and_says_so_once() -> None:
+    engine = make_engine(max_num_seqs=1)
+    engine.add_request(make_request("runs", [1, 2]))
+    engine.add_request(make_request("waits", [3, 4], n=2))
+    engine.step(0.0)
+    engine.abort("runs")
+    engine.abort("waits")
+    engine.abort("unknown")
+    outputs = engine.step(1.0)
+    engine.check()
+    ends = [(o.request_id, o.choice_index, o.finish_reason) for o in outputs]
+    abort = FinishReason.ABORT
+    assert ends == [("runs", 0, abort), ("waits", 0, abort), ("waits", 1, abort)]
+    assert not engine.has_work
+    assert engine.stats().num_free_blocks == 64
+
+
+def test_abort_while_the_step_is_computed_gives_no_token() -> None:
+    engine = make_engine(OverlappingRunner(make_info()))
+    engine.add_request(make_request("a", [1, 2]))
+    assert engine.step(0.0) == []
+    engine.abort("a")
+    outputs = engine.step(1.0)
+    assert [(o.token_ids, o.finish_reason) for o in outputs] == [([], FinishReason.ABORT)]
+    assert not engine.has_work
+
+
+def test_finish_ends_one_choice_without_another_output() -> None:
+    engine = make_engine()
+    engine.add_request(make_request("a", [9], n=2))
+    engine.step(0.0)
+    engine.finish("a", 0)
+    engine.check()
+    outputs = run(engine)
+    assert {output.choice_index for output in outputs} == {1}
+
+
+def test_deadline_ends_waiting_and_running_requests() -> None:
+    engine = make_engine(max_num_seqs=1)
+    engine.add_request(make_request("runs", [1], deadline=5.0, max_tokens=100))
+    engine.add_request(make_request("waits", [1], deadline=5.0, max_tokens=100))
+    assert all(output.finish_reason is None for output in engine.step(4.9))
+    outputs = engine.step(5.0)
+    assert {(o.request_id, o.finish_reason) for o in outputs if o.finish_reason} == {
+        ("runs", FinishReason.TIMEOUT),
+        ("waits", FinishReason.TIMEOUT),
+    }
+
+
+def test_row_that_is_not_finite_fails_alone() -> None:
+    class Poisoned(FakeRunner):
+        def collect(self) -> StepResult:
+            tokens = super().collect().tokens
+            return StepResult([SampledToken(0, is_finite=False), *tokens[1:]])
+
+    engine = make_engine(Poisoned(make_info()))
+    engine.add_request(make_request("bad", [1]))
+    engine.add_request(make_request("good", [2], max_tokens=1))
+    outputs = {output.request_id: output for output in engine.step(0.0)}
+    assert outputs["bad"].finish_reason is FinishReason.ERROR
+    assert "not finite" in (outputs["bad"].error or "")
+    assert outputs["good"].token_ids == expected([2], 1)
+    engine.check()
+
+
+def test_fail_running_makes_the_engine_usable_after_a_runner_error() -> None:
+    class FailsOnce(FakeRunner):
+        failed = False
+
+        def submit(self, batch: Batch) -> None:
+            if not self.failed and batch.num_tokens > 2:
+                self.failed = True
+                raise EngineError("broken kernel")
+            super().submit(batch)
+
+    engine = make_engine(FailsOnce(make_info()))
+    engine.add_request(make_request("a", [1, 2, 3]))
+    with pytest.raises(EngineError, match="broken kernel"):
+        engine.step(0.0)
+    engine.fail_running("broken kernel")
+    engine.check()
+    engine.add_request(make_request("b", [1, 2, 3]))
+    outputs = run(engine)
+    failed = [output for output in outputs if output.request_id == "a"]
+    assert [(o.error, o.finish_reason) for o in failed] == [("broken kernel", FinishReason.ERROR)]
+    assert tokens_by_choice(outputs)["b", 0] == expected([1, 2, 3], 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [97]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [1] * 100, "max_tokens": 29}, "max_tokens"),
+        ({"logit_bias": {97: 1.0}}, "logit_bias"),
+        ({"stop_token_ids": (97,)}, "stop_token_ids"),
+        ({"output_token_ids": [[1], [2]]}, "output_token_ids"),
+        ({"output_token_ids": [[1] * 8]}, "output_token_ids"),
+        ({"output_token_ids": [[97]]}, "output_token_ids"),
+    ],
+)
+def test_request_that_cannot_be_served_is_refused(changes: dict[str, object], param: str) -> None:
+    engine = make_engine()
+    prompt = changes.pop("prompt", [1])
+    with pytest.raises(RequestError) as caught:
+        engine.add_request(make_request("a", prompt, **changes))  # type: ignore[arg-type]
+    assert caught.value.param == param
+    assert not engine.has_work
+
+
+def test_too_long_a_prompt_names_both_numbers() -> None:
+    with pytest.raises(PromptTooLongError, match="128 tokens.*at most 127"):
+        make_engine().add_request(make_request("a", [1] * 128))
+
+
+def test_id_in_use_is_refused() -> None:
+    engine = make_engine()
+    engine.add_request(make_request("a", [1]))
+    with pytest.raises(RequestError, match="in use"):
+        engine.add_request(make_request("a", [1]))
+
+
+def test_rows_show_the_sampler_the_sequence_so_far() -> None:
+    seen: list[tuple[int, int, list[int]]] = []
+
+    def script(row: SamplingRow) -> int:
+        seen.append((row.position, row.num_prompt_tokens, list(row.token_ids)))
+        return 50 + len(seen)
+
+    engine = make_engine(FakeRunner(make_info(), script=script))
+    engine.add_request(make_request("a", [1, 2], max_tokens=3))
+    run(engine)
+    assert seen == [(2, 2, [1, 2]), (3, 2, [1, 2, 51]), (4, 2, [1, 2, 51, 52])]
