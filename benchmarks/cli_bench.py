@@ -99,14 +99,18 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
     group.add_argument("--base-url", metavar="URL", help="scheme, host and port, without /v1")
     group.add_argument("--host", help="instead of --base-url (default: 127.0.0.1)")
-    group.add_argument("--port", type=int, help="instead of --base-url (default: 8000)")
+    group.add_argument(
+        "--port", metavar="N", type=int, help="instead of --base-url (default: 8000)"
+    )
     group.add_argument(
         "--endpoint",
         choices=("/v1/completions", "/v1/chat/completions"),
         default="/v1/completions",
         help="route to load (default: %(default)s)",
     )
-    group.add_argument("--model", help="name in requests (default: the first of /v1/models)")
+    group.add_argument(
+        "--model", metavar="NAME", help="name in requests (default: the first of /v1/models)"
+    )
     group.add_argument(
         "--header",
         metavar="NAME=VALUE",
@@ -162,7 +166,11 @@ def _add_traffic(parser: argparse.ArgumentParser) -> None:
         help="shape of the gamma distributed gaps (default: 1, Poisson; below 1 burstier)",
     )
     group.add_argument(
-        "--seed", type=int, default=0, help="of prompts, lengths and times (default: 0)"
+        "--seed",
+        metavar="N",
+        type=int,
+        default=0,
+        help="of prompts, lengths and times (default: 0)",
     )
 
 
@@ -215,8 +223,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="generate on past end tokens (default: for random prompts)",
     )
-    group.add_argument("--temperature", type=float, help="0 is greedy (default: the server's)")
-    group.add_argument("--top-p", type=float, help="0 to 1 (default: the server's)")
+    group.add_argument(
+        "--temperature", metavar="T", type=float, help="0 is greedy (default: the server's)"
+    )
+    group.add_argument("--top-p", metavar="P", type=float, help="0 to 1 (default: the server's)")
     group.add_argument(
         "--extra-body", metavar="JSON", help='more fields of each request, as {"top_k": 5}'
     )
@@ -254,7 +264,7 @@ def _add_figures(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="file (default: LABEL-RATEqps-MODEL-DATE.json)",
     )
-    group.add_argument("--label", help="kept in the result and in its file's name")
+    group.add_argument("--label", metavar="NAME", help="kept in the result and in its file's name")
 
 
 def _add_throughput(parser: argparse.ArgumentParser) -> None:
@@ -286,4 +296,6 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
         choices=("plain",),
         help="plain: also time one stream of a plain torch loop with a KV cache, no engine",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts (default: 0)")
+    parser.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="of the prompts (default: 0)"
+    )

@@ -41,8 +41,20 @@ class LoadState:
     """When it ended or was cut short; None while it goes on."""
     num_running: int = 0
     """Requests sent and not yet ended."""
+    num_failed: int = 0
+    """Requests that ended in failure."""
+    num_tokens: int = 0
+    """Output tokens of the requests that succeeded."""
     records: list[RequestRecord] = field(default_factory=list)
     """Ended requests, in the order they ended."""
+
+    def take(self, record: RequestRecord) -> None:
+        """Enter a request that has ended."""
+        self.records.append(record)
+        if record.is_success:
+            self.num_tokens += record.output_tokens
+        else:
+            self.num_failed += 1
 
 
 async def drive_closed_loop(
@@ -98,7 +110,7 @@ async def drive_open_loop(
 async def _send_one(prompt: Prompt, send: Send, state: LoadState, origin_s: float | None) -> None:
     state.num_running += 1
     try:
-        state.records.append(await send(prompt, origin_s))
+        state.take(await send(prompt, origin_s))
     finally:
         state.num_running -= 1
 

@@ -63,7 +63,7 @@ class ServeOptions:
     @property
     def is_open_loop(self) -> bool:
         """Whether requests are due at times fixed beforehand."""
-        return self.max_concurrency is None or math.isfinite(self.request_rate)
+        return _is_open_loop(self.max_concurrency, self.request_rate)
 
     @property
     def backend(self) -> str:
@@ -79,7 +79,7 @@ def options_from(args: argparse.Namespace) -> ServeOptions:
     """
     _check_unused(args)
     dataset_name: Literal["random", "text"] = args.dataset_name
-    is_open_loop = args.max_concurrency is None or math.isfinite(args.request_rate)
+    is_open_loop = _is_open_loop(args.max_concurrency, args.request_rate)
     extra = OPEN_LOOP_LATENCIES if is_open_loop else ()
     return ServeOptions(
         base_url=_base_url(args),
@@ -108,6 +108,10 @@ def options_from(args: argparse.Namespace) -> ServeOptions:
         result_dir=args.result_dir,
         result_filename=args.result_filename,
     )
+
+
+def _is_open_loop(max_concurrency: int | None, request_rate: float) -> bool:
+    return max_concurrency is None or math.isfinite(request_rate)
 
 
 def _check_unused(args: argparse.Namespace) -> None:
@@ -157,13 +161,14 @@ def _base_url(args: argparse.Namespace) -> str:
 
 def _headers(given: Sequence[str]) -> dict[str, str]:
     headers = {}
-    if key := os.environ.get("OPENAI_API_KEY"):
-        headers["Authorization"] = f"Bearer {key}"
     for item in given:
         name, separator, value = item.partition("=")
         if not separator or not name.strip() or not (name + value).isprintable():
             raise ConfigError("--header takes NAME=VALUE in printable characters")
         headers[name.strip()] = value.strip()
+    key = os.environ.get("OPENAI_API_KEY")
+    if key and "authorization" not in map(str.lower, headers):
+        headers["Authorization"] = f"Bearer {key}"
     return headers
 
 

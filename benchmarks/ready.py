@@ -136,5 +136,6 @@ def _refuses_usage(record: RequestRecord, client: Client) -> bool:
 
 
 def _count(value: object) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    return value if is_count else None
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    return None

@@ -11,6 +11,7 @@ only announces the role: it carries no token, and a server may send it before it
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import orjson
 
@@ -79,7 +80,7 @@ class RequestRecord:
     def itls_s(self) -> list[float]:
         """Gaps between neighbouring token chunks; several tokens in one chunk make one gap."""
         times = self.chunk_times_s
-        return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        return [later - earlier for earlier, later in pairwise(times)]
 
     @property
     def tpot_s(self) -> float | None:

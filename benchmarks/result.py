@@ -70,7 +70,7 @@ def serve_result(
         "completed": metrics.completed,
         "failed": metrics.failed,
         "errors_by_kind": metrics.errors_by_kind,
-        "token_counts": _token_counts(records),
+        "output_lens_from": _output_lens_from(records),
         "total_input_tokens": metrics.total_input_tokens,
         "total_output_tokens": metrics.total_output_tokens,
         "request_throughput": metrics.request_throughput,
@@ -139,7 +139,7 @@ def _statistics(
         yield f"p{q:g}", None if summary is None else summary.percentiles[q]
 
 
-def _token_counts(records: Sequence[RequestRecord]) -> str:
+def _output_lens_from(records: Sequence[RequestRecord]) -> str:
     """Where the output token counts come from: the server's usage, one per chunk, or both."""
     sources = {
         "usage" if record.completion_tokens is not None else "chunks"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -80,7 +79,7 @@ async def _run(options: ServeOptions, run: Run) -> None:
         run.model = served.name
         client.target = replace(client.target, model=served.name)
         prompts = await _make_prompts(client, options, served)
-        prompts = await _settle(client, prompts, deadline_s)
+        prompts = await _settle(client, prompts, options.num_prompts, deadline_s)
         await _warm_up(client, options, prompts[options.num_prompts + 1 :])
         await _measure(client, options, run, prompts[: options.num_prompts])
 
@@ -129,13 +128,14 @@ async def _known_ids(client: Client, options: ServeOptions, served: ServedModel)
         ) from error
 
 
-async def _settle(client: Client, prompts: list[Prompt], deadline_s: float) -> list[Prompt]:
-    """`prompts` in a form that the server takes; raises when it answers none."""
-    first = prompts[-1]
-    if await first_request(client, first, deadline_s=deadline_s, announce=_announce):
+async def _settle(
+    client: Client, prompts: list[Prompt], first: int, deadline_s: float
+) -> list[Prompt]:
+    """`prompts` in a form that the server takes, tried out with the one at index `first`."""
+    if await first_request(client, prompts[first], deadline_s=deadline_s, announce=_announce):
         return prompts
     prompts = await align_all(client, prompts, _announce)
-    await first_request(client, prompts[-1], deadline_s=deadline_s, announce=_announce)
+    await first_request(client, prompts[first], deadline_s=deadline_s, announce=_announce)
     return prompts
 
 
@@ -153,33 +153,34 @@ async def _warm_up(client: Client, options: ServeOptions, prompts: Sequence[Prom
 async def _measure(
     client: Client, options: ServeOptions, run: Run, prompts: Sequence[Prompt]
 ) -> None:
+    gc.collect()
+    gc.freeze()  # what exists now need not be walked again while chunks are stamped
+    display = asyncio.create_task(_display(run.state, len(prompts)))
+    try:
+        await _drive(client, options, run.state, prompts)
+    finally:
+        display.cancel()
+        with suppress(asyncio.CancelledError):
+            await display
+        gc.unfreeze()
+
+
+async def _drive(
+    client: Client, options: ServeOptions, state: LoadState, prompts: Sequence[Prompt]
+) -> None:
+    limit = options.max_concurrency
+    if limit is not None and not options.is_open_loop:
+        await drive_closed_loop(prompts, client.complete, state, max_concurrency=limit)
+        return
     offsets_s = arrival_offsets(
         len(prompts),
         request_rate=options.request_rate,
         burstiness=options.burstiness,
         seed=options.seed,
     )
-    gc.collect()
-    gc.freeze()  # what exists now need not be walked again while chunks are stamped
-    display = asyncio.create_task(_display(run.state, len(prompts)))
-    try:
-        if options.max_concurrency is not None and math.isinf(options.request_rate):
-            await drive_closed_loop(
-                prompts, client.complete, run.state, max_concurrency=options.max_concurrency
-            )
-        else:
-            await drive_open_loop(
-                prompts,
-                client.complete,
-                run.state,
-                offsets_s=offsets_s.tolist(),
-                max_concurrency=options.max_concurrency,
-            )
-    finally:
-        display.cancel()
-        with suppress(asyncio.CancelledError):
-            await display
-        gc.unfreeze()
+    await drive_open_loop(
+        prompts, client.complete, state, offsets_s=offsets_s.tolist(), max_concurrency=limit
+    )
 
 
 async def _display(state: LoadState, num_prompts: int) -> None:
@@ -200,10 +201,8 @@ async def _display(state: LoadState, num_prompts: int) -> None:
 
 def _note(state: LoadState) -> str:
     elapsed_s = (state.end_s or time.perf_counter()) - state.start_s
-    failed = sum(not record.is_success for record in state.records)
-    tokens = sum(record.output_tokens for record in state.records if record.is_success)
-    rate = tokens / elapsed_s if elapsed_s > 0 else 0.0
-    return f"{state.num_running} running, {failed} failed, {rate:.0f} tokens/s ended"
+    rate = state.num_tokens / elapsed_s if elapsed_s > 0 else 0.0
+    return f"{state.num_running} running, {state.num_failed} failed, {rate:.0f} tokens/s ended"
 
 
 def _report(options: ServeOptions, run: Run, *, is_interrupted: bool) -> int:

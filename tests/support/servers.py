@@ -1,0 +1,255 @@
+"""A server inside the test's process: the whole application over an engine that computes nothing.
+
+`LocalServer` runs an event loop in a thread. Requests go straight to the ASGI application, or
+through a real socket and uvicorn where the test is about bytes and connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvicorn
+
+from llmserve.engine.config import plan_cache
+from llmserve.engine.engine import Engine
+from llmserve.limits import Limits
+from llmserve.runners.fake import FakeRunner, Script
+from llmserve.server.app import create_app, protect
+from llmserve.server.engine_handle import EngineHandle
+from llmserve.server.http_protocol import protocol_for
+from llmserve.server.lifecycle import build_service, open_model
+from llmserve.server.messages import (
+    Abort,
+    AddRequest,
+    Command,
+    EngineSettings,
+    Finish,
+    Outputs,
+    Ready,
+)
+from llmserve.server.service import Service
+from llmserve.server.settings import ServerSettings
+
+T = TypeVar("T")
+
+
+class LocalEngine(EngineHandle):
+    """An engine stepped by a task of the server's own loop. `hold` stops it between steps."""
+
+    def __init__(self, engine: Engine, ready: Ready, limits: Limits, step_s: float) -> None:
+        super().__init__(ready, limits=limits)
+        self.engine = engine
+        self.running = asyncio.Event()
+        self.running.set()
+        self._step_s = step_s
+        self._commands = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+
+    def send(self, command: Command) -> None:
+        match command:
+            case AddRequest(request=request):
+                self.engine.add_request(request)
+            case Abort(request_id=request_id):
+                self.engine.abort(request_id)
+            case Finish(request_id=request_id, choice_index=choice_index):
+                self.engine.finish(request_id, choice_index)
+        self._commands.set()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await self._commands.wait()
+            await self.running.wait()
+            started = time.monotonic()
+            outputs = self.engine.step(started)
+            self.engine.check()
+            self.receive(Outputs(outputs, self.engine.stats(), time.monotonic() - started))
+            if not self.engine.has_work:
+                self._commands.clear()
+            await asyncio.sleep(self._step_s)
+
+
+@dataclass
+class Reply:
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def events(self) -> list[Any]:
+        """The JSON of a stream's events; the last one must be `[DONE]`."""
+        blocks = self.body.decode().split("\n\n")
+        assert blocks[-1] == ""
+        assert blocks[-2] == "data: [DONE]"
+        return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
+
+
+@dataclass
+class LocalServer:
+    """A running server; use it through `local_server`."""
+
+    loop: asyncio.AbstractEventLoop
+    service: Service
+    engine: LocalEngine
+    app: Any
+    routes: Sequence[Any] = field(default_factory=list)
+
+    def run(self, work: Coroutine[Any, Any, T], timeout: float = 30.0) -> T:
+        """Run a coroutine on the server's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return self.run(call(self.app, "GET", path, headers=headers))
+
+    def post(self, path: str, body: object, **headers: str) -> Reply:
+        """`body` is sent as it is when it is bytes, else as JSON."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.run(call(self.app, "POST", path, data, headers))
+
+    def complete(self, **body: object) -> Reply:
+        """POST /v1/completions, greedy unless said otherwise."""
+        return self.post("/v1/completions", {"temperature": 0, "ignore_eos": True, **body})
+
+    def wait_idle(self) -> None:
+        """Wait until nothing is in flight, and check that nothing was left behind."""
+        self.run(self.engine.requests.wait_idle())
+        self.run(_settle(self.engine))
+        stats = self.engine.engine.stats()
+        assert stats.num_running + stats.num_waiting == 0
+        assert stats.num_free_blocks == stats.num_blocks
+        assert self.engine.requests.num_sequences == 0
+        assert self.engine.requests.num_waiting_tokens == 0
+
+    @contextmanager
+    def listening(self, parser: str = "auto") -> Iterator[tuple[str, int]]:
+        """Serve on a socket through uvicorn, with the guarded protocol; gives its address."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(
+            self.app,
+            http=protocol_for(parser, self.service.limits),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=self.service.limits.keep_alive_s,
+            h11_max_incomplete_event_size=self.service.limits.max_header_bytes,
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.run_coroutine_threadsafe(server.serve([listener]), self.loop)
+        try:
+            yield listener.getsockname()
+        finally:
+            server.should_exit = True
+            serving.result(10)
+
+
+async def _settle(engine: LocalEngine) -> None:
+    while engine.engine.has_work:
+        await asyncio.sleep(0.001)
+
+
+async def call(
+    app: Any,
+    method: str,
+    path: str,
+    body: bytes = b"",
+    headers: dict[str, str] | None = None,
+    *,
+    leave: asyncio.Event | None = None,
+) -> Reply:
+    """One request straight to an ASGI application; the client leaves when `leave` is set."""
+    given = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
+    names = {"host": "127.0.0.1", "content-type": "application/json", **given}
+    path, _, query = path.partition("?")
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": query.encode(),
+        "headers": [
+            (name.lower().encode(), value.encode("latin-1"))
+            for name, value in names.items()
+            if value
+        ],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    done = leave or asyncio.Event()
+    reply = Reply(0, {}, b"")
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await done.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            reply.status = message["status"]
+            reply.headers = {
+                name.decode().lower(): value.decode() for name, value in message["headers"]
+            }
+        else:
+            reply.body += message["body"]
+
+    await app(scope, receive, send)
+    return reply
+
+
+@contextmanager
+def local_server(
+    folder: Path,
+    *,
+    script: Script | None = None,
+    step_s: float = 0.0,
+    cache_bytes: int = 1 << 20,
+    max_num_seqs: int = 16,
+    **settings: Any,
+) -> Iterator[LocalServer]:
+    """A server for the model in `folder`, over the scripted runner."""
+    values = ServerSettings(engine=EngineSettings(model=str(folder), runner="fake"), **settings)
+    model = open_model(values)
+    runner = FakeRunner.for_config(model.checkpoint.config, script=script)
+    config = plan_cache(runner.info, cache_bytes=cache_bytes, max_num_seqs=max_num_seqs)
+    engine = Engine(runner, config)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def start() -> tuple[LocalEngine, Service, Any, Any]:
+        handle = LocalEngine(engine, Ready(runner.info, config), values.limits, step_s)
+        service = build_service(values, model, handle)
+        app = create_app(service)
+        return handle, service, protect(app, service), app.routes
+
+    handle, service, app, routes = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    server = LocalServer(loop, service, handle, app, routes)
+    try:
+        yield server
+    finally:
+        server.run(handle.close())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()

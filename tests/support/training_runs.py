@@ -1,0 +1,81 @@
+"""A text and a recipe small enough that a whole training run takes a second."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from llmserve.config import ModelConfig
+from llmserve.training.recipe import TrainingRecipe
+
+WORDS = ("a", "the", "list", "item", "value", "name", "file", "string", "returns", "holds", "is")
+SEPARATOR = "\n---\n"
+
+
+def write_text(path: Path, *, num_documents: int = 120, seed: int = 0) -> Path:
+    """Documents of sentences made of a few words."""
+    choose = random.Random(seed)
+    documents = [
+        " ".join(choose.choices(WORDS, k=choose.randint(20, 60))).capitalize() + "."
+        for _ in range(num_documents)
+    ]
+    path.write_text(SEPARATOR.join(documents), encoding="utf-8")
+    return path
+
+
+def tiny_recipe(**changes: Any) -> TrainingRecipe:
+    """A run of 12 steps, with checkpoints every 4; `changes` replace fields."""
+    values: dict[str, Any] = {
+        "vocab_size": 300,
+        "separator": SEPARATOR,
+        "held_out": 0.1,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "intermediate_size": 24,
+        "max_seq_len": 16,
+        "steps": 12,
+        "batch_size": 4,
+        "accumulation": 2,
+        "warmup_steps": 2,
+        "precision": "float32",
+        "threads": 1,
+        "evaluate_every": 4,
+        "checkpoint_every": 4,
+    }
+    if "minutes" in changes:
+        del values["steps"]
+    return TrainingRecipe(**(values | changes))
+
+
+def tiny_config(**changes: Any) -> ModelConfig:
+    """The shape of `tiny_recipe` over 300 tokens."""
+    values: dict[str, Any] = {
+        "vocab_size": 300,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "head_dim": 8,
+        "intermediate_size": 24,
+        "max_seq_len": 16,
+    }
+    return ModelConfig(**(values | changes))
+
+
+class SilentReporter:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.steps: list[int] = []
+
+    def note(self, text: str) -> None:
+        """Keep the line."""
+        self.notes.append(text)
+
+    def progress(self, step: int, steps: int | None, *, loss: float, tokens_per_s: float) -> None:
+        """Keep the step."""
+        self.steps.append(step)

@@ -1,0 +1,82 @@
+"""One small configuration for every variant of the model, and random tensors for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmserve.config import ModelConfig, RopeScaling
+from llmserve.layouts import expected_tensors
+
+LLAMA = ModelConfig(
+    vocab_size=67,
+    hidden_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    intermediate_size=40,
+    max_seq_len=48,
+    bos_token_id=1,
+    eos_token_ids=(2, 5),
+    pad_token_id=0,
+)
+GPT2 = dataclasses.replace(
+    LLAMA,
+    num_kv_heads=4,
+    positions="learned",
+    norm="layernorm",
+    activation="gelu_tanh",
+    attention_bias=True,
+    attention_output_bias=True,
+    mlp_bias=True,
+    eos_token_ids=(2,),
+)
+_LLAMA3 = RopeScaling(kind="llama3", factor=4.0, original_max_seq_len=16)
+
+
+def _llama(**changes: Any) -> ModelConfig:
+    return dataclasses.replace(LLAMA, **changes)
+
+
+VARIANTS: dict[str, ModelConfig] = {
+    "llama": LLAMA,
+    "llama-mha": _llama(num_kv_heads=4),
+    "llama-mqa": _llama(num_kv_heads=1),
+    "llama-untied": _llama(tie_word_embeddings=False),
+    "llama-biases": _llama(attention_bias=True, attention_output_bias=True, mlp_bias=True),
+    "llama-linear": _llama(rope_scaling=RopeScaling(kind="linear", factor=2.0)),
+    "llama-llama3": _llama(rope_scaling=_LLAMA3, rope_theta=500.0),
+    "llama-wide-heads": _llama(head_dim=16),
+    "llama-no-ids": _llama(bos_token_id=None, eos_token_ids=(), pad_token_id=None),
+    "gpt2": GPT2,
+    "gpt2-exact-gelu": dataclasses.replace(GPT2, activation="gelu"),
+    "gpt2-untied": dataclasses.replace(GPT2, tie_word_embeddings=False),
+    "gpt2-no-ids": dataclasses.replace(
+        GPT2, bos_token_id=None, eos_token_ids=(), pad_token_id=None
+    ),
+    "own-sinusoidal": _llama(positions="sinusoidal"),
+    "own-none": _llama(positions="none"),
+    "own-learned-rmsnorm": _llama(positions="learned"),
+    "own-layernorm-gelu": _llama(norm="layernorm", activation="gelu"),
+    "own-qkv-bias": _llama(attention_bias=True),
+    "own-odd-heads": _llama(num_heads=5, num_kv_heads=5, head_dim=4),
+    "own-scaled-rope": _llama(rope_scaling=_LLAMA3, norm="layernorm"),
+}
+"""Name → configuration; the name's first word is the family that it is written as."""
+
+
+def random_tensors(
+    config: ModelConfig, *, seed: int = 0, scale: float = 0.3
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Every canonical tensor, N(0, scale); norms' weights around 1."""
+    generator = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in expected_tensors(config).items():
+        values = generator.normal(0.0, scale, shape)
+        is_norm = "norm" in name and name.endswith("weight")
+        tensors[name] = (values + 1.0 if is_norm else values).astype(np.float32)
+    return tensors

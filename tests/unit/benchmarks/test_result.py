@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from llmserve.benchmarks.metrics import compute_metrics
+from llmserve.benchmarks.options import ServeOptions
+from llmserve.benchmarks.record import RequestRecord
+from llmserve.benchmarks.result import (
+    DETAILED_KEYS,
+    detailed_result,
+    load_table,
+    result_filename,
+    serve_result,
+)
+from llmserve.benchmarks.workload import RandomLengths
+from support.records import make_failure, make_record
+
+DOCS = Path(__file__).parents[3] / "docs" / "benchmarks.md"
+NOW = datetime(2026, 1, 2, 3, 4, 5)
+
+# Out of order, as they end: the second prompt of the workload ended first.
+RECORDS = [
+    make_record([11.0, 12.0], index=1, origin_s=10.5, sent_s=10.75, tokens=2),
+    make_failure("timeout", index=2),
+    make_record([13.0, 13.5], index=0, origin_s=10.0, prompt_tokens=None),
+]
+
+
+def make_options(**changes: object) -> ServeOptions:
+    values = {"base_url": "http://h:1", "endpoint": "/v1/completions", "model": None, **changes}
+    return ServeOptions(**values)  # type: ignore[arg-type]
+
+
+def make_result(options: ServeOptions, records: list[RequestRecord]) -> dict[str, object]:
+    metrics = compute_metrics(
+        records, duration_s=4.0, percentiles=options.percentiles, slos_ms=options.slos_ms
+    )
+    return serve_result(options, "org/m", metrics, records, now=NOW, is_interrupted=False)
+
+
+def documented_keys(heading: str) -> set[str]:
+    """Keys in the first column of the table under `heading` of docs/benchmarks.md."""
+    section = DOCS.read_text(encoding="utf-8").split(f"### {heading}\n")[1].split("\n#")[0]
+    cells = re.findall(r"^\| (`[^|]+) \|", section, flags=re.MULTILINE)
+    return {key for cell in cells for key in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_keys_are_the_documented_ones() -> None:
+    result = make_result(make_options(), RECORDS)
+    statistics = {"mean", "median", "std", "p50", "p90", "p99"}
+    latency_keys = {
+        f"{s}_{name}_ms" for s in statistics for name in ("ttft", "tpot", "itl", "e2el")
+    }
+    assert set(result) - latency_keys == documented_keys("Result")
+    assert latency_keys < set(result)
+
+
+def test_detailed_keys_are_the_documented_ones() -> None:
+    detailed = detailed_result(RECORDS, start_s=10.0)
+    assert set(detailed) == set(DETAILED_KEYS) == documented_keys("Detailed result")
+
+
+def test_latency_keys_follow_the_names_and_percentiles_chosen() -> None:
+    options = make_options(latencies=("itl", "client_queue_time"), percentiles=(25.0, 99.9))
+    keys = {key for key in make_result(options, RECORDS) if key.endswith("_ms")}
+    assert keys == {
+        f"{statistic}_{name}_ms"
+        for statistic in ("mean", "median", "std", "p25", "p99.9")
+        for name in ("itl", "client_queue_time")
+    }
+
+
+def test_result_is_plain_json_even_when_everything_failed() -> None:
+    result = make_result(make_options(slos_ms={"ttft": 1.0}), [make_failure("connection")])
+    again = json.loads(json.dumps(result, allow_nan=False))
+    assert again["completed"] == 0
+    assert again["mean_ttft_ms"] is None
+    assert again["request_rate"] == "inf"
+    assert again["request_goodput"] == 0.0
+    assert again["output_lens_from"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("records", "source"),
+    [(RECORDS, "usage+chunks"), (RECORDS[:2], "usage"), (RECORDS[1:], "chunks")],
+)
+def test_source_of_the_output_lens_from_is_told(records: list[RequestRecord], source: str) -> None:
+    assert make_result(make_options(), records)["output_lens_from"] == source
+
+
+def test_details_are_in_the_order_of_the_workload() -> None:
+    detailed = detailed_result(RECORDS, start_s=10.0)
+    assert detailed == {
+        "input_lens": [0, 10, 10 - 10],
+        "output_lens": [2, 2, 0],
+        "start_times": [0.0, 0.5, -10.0],
+        "ttfts": [3.0, 0.5, 0.0],
+        "itls": [[0.5], [1.0], []],
+        "latencies": [3.5, 1.5, 0.0],
+        "queue_times": [0.0, 0.25, 0.0],
+        "generated_texts": ["xx", "xx", ""],
+        "errors": ["", "", "a failure of kind timeout"],
+    }
+
+
+def test_file_name_tells_label_rate_concurrency_model_and_date() -> None:
+    options = make_options(request_rate=2.5, max_concurrency=8, label="a")
+    assert result_filename(options, "org/m:1", NOW) == (
+        "a-2.5qps-concurrency8-m_1-20260102-030405.json"
+    )
+    assert result_filename(make_options(), "m", NOW) == "openai-infqps-m-20260102-030405.json"
+    assert result_filename(make_options(result_filename="x.json"), "m", NOW) == "x.json"
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"max_concurrency": 4}, "closed loop: 4 at a time"),
+        ({}, "open loop: every request due at once"),
+        ({"request_rate": 2.0}, "open loop: 2 requests/s (Poisson)"),
+        (
+            {"request_rate": 2.0, "burstiness": 0.5, "max_concurrency": 3},
+            "open loop: 2 requests/s (gamma, shape 0.5), at most 3 at a time",
+        ),
+    ],
+)
+def test_table_says_what_the_load_was(changes: dict[str, object], line: str) -> None:
+    options = make_options(**changes)
+    metrics = compute_metrics(RECORDS, duration_s=4.0, percentiles=options.percentiles)
+    assert load_table(options, "m", metrics).splitlines()[1] == line
+
+
+def test_table_holds_the_figures() -> None:
+    options = make_options(percentiles=(50.0,), latencies=("ttft", "tpot"))
+    failed = [make_failure("http_429", index=i) for i in range(2)]
+    metrics = compute_metrics([*RECORDS, *failed], duration_s=4.0, percentiles=(50.0,))
+    lines = load_table(options, "m", metrics).splitlines()
+    rows = {line[:26].strip(): line[26:].split() for line in lines}
+    assert " ".join(rows["requests"]) == "2 completed, 3 failed in 4.00 s"
+    assert " ".join(rows["failures"]) == "2 x http_429, 1 x timeout"
+    assert rows["output tokens/s"] == ["1.0"]
+    assert rows["milliseconds"] == ["mean", "median", "std", "p50"]
+    assert rows["TTFT: first token"] == ["1750.00", "1750.00", "1250.00", "1750.00"]
+    assert "goodput, requests/s" not in rows
+
+
+def test_rate_is_a_number_when_finite() -> None:
+    assert math.isfinite(make_result(make_options(request_rate=3.0), RECORDS)["request_rate"])  # type: ignore[arg-type]
+
+
+def test_lengths_default_to_the_documented_ones() -> None:
+    assert make_options().lengths == RandomLengths(input_len=128, output_len=128)
