@@ -24,7 +24,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="type of the arithmetic (default: the folder's)",
     )
     group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    group.add_argument("--threads", type=int, help="threads for one step (default: all cores)")
+    group.add_argument(
+        "--threads", type=int, help="threads for one step (default: 1 for a small model, else all)"
+    )
     group.add_argument(
         "--no-verify", action="store_true", help="do not check the files against the manifest"
     )

@@ -83,7 +83,7 @@ class LLM:
             runner: One of `llmserve.runners.registry.RUNNERS`.
             dtype: Type of the arithmetic; None: as the folder says.
             device: `cpu`, `cuda` or `cuda:N`.
-            threads: Threads for one step; None: the library's own choice.
+            threads: Threads for one step; None: one for a small model, else one for each core.
             max_seq_len: Tokens of context; None: the model's.
             max_num_seqs: Most sequences running at once.
             max_batched_tokens: Most tokens in one step.

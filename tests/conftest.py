@@ -25,11 +25,11 @@ def stories260k(shared_folder: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    """The same number of threads everywhere: sums depend on it."""
+def _one_thread() -> None:
+    """The same number of threads everywhere: sums depend on it, and small models are fastest so."""
     try:
         import torch
     except ImportError:
         return
-    if torch.get_num_threads() != 2:
-        torch.set_num_threads(2)
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)

@@ -13,6 +13,10 @@ __all__ = ["RUNNERS", "load_runner"]
 RUNNERS = ("auto", "torch")
 """Names that `load_runner` takes."""
 
+_SMALL_MODEL = 16_000_000
+"""Parameters under which one thread is best: what two gain on a step is lost in waiting for each
+other, and beside another busy process all is lost (docs/lab-log.md, 2026-11-23)."""
+
 
 def load_runner(
     name: str,
@@ -29,7 +33,7 @@ def load_runner(
         checkpoint: An open model folder.
         dtype: Type of the arithmetic; None: as the folder says.
         device: `cpu`, `cuda` or `cuda:N`.
-        threads: Threads for one step; None: the library's own choice.
+        threads: Threads for one step; None: one for a small model, else one for each core.
 
     Raises:
         ConfigError: an unknown runner, type or device.
@@ -45,6 +49,9 @@ def load_runner(
 
     from .torch_runner import TorchRunner
 
+    runner = TorchRunner(checkpoint, dtype=dtype, device=device)
+    if threads is None and runner.info.num_parameters < _SMALL_MODEL:
+        threads = 1
     if threads is not None:
         torch.set_num_threads(threads)
-    return TorchRunner(checkpoint, dtype=dtype, device=device)
+    return runner

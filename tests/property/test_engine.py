@@ -9,6 +9,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from llmserve.engine.request import FinishReason, RequestOutput
 from llmserve.runners.fake import FakeRunner
 from support.engines import VOCAB, expected, make_engine, make_info, make_request

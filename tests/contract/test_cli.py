@@ -1,0 +1,77 @@
+"""The command line's surface: what help costs, what errors look like, and the page about it."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmserve.cli import VERBS, main
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "llmserve", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_names_every_verb() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    assert all(f"  {verb} " in result.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", [None, *VERBS])
+def test_help_imports_nothing_heavy(verb: str | None) -> None:
+    arguments = [verb, "--help"] if verb else ["--help"]
+    code = (
+        "import sys\n"
+        "from llmserve.cli import main\n"
+        "try:\n"
+        f"    main({arguments!r})\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'fastapi', 'onnx', 'tokenizers', 'aiohttp', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "usage: llmserve" in result.stdout
+
+
+def test_unknown_verb_is_refused_with_the_list() -> None:
+    result = run("trian")
+    assert result.returncode == 2
+    assert "invalid choice: 'trian'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_error_is_one_line_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["generate", str(tmp_path / "no-such-model"), "Hello"])
+    captured = capsys.readouterr()
+    assert code == 1
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("llmserve: error: ")
+    assert "no-such-model" in captured.err
+
+
+def test_setting_that_cannot_be_used_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "model"]) == 2
+    assert "no prompt was given" in capsys.readouterr().err
+
+
+def test_page_about_the_command_line_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.render(), "run `make docs`"
