@@ -195,17 +195,26 @@ def _parse_own(values: Values) -> ModelConfig:
         if fields.get("rope_scaling") is not None:
             fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
         fields["eos_token_ids"] = tuple(fields.get("eos_token_ids", ()))
+        _check_ids(fields)
         return ModelConfig(**fields)
     except TypeError as error:
         raise ConfigError(f"settings for model_type 'llmserve': {error}") from error
+
+
+def _check_ids(fields: dict[str, Any]) -> None:
+    for name in ("bos_token_id", "pad_token_id", "eos_token_ids"):
+        value = fields.get(name)
+        for token_id in value if isinstance(value, tuple) else [value]:
+            if token_id is not None and type(token_id) is not int:
+                raise ConfigError(f"{name} holds {token_id!r}, which is no token id")
 
 
 def _check_keys(values: Values, family_keys: set[str]) -> None:
     for name, allowed in _NEUTRAL.items():
         if values.get(name) not in allowed and name in values:
             raise ConfigError(f"{name} = {values[name]!r} is not supported")
-    layer_types = values.get("layer_types")
-    if layer_types is not None and set(map(str, layer_types)) != {"full_attention"}:
+    layer_types = first(values.get("layer_types"), ["full_attention"])
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
         raise ConfigError("layer_types other than 'full_attention' are not supported")
     unknown = values.keys() - family_keys - _SHARED_KEYS - _NEUTRAL.keys() - _WITHOUT_EFFECT
     if unknown:

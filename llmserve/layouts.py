@@ -13,7 +13,15 @@ from typing import Literal
 
 from .config import ModelConfig
 
-__all__ = ["Family", "Part", "expected_tensors", "is_ignored", "linear_layers", "stored_parts"]
+__all__ = [
+    "Family",
+    "Part",
+    "expected_tensors",
+    "is_ignored",
+    "linear_layers",
+    "stored_name",
+    "stored_parts",
+]
 
 Family = Literal["llama", "gpt2", "llmserve"]
 Shape = tuple[int, ...]
@@ -74,6 +82,16 @@ def is_ignored(name: str, family: Family) -> bool:
     if family == "gpt2":
         return name.endswith((".attn.bias", ".attn.masked_bias"))
     return family == "llama" and name.endswith(".rotary_emb.inv_freq")
+
+
+def stored_name(name: str, family: Family) -> str:
+    """The name that `Part` uses for a tensor called `name` in a file of `family`.
+
+    GPT-2's own files leave out the `transformer.` that programs put before all but the head.
+    """
+    if family == "gpt2" and not name.startswith(("transformer.", "lm_head.")):
+        return f"transformer.{name}"
+    return name
 
 
 def _norm(name: str, config: ModelConfig) -> dict[str, Shape]:

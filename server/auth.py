@@ -15,6 +15,8 @@ from enum import StrEnum
 
 from starlette.types import Scope
 
+from .page import PAGE_FILES
+
 __all__ = ["PUBLIC_PATHS", "Access", "Key", "KeyRing", "RouteScope", "required_scope"]
 
 
@@ -39,9 +41,7 @@ class Access(StrEnum):
     """A key without the route's scope: 403."""
 
 
-PUBLIC_PATHS = frozenset(
-    {"/", "/health", "/ready", "/static/app.js", "/static/api.js", "/static/style.css"}
-)
+PUBLIC_PATHS = frozenset({"/health", "/ready", *PAGE_FILES})
 """Paths that need no key: probes and the page, which holds no secrets."""
 
 SCOPES = {"/metrics": RouteScope.METRICS, "/limits": RouteScope.ADMIN}

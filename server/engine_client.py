@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from typing import cast
 
 from llmserve.errors import EngineDeadError, EngineError, LLMServeError
 from llmserve.limits import Limits
@@ -81,8 +82,7 @@ class _Link(asyncio.Protocol):
             client.lost(None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 import orjson
-from starlette.requests import Request
 from starlette.responses import Response
 
 from llmserve.errors import (
@@ -22,6 +21,7 @@ from llmserve.errors import (
     OverloadedError,
     RequestError,
 )
+from llmserve.limits import Limits
 
 __all__ = [
     "BodyTooLargeError",
@@ -31,13 +31,11 @@ __all__ = [
     "NotFoundError",
     "error_body",
     "error_reply",
-    "handle_llmserve_error",
     "plain_error",
     "status_of",
 ]
 
 MAX_PARAM_CHARS = 64
-DEFAULT_MAX_BYTES = 1024
 
 
 class BodyTooLargeError(RequestError):
@@ -91,10 +89,9 @@ def status_of(error: LLMServeError) -> int:
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
-def error_body(
-    status: int, message: str, param: str | None = None, *, max_bytes: int = DEFAULT_MAX_BYTES
-) -> bytes:
-    """The reply's JSON, cut to `max_bytes` by shortening the message."""
+def error_body(limits: Limits, status: int, message: str, param: str | None = None) -> bytes:
+    """The reply's JSON, cut to `max_error_bytes` by shortening the message."""
+    max_bytes = limits.max_error_bytes
     message = message.encode("utf-8", "replace").decode()
     if param is not None:
         param = param[:MAX_PARAM_CHARS].encode("utf-8", "replace").decode()
@@ -111,28 +108,22 @@ def error_body(
 
 
 def plain_error(
+    limits: Limits,
     status: int,
     message: str,
     param: str | None = None,
     *,
     headers: Mapping[str, str] | None = None,
-    max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> Response:
     """An error reply that no exception stands for."""
-    body = error_body(status, message, param, max_bytes=max_bytes)
+    body = error_body(limits, status, message, param)
     return Response(body, status, dict(headers or {}), media_type="application/json")
 
 
-def error_reply(error: LLMServeError, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Response:
+def error_reply(limits: Limits, error: LLMServeError) -> Response:
     """The reply to a request that `error` ended."""
     headers = {}
     if isinstance(error, OverloadedError):
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     param = error.param if isinstance(error, RequestError) else None
-    return plain_error(status_of(error), str(error), param, headers=headers, max_bytes=max_bytes)
-
-
-async def handle_llmserve_error(request: Request, error: Exception) -> Response:
-    """For routes that raise."""
-    assert isinstance(error, LLMServeError)
-    return error_reply(error)
+    return plain_error(limits, status_of(error), str(error), param, headers=headers)

@@ -37,10 +37,12 @@ _FIELD = re.compile(r"^:(?:param|type|return|returns|rtype|raises?)\b[^:]*:\s*")
 _ROLE = re.compile(r":\w+(?::\w+)?:`")
 _EMPHASIS = re.compile(r"(?<![\w*])\*{1,2}([A-Za-z][\w .,-]*?)\*{1,2}(?![\w*])")
 _BACKTICKS = re.compile(r"`+([^`]+)`+_*")
-_CODE = re.compile(r">>>|::=|\|\||\\|[|#]|://|\b(?:self|def|import) \w+\(|^\s*(?:\.\.|@|:\w+)")
+_CODE = re.compile(
+    r">>>|Traceback \(|::=|\|\||\\|[|#]|://|\b(?:self|def|import) \w+\(|^\s*(?:\.\.|@|:\w+)"
+)
 _CAPITALIZED = re.compile(r"""["'(]?[A-Z]""")
 _PARAMETER = re.compile(
-    r"""["']?[a-z]\w*["']?(?: \([^)]*\))?(?::| --?| is| are| may| can| should| must| specifies) \w"""
+    r"""["']?[a-z]\w*["']?(?: \([^)]*\))?(?::| --?| is| are| may| can| should| must) \w"""
 )
 _ENDS = re.compile(r"""[.!?:]["')]?$""")
 _LACKS_STOP = re.compile(r"""[A-Za-z0-9)"']$""")
@@ -66,11 +68,15 @@ def _items(lines: list[str]) -> Iterator[list[str]]:
     indents = [len(line) - len(line.lstrip()) for line in lines]
     is_paragraph = len(set(indents[1:])) <= 1 and indents[:1] <= indents[1:2]
     item: list[str] = []
+    start = 0
     for line, indent in zip(lines, indents, strict=True):
-        is_start = indent == min(indents) and not is_paragraph
+        is_deeper_list = item and item[-1].endswith(":") and indent > start
+        is_start = not is_paragraph and (indent <= start or is_deeper_list)
         if item and (is_start or _BULLET.match(line.strip())):
             yield item
             item = []
+        if not item:
+            start = indent
         item.append(line.strip())
     if item:
         yield item

@@ -44,6 +44,9 @@ SKIPPED_FOLDERS = frozenset(
 )
 MIN_DOCUMENT_CHARS = 60
 
+# Fields of a statement that hold statements; expressions hold no docstrings.
+_BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
+
 
 @dataclass(frozen=True, slots=True)
 class ManualCorpus:
@@ -99,12 +102,13 @@ def _module_documents(path: Path) -> Iterator[str]:
         yield _join(_docstrings([node]))
 
 
-def _docstrings(nodes: Iterable[ast.AST]) -> Iterator[str | None]:
-    """Docstrings below `nodes` in the order of the source."""
-    for node in nodes:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield ast.get_docstring(node)
-        yield from _docstrings(ast.iter_child_nodes(node))
+def _docstrings(statements: Iterable[ast.AST]) -> Iterator[str | None]:
+    """Docstrings in and below `statements`, block by block."""
+    for statement in statements:
+        if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(statement)
+        for block in _BLOCKS:
+            yield from _docstrings(getattr(statement, block, ()))
 
 
 def _join(docstrings: Iterable[str | None]) -> str:

@@ -32,8 +32,8 @@ class TrainingRecipe:
     the `ModelConfig` is made.
     """
 
-    tokenizer: Literal["bpe", "word", "char"] = "bpe"
-    """Kind of tokenizer that is trained on the text: byte-level BPE, words, or characters."""
+    tokenizer: str = "bpe"
+    """bpe, word or char: trained on the text; or a folder whose tokenizer is used."""
     vocab_size: int = 2048
     """Most entries of the vocabulary; a character tokenizer may need fewer."""
     separator: str = ""
@@ -121,6 +121,11 @@ class TrainingRecipe:
             raise ConfigError(
                 f"num_heads ({self.num_heads}) must divide hidden_size ({self.hidden_size})"
             )
+        if self.final_learning_rate > self.learning_rate:
+            raise ConfigError(
+                f"final_learning_rate ({self.final_learning_rate}) must be at most "
+                f"learning_rate ({self.learning_rate})"
+            )
         if (self.steps is None) == (self.minutes is None):
             raise ConfigError("give either steps or minutes, to say how long to train")
 
@@ -171,6 +176,11 @@ def load_recipe(source: str | None, overrides: Mapping[str, Any]) -> TrainingRec
         ConfigError: no such recipe, a file that is no TOML, an unknown key or a bad value.
     """
     values = {} if source is None else _read_toml(_recipe_path(source))
+    known = {field.name for field in fields(TrainingRecipe)}
+    for name, given in ((source, values), ("options", overrides)):
+        unknown = sorted(given.keys() - known)
+        if unknown:
+            raise ConfigError(f"{name}: unknown settings {unknown}; known: {sorted(known)}")
     for one, other in (("steps", "minutes"), ("minutes", "steps")):
         if one in overrides and other not in overrides:
             values.pop(other, None)
@@ -207,14 +217,9 @@ def _recipe_path(source: str) -> Path:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: no TOML file that can be read: {error}") from error
-    known = {field.name for field in fields(TrainingRecipe)}
-    unknown = sorted(values.keys() - known)
-    if unknown:
-        raise ConfigError(f"{path}: unknown settings {unknown}; known: {sorted(known)}")
-    return values
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:

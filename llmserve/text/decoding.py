@@ -99,10 +99,10 @@ class TextStream:
     become one are kept back (`is_pending`) until the next token or `flush`.
     """
 
-    def __init__(self, spec: DecoderSpec, *, is_start: bool = True) -> None:
+    def __init__(self, spec: DecoderSpec) -> None:
         self._spec = spec
-        self._is_first = is_start
-        self._strips = is_start and bool(spec.stripped)
+        self._is_first = True
+        self._strips = bool(spec.stripped)
         self._utf8 = _UTF8("replace" if spec.is_byte_level else "llmserve.each_byte")
 
     @property
@@ -213,4 +213,4 @@ def _bytes_of(token: str) -> bytes:
     try:
         return bytes([_BYTE_OF_CHAR[char] for char in token])
     except KeyError:  # an added token in plain text
-        return token.encode("utf-8", "replace")
+        return token.encode()

@@ -161,9 +161,13 @@ def test_full_disk_is_an_oserror_and_the_target_stays(tmp_path: Path) -> None:
 
 
 def test_interrupt_inside_the_block_removes_what_was_written(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), StagedFolder(tmp_path / "model") as staged:
-        (staged.path / "half").write_bytes(b"x")
-        raise KeyboardInterrupt
+    def write_half() -> None:
+        with StagedFolder(tmp_path / "model") as staged:
+            (staged.path / "half").write_bytes(b"x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert os.listdir(tmp_path) == []
 
 

@@ -210,7 +210,7 @@ def test_request_that_cannot_be_served_is_refused(changes: dict[str, object], pa
 
 
 def test_too_long_a_prompt_names_both_numbers() -> None:
-    with pytest.raises(PromptTooLongError, match="128 tokens.*at most 127"):
+    with pytest.raises(PromptTooLongError, match=r"128 tokens.*at most 127"):
         make_engine().add_request(make_request("a", [1] * 128))
 
 
