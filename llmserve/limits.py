@@ -65,6 +65,8 @@ class Limits:
     """Time that requests in flight get to end after SIGTERM."""
     max_template_bytes: int = 64 << 10
     """Size of a chat template."""
+    template_timeout_s: float = 1.0
+    """Time of rendering a chat prompt."""
     max_rendered_chars: int = 1 << 20
     """Length of a rendered chat prompt."""
 
