@@ -58,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of our output left (`| head`): nothing is wrong, and nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, a file that may not be written
+        return _fail(error, 1)
 
 
 def _run(arguments: list[str]) -> int:
@@ -95,6 +97,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fail(error: LLMServeError, code: int) -> int:
+def _fail(error: Exception, code: int) -> int:
     print(f"llmserve: error: {error}", file=sys.stderr)
     return code

@@ -18,6 +18,8 @@ Sources: QLoRA (arXiv 2305.14314), LLM.int8 (arXiv 2208.07339), bitsandbytes 0.5
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -99,13 +101,7 @@ def quantize_bitsandbytes(
         ExportError: NaN or an infinity in the weight; for int8 a weight beyond float16.
         MissingDependencyError: bitsandbytes or torch is not installed.
     """
-    try:
-        import torch
-        from bitsandbytes import functional
-    except ImportError as error:
-        raise MissingDependencyError(
-            "bitsandbytes", extra="bnb", feature="quantizing to nf4 or bnb-int8"
-        ) from error
+    torch, functional = _import_bitsandbytes()
     largest = float(np.abs(weight).max(initial=0.0))
     if not np.isfinite(largest):
         raise ExportError(f"{name} holds NaN or an infinity; it cannot be quantized")
@@ -114,7 +110,7 @@ def quantize_bitsandbytes(
             f"{name} holds a weight of magnitude {largest:g}; bitsandbytes' int8 takes at most "
             f"{_LARGEST_FLOAT16:g}"
         )
-    tensor = torch.from_numpy(np.ascontiguousarray(weight))
+    tensor = torch.tensor(weight)
     stored: dict[str, Any]
     if form.kind == "int8":
         # The package turns every weight to float16 first.
@@ -136,6 +132,28 @@ def quantize_bitsandbytes(
     }
     out, width = weight.shape
     return BitsAndBytesLinear(form, (out, width), tensors)
+
+
+def _import_bitsandbytes() -> tuple[Any, Any]:
+    """torch and bitsandbytes' functions, without the network and without its notice about it.
+
+    On some CPUs the package asks for another one, `kernels`, that downloads a program on import.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    is_hidden = "kernels" not in sys.modules
+    if is_hidden:
+        sys.modules["kernels"] = None  # type: ignore[assignment]  # importing it fails
+    try:
+        import torch
+        from bitsandbytes import functional
+    except ImportError as error:
+        raise MissingDependencyError(
+            "bitsandbytes", extra="bnb", feature="quantizing to nf4 or bnb-int8"
+        ) from error
+    finally:
+        if is_hidden:
+            del sys.modules["kernels"]
+    return torch, functional
 
 
 def stored_specs(shape: tuple[int, int], form: BitsAndBytesFormat) -> dict[str, TensorSpec]:

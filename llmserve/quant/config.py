@@ -33,17 +33,13 @@ class LayerGroup:
     targets: tuple[str, ...]
     """Layer names without `.weight`, `re:` patterns, or `Linear` for every linear layer."""
 
-    def matches(self, layer: str) -> bool:
-        """Whether the layer of that name (no `.weight` at its end) belongs to the group."""
-        return _matches_any(self.targets, layer)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationConfig:
     """Which layers are quantized and how. Exactly one of the two methods is set."""
 
     groups: tuple[LayerGroup, ...] = ()
-    """compressed-tensors: the groups of layers, the first match counting."""
+    """compressed-tensors: the groups of layers. A name goes before a pattern, that before Linear."""
     bitsandbytes: BitsAndBytesFormat | None = None
     """bitsandbytes: its format; every linear layer that is not ignored has it."""
     ignore: tuple[str, ...] = ("lm_head",)
@@ -77,11 +73,13 @@ class QuantizationConfig:
 
     def group_of(self, layer: str) -> LayerGroup | None:
         """The compressed-tensors group of a layer; None for a layer that is not quantized."""
-        if _matches_any(self.ignore, layer):
+        if any(matches(target, layer) for matches in _MATCHERS for target in self.ignore):
             return None
-        exact = (group for group in self.groups if layer in group.targets)
-        by_pattern = (group for group in self.groups if group.matches(layer))
-        return next(exact, None) or next(by_pattern, None)
+        for matches in _MATCHERS:
+            for group in self.groups:
+                if any(matches(target, layer) for target in group.targets):
+                    return group
+        return None
 
     def render(self) -> dict[str, Any]:
         """The value of `quantization_config` in config.json."""
@@ -129,17 +127,24 @@ def _names(value: object) -> tuple[str, ...]:
         wildcards = pattern.count("*") + pattern.count("+")
         if not _SAFE_PATTERN.fullmatch(pattern) or wildcards > _MAX_WILDCARDS:
             raise ConfigError(f"quantization_config: layer pattern {name!r} is not supported")
+        re.compile(pattern)
     return tuple(value)
 
 
-def _matches_any(targets: tuple[str, ...], layer: str) -> bool:
-    return any(_matches(target, layer) for target in targets)
+def _is_name(target: str, layer: str) -> bool:
+    return target == layer
 
 
-def _matches(target: str, layer: str) -> bool:
-    if target.startswith("re:"):
-        return re.match(target[3:], layer) is not None
-    return target in (layer, "Linear")
+def _is_pattern(target: str, layer: str) -> bool:
+    return target.startswith("re:") and re.match(target[3:], layer) is not None
+
+
+def _is_class(target: str, layer: str) -> bool:
+    return target == "Linear"
+
+
+# In the order that compressed-tensors looks: the most specific first.
+_MATCHERS = (_is_name, _is_pattern, _is_class)
 
 
 def _is_skipped(part: str, layer: str) -> bool:
@@ -148,7 +153,10 @@ def _is_skipped(part: str, layer: str) -> bool:
 
 
 def _render_group(group: LayerGroup) -> dict[str, Any]:
+    # Without its own format, compressed-tensors takes int8 weights for packed ones.
+    own_format = {"format": _FORMATS[8]} if group.bits == 8 else {}
     return {
+        **own_format,
         "targets": list(group.targets),
         "weights": {
             "num_bits": group.bits,
@@ -191,17 +199,14 @@ def _parse_compressed_tensors(value: Mapping[str, Any]) -> QuantizationConfig:
             f"quantization_config: status {value['quantization_status']!r}; "
             "only 'compressed' is read"
         )
-    groups = tuple(_parse_group(name, group) for name, group in value["config_groups"].items())
-    for group in groups:
-        if value.get("format") != _FORMATS[group.bits]:
-            raise ConfigError(
-                f"quantization_config: format {value.get('format')!r} for {group.bits}-bit "
-                f"weights; {_FORMATS[group.bits]} is read"
-            )
+    groups = tuple(
+        _parse_group(name, group, group.get("format") or value.get("format"))
+        for name, group in value["config_groups"].items()
+    )
     return QuantizationConfig(groups=groups, ignore=_names(value.get("ignore") or []))
 
 
-def _parse_group(name: str, value: Mapping[str, Any]) -> LayerGroup:
+def _parse_group(name: str, value: Mapping[str, Any], form: object) -> LayerGroup:
     weights = value["weights"]
     where = f"quantization_config: {name}"
     if value.get("input_activations") or value.get("output_activations"):
@@ -211,12 +216,17 @@ def _parse_group(name: str, value: Mapping[str, Any]) -> LayerGroup:
             f"{where}: {weights.get('num_bits')}-bit {weights.get('type')} weights; "
             "int of 4 or 8 bits are supported"
         )
+    if form != _FORMATS[weights["num_bits"]]:
+        raise ConfigError(
+            f"{where}: format {form!r} for {weights['num_bits']}-bit weights; "
+            f"{_FORMATS[weights['num_bits']]!r} is read"
+        )
     if not weights.get("symmetric", True) or weights.get("dynamic"):
         raise ConfigError(f"{where}: only symmetric, static weights are supported")
     size = weights.get("group_size")
     if weights.get("strategy") == "channel":
         size = None
-    elif weights.get("strategy") != "group" or not isinstance(size, int) or size < 1:
+    elif weights.get("strategy") != "group" or type(size) is not int or size < 1:
         raise ConfigError(
             f"{where}: strategy {weights.get('strategy')!r} with group_size {size!r}; "
             "'group' with a positive size and 'channel' are supported"

@@ -45,13 +45,11 @@ def load_runner(
         raise ConfigError(f"threads must be at least 1, got {threads}")
     if find_spec("torch") is None:
         raise MissingDependencyError("torch", extra="torch", feature="the torch runner")
-    import torch
-
-    from .torch_runner import TorchRunner
+    from .torch_runner import TorchRunner, use_threads
 
     runner = TorchRunner(checkpoint, dtype=dtype, device=device)
     if threads is None and runner.info.num_parameters < _SMALL_MODEL:
         threads = 1
     if threads is not None:
-        torch.set_num_threads(threads)
+        use_threads(threads)
     return runner

@@ -17,7 +17,7 @@ from .protocol import Batch, RunnerInfo, StepResult
 from .sampler import sample
 from .torch_attention import PagedAttention, PagedCache
 
-__all__ = ["TorchRunner"]
+__all__ = ["TorchRunner", "use_threads"]
 
 
 class TorchRunner:
@@ -115,6 +115,11 @@ def _lay_out_for_one_row(model: Transformer) -> None:
     for parameter in model.parameters():
         if parameter.ndim == 2 and parameter.shape[0] > parameter.shape[1]:
             parameter.data = parameter.data.t().contiguous().t()
+
+
+def use_threads(threads: int) -> None:
+    """Compute every step of this process with that many threads."""
+    torch.set_num_threads(threads)
 
 
 def _dtype_named(name: str) -> torch.dtype:

@@ -1,0 +1,112 @@
+"""Between a model in torch and canonical tensors: loading, splitting what is fused, joining it.
+
+Canonical names (`layouts.py`) are the model's own parameter names after `model.`, except that
+query, key and value, and gate and input of the feed-forward, are one parameter each here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoint import Checkpoint
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..quant.dtypes import NUMPY_DTYPES, StoredArray
+from .transformer import Transformer
+
+__all__ = ["canonical_tensors", "load_canonical", "load_model", "to_stored"]
+
+
+def load_model(
+    checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> Transformer:
+    """The model of an open folder, in evaluation mode; quantized layers are dequantized.
+
+    Args:
+        checkpoint: The folder.
+        dtype: Type of weights and arithmetic; None: as the folder's configuration says.
+        device: Where the weights go.
+
+    Raises:
+        CheckpointError: a quantized layer is malformed.
+    """
+    config = checkpoint.config
+    dtype = dtype or getattr(torch, config.dtype)
+    with torch.device("meta"):
+        model = Transformer(config)
+    state = {}
+    for name, meta in model.named_parameters():
+        parameter = torch.empty(meta.shape, dtype=dtype, device=device)
+        for part, rows in _parts(name, config):
+            parameter[rows] = _read(checkpoint, part).to(device)
+        state[name] = parameter
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def canonical_tensors(model: Transformer) -> dict[str, Tensor]:
+    """The model's tensors by canonical name: detached views, which change when the model does."""
+    return {
+        part: parameter.detach()[rows]
+        for name, parameter in model.named_parameters()
+        for part, rows in _parts(name, model.config)
+    }
+
+
+def load_canonical(model: Transformer, tensors: Mapping[str, Tensor]) -> None:
+    """Copy canonical tensors into the model, in its own type and on its own device.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or of another shape; nothing is copied then.
+    """
+    targets = canonical_tensors(model)
+    wrong = targets.keys() ^ tensors.keys()
+    wrong |= {name for name in targets.keys() - wrong if targets[name].shape != tensors[name].shape}
+    if wrong:
+        raise CheckpointError(
+            f"tensors missing, unknown or of another shape than the model's: {sorted(wrong)[:4]}"
+        )
+    for name, target in targets.items():
+        target.copy_(tensors[name])
+
+
+def to_stored(tensor: Tensor) -> StoredArray:
+    """A tensor as `checkpoint.save_model` takes it, its type kept."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.int16)
+    return StoredArray(dtype, tensor.numpy().view(NUMPY_DTYPES[dtype]))
+
+
+def _parts(name: str, config: ModelConfig) -> Iterator[tuple[str, slice]]:
+    """The canonical tensors that the parameter `name` joins, each with its rows."""
+    if name.startswith("lm_head."):
+        yield name, slice(None)
+        return
+    for fused, sizes in (
+        ("qkv_proj", {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}),
+        (
+            "gate_up_proj",
+            {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size},
+        ),
+    ):
+        if f".{fused}." in name:
+            start = 0
+            for part, size in sizes.items():
+                yield f"model.{name.replace(fused, part)}", slice(start, start + size)
+                start += size
+            return
+    yield f"model.{name}", slice(None)
+
+
+def _read(checkpoint: Checkpoint, name: str) -> Tensor:
+    if checkpoint.is_quantized(name):
+        return torch.from_numpy(checkpoint.float32(name))
+    stored = checkpoint.stored(name)
+    tensor = torch.from_numpy(np.array(stored.data))  # torch takes no read-only views
+    return tensor.view(torch.bfloat16) if stored.dtype == "bfloat16" else tensor

@@ -1,0 +1,56 @@
+"""Canonical tensors and their places in each family's files."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from llmserve.families import family_of
+from llmserve.layouts import expected_tensors, is_ignored, linear_layers, stored_name, stored_parts
+from support.variants import GPT2, LLAMA, VARIANTS
+
+
+def test_llama_tensors_have_their_own_names_and_shapes() -> None:
+    shapes = expected_tensors(LLAMA)
+    assert shapes["model.layers.1.self_attn.k_proj.weight"] == (12, 24)
+    assert shapes["model.layers.1.mlp.down_proj.weight"] == (24, 40)
+    assert "lm_head.weight" not in shapes
+    assert len(shapes) == 2 + 2 * 9
+    assert len(linear_layers(LLAMA)) == 2 * 7
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parts_cover_every_stored_tensor_exactly_once(name: str) -> None:
+    config = VARIANTS[name]
+    shapes = expected_tensors(config)
+    parts = stored_parts(config, family_of(config))
+    assert parts.keys() == shapes.keys()
+    rows: dict[str, list[tuple[int, int]]] = {}
+    for canonical, part in parts.items():
+        turned = part.shape[::-1] if part.is_transposed else part.shape
+        assert (part.stop - part.start, *turned[1:]) == shapes[canonical]
+        rows.setdefault(part.name, []).append((part.start, part.stop))
+    for stored, pieces in rows.items():
+        part = next(part for part in parts.values() if part.name == stored)
+        ends = [0, *sorted(stop for _, stop in pieces)]
+        assert sorted(start for start, _ in pieces) == ends[:-1]
+        assert ends[-1] == (part.shape[::-1] if part.is_transposed else part.shape)[0]
+    stored_size = sum(math.prod({p.name: p for p in parts.values()}[n].shape) for n in rows)
+    assert stored_size == sum(map(math.prod, shapes.values()))
+
+
+def test_gpt2_keeps_query_key_and_value_in_one() -> None:
+    part = stored_parts(GPT2, "gpt2")["model.layers.0.self_attn.k_proj.weight"]
+    assert (part.name, part.shape) == ("transformer.h.0.attn.c_attn.weight", (24, 72))
+    assert (part.start, part.stop, part.is_transposed) == (24, 48, True)
+
+
+def test_names_without_prefix_and_constants_of_others_are_known() -> None:
+    assert stored_name("h.0.ln_1.bias", "gpt2") == "transformer.h.0.ln_1.bias"
+    assert stored_name("transformer.wte.weight", "gpt2") == "transformer.wte.weight"
+    assert stored_name("lm_head.weight", "gpt2") == "lm_head.weight"
+    assert stored_name("model.norm.weight", "llama") == "model.norm.weight"
+    assert is_ignored("h.0.attn.bias", "gpt2")
+    assert not is_ignored("h.0.attn.c_attn.bias", "gpt2")
+    assert is_ignored("model.layers.0.self_attn.rotary_emb.inv_freq", "llama")
