@@ -47,9 +47,9 @@ def test_help_imports_nothing_heavy(verb: str | None) -> None:
 
 
 def test_unknown_verb_is_refused_with_the_list() -> None:
-    result = run("trian")
+    result = run("servve")
     assert result.returncode == 2
-    assert "invalid choice: 'trian'" in result.stderr
+    assert "invalid choice: 'servve'" in result.stderr
     assert "Traceback" not in result.stderr
 
 
