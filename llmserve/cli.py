@@ -45,6 +45,10 @@ a first tour:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; `argv` without the program's name, None: this process's arguments."""
     arguments = sys.argv[1:] if argv is None else argv
+    # Threads that wait for each other spin for milliseconds by default: beside any busy process
+    # that costs a small model up to 15 times its speed (docs/lab-log.md, 2026-11-23). Said here,
+    # before a library that reads it is imported; child processes inherit it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         return _run(arguments)
     except ConfigError as error:

@@ -39,7 +39,7 @@ class QuantizationConfig:
     """Which layers are quantized and how. Exactly one of the two methods is set."""
 
     groups: tuple[LayerGroup, ...] = ()
-    """compressed-tensors: the groups of layers. A name goes before a pattern, that before Linear."""
+    """compressed-tensors: the groups. A layer's name goes before a pattern, that before Linear."""
     bitsandbytes: BitsAndBytesFormat | None = None
     """bitsandbytes: its format; every linear layer that is not ignored has it."""
     ignore: tuple[str, ...] = ("lm_head",)

@@ -1,0 +1,173 @@
+"""The report of a quantization: what each layer became, and what the model lost.
+
+`quantization_report.json` in the quantized folder holds all of it; the table on the terminal
+(`quant_table.py`) is made from the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from llmserve.checkpoint import Checkpoint
+from llmserve.families import family_of
+from llmserve.quant.bnb import BitsAndBytesLinear
+from llmserve.quant.groups import QuantizedLinear
+from llmserve.quant.layout import AnyQuantizedLinear, encode_layer
+
+from .measure import Comparison
+from .quantize import QuantizedModel
+
+__all__ = ["REPORT_FILE", "LayerReport", "QuantizationReport", "make_report"]
+
+REPORT_FILE = "quantization_report.json"
+
+_INT_BOUND = (
+    "per weight: |original - integer * scale| <= |scale| / 2, scale being the stored one of its "
+    "group; the float32 product adds at most 2**-24 of itself"
+)
+_BNB_BOUND = "none stated: the rounding is bitsandbytes' own; max_error is what was observed"
+
+# vLLM's Marlin kernels; a whole row (no group) is always taken.
+_COMMON_GROUP_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerReport:
+    """One quantized layer."""
+
+    name: str
+    """Its name, without `.weight`."""
+    shape: tuple[int, int]
+    """Output and input width."""
+    form: str
+    """int8, int4, nf4 or bnb-int8."""
+    group_size: int | None
+    """Weights that share a scale; None: one scale per output row."""
+    bits_per_weight: float
+    """Bits on disk, scales and shape included, divided by the number of weights."""
+    max_error: float
+    """Largest absolute error of a weight."""
+    relative_error: float
+    """Root of the squared error's sum, relative to the weights'."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationReport:
+    """One quantized model beside its original."""
+
+    scheme: str
+    asked_group_size: int | None
+    source_fingerprint: str
+    """sha256 that names the original folder's content."""
+    bytes_before: int
+    """All tensors of the original on disk."""
+    bytes_after: int
+    """All tensors of the quantized model on disk."""
+    layers: tuple[LayerReport, ...]
+    left_as_they_are: tuple[str, ...]
+    """Linear layers that bitsandbytes' kernels do not take; the head is never quantized."""
+    error_bound: str
+    comparison: Comparison | None
+    """None if it was not measured."""
+    text_sha256: str | None
+    """Of the evaluation text, as read."""
+    notes: tuple[str, ...]
+    """What users of other programs should know."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the quantized layers together, scales included."""
+        weights = [layer.shape[0] * layer.shape[1] for layer in self.layers]
+        bits = [layer.bits_per_weight for layer in self.layers]
+        return sum(w * b for w, b in zip(weights, bits, strict=True)) / sum(weights)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as `quantization_report.json` holds it."""
+        values = asdict(self)
+        values["bits_per_weight"] = self.bits_per_weight
+        if self.comparison is not None:
+            values["comparison"]["perplexity_before"] = self.comparison.perplexity_before
+            values["comparison"]["perplexity_after"] = self.comparison.perplexity_after
+        return values
+
+
+def make_report(
+    source: Checkpoint,
+    model: QuantizedModel,
+    *,
+    comparison: Comparison | None,
+    text_sha256: str | None,
+) -> QuantizationReport:
+    """Describe a quantized model; every weight is compared with its original."""
+    layers = tuple(
+        _layer_report(name, linear, model.scheme, source.float32(f"{name}.weight"))
+        for name, linear in model.layers.items()
+    )
+    unchanged = sum(
+        source.stored(name).nbytes
+        for name in source.names()
+        if name.removesuffix(".weight") not in model.layers
+    )
+    is_integer = model.scheme in ("int8", "int4")
+    return QuantizationReport(
+        scheme=model.scheme,
+        asked_group_size=model.group_size,
+        source_fingerprint=source.fingerprint,
+        bytes_before=source.stored_bytes(),
+        bytes_after=unchanged + sum(_stored_bytes(linear) for linear in model.layers.values()),
+        layers=layers,
+        left_as_they_are=model.skipped,
+        error_bound=_INT_BOUND if is_integer else _BNB_BOUND,
+        comparison=comparison,
+        text_sha256=text_sha256,
+        notes=tuple(_notes(source, layers, model.scheme)),
+    )
+
+
+def _stored_bytes(linear: AnyQuantizedLinear) -> int:
+    return sum(array.nbytes for array in encode_layer("", linear).values())
+
+
+def _layer_report(
+    name: str, linear: AnyQuantizedLinear, scheme: str, original: np.ndarray[Any, Any]
+) -> LayerReport:
+    error = (linear.dequantize() - original).astype(np.float64)
+    norm = float(np.linalg.norm(original.astype(np.float64)))
+    group_size = linear.group_size if isinstance(linear, QuantizedLinear) else _bnb_group(linear)
+    return LayerReport(
+        name=name,
+        shape=linear.shape,
+        form=scheme,
+        group_size=group_size,
+        bits_per_weight=8 * _stored_bytes(linear) / (linear.shape[0] * linear.shape[1]),
+        max_error=float(np.abs(error).max()),
+        relative_error=float(np.linalg.norm(error)) / norm if norm else 0.0,
+    )
+
+
+def _bnb_group(linear: BitsAndBytesLinear) -> int | None:
+    return None if linear.form.kind == "int8" else 64
+
+
+def _notes(source: Checkpoint, layers: tuple[LayerReport, ...], scheme: str) -> Iterator[str]:
+    if family_of(source.config) != "llama":
+        yield "the model is no Llama: llmserve alone opens its quantized form"
+        return
+    if scheme == "int8":
+        yield (
+            "transformers reads this form; vLLM and SGLang take int8 weights in it only together "
+            "with int8 activations, and may refuse it"
+        )
+    elif scheme != "int4":
+        yield "transformers reads this form, with bitsandbytes and accelerate installed"
+    unusual = {layer.group_size for layer in layers} - {None, *_COMMON_GROUP_SIZES}
+    if scheme == "int4" and unusual:
+        sizes = ", ".join(str(size) for size in sorted(filter(None, unusual)))
+        yield (
+            f"group size {sizes}: vLLM's and SGLang's fast kernels take 32, 64, 128 or whole rows "
+            "and may refuse it; transformers reads it"
+        )
