@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     # Threads that wait for each other spin for milliseconds by default: beside any busy process
     # that costs a small model up to 15 times its speed (docs/lab-log.md, 2026-11-23). Said here,
     # before a library that reads it is imported; child processes inherit it.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _run(arguments)
     except ConfigError as error:

@@ -170,11 +170,11 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    channel = Channel(connection)
-    try:
-        return _serve(channel)
-    except ParentGoneError:
-        return 0
+    with connection:
+        try:
+            return _serve(Channel(connection))
+        except ParentGoneError:
+            return 0
 
 
 def _serve(channel: Channel) -> int:

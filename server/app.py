@@ -1,0 +1,86 @@
+"""The application: routes, what they raise, and the layers around them."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from llmserve import __version__
+from llmserve.errors import LLMServeError
+
+from .error_replies import error_reply, plain_error
+from .openai_routes import openai_router
+from .ops_routes import ops_router
+from .page import page_router
+from .protection import Guard
+from .service import Service
+
+__all__ = ["create_app", "protect"]
+
+_log = logging.getLogger("llmserve.server")
+
+
+def create_app(service: Service) -> FastAPI:
+    """Every route, without the protection around them."""
+    # Swagger's and ReDoc's pages load scripts from elsewhere, which the page's policy forbids.
+    app = FastAPI(
+        title="llmserve",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for router in (openai_router(service), ops_router(service), page_router()):
+        app.include_router(router)
+    _handle_errors(app, service)
+    return app
+
+
+def protect(app: ASGIApp, service: Service) -> ASGIApp:
+    """`app` behind the guard, and open to the allowed origins if there are any."""
+    guarded: ASGIApp = Guard(app, service)
+    if not service.settings.allowed_origins:
+        return guarded
+    return CORSMiddleware(
+        guarded,
+        allow_origins=service.settings.allowed_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+        expose_headers=["x-request-id", "x-llmserve-ignored", "retry-after"],
+    )
+
+
+def _handle_errors(app: FastAPI, service: Service) -> None:
+    """One shape for whatever a route, the router or a defect raises."""
+
+    async def on_llmserve_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, LLMServeError)
+        return error_reply(service.limits, error)
+
+    async def on_http_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = {404: "there is no such route", 405: "this route does not take that method"}
+        return plain_error(
+            service.limits,
+            error.status_code,
+            message.get(error.status_code, str(error.detail)),
+            headers=error.headers,
+        )
+
+    async def on_client_left(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=499)  # nobody is there to read it
+
+    async def on_defect(_request: Request, error: Exception) -> Response:
+        _log.error("a route failed: %s", type(error).__name__)
+        return plain_error(service.limits, 500, "the server failed on this request")
+
+    app.add_exception_handler(LLMServeError, on_llmserve_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(ClientDisconnect, on_client_left)
+    app.add_exception_handler(Exception, on_defect)

@@ -1,0 +1,264 @@
+"""A server's life: check the folder, take the port, start the engine, serve, drain, end.
+
+Nothing is bound before the model folder was checked, and nothing is answered before the engine
+has loaded it. SIGINT and SIGTERM begin the drain: new requests get 503, those under way end
+within `drain_s`; a second signal ends them at once. When the engine dies, clients are told and
+the server ends with a code that is not 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+
+from llmserve.checkpoint import Checkpoint
+from llmserve.errors import ConfigError, EngineDeadError, TemplateError
+from llmserve.text.chat_template import ChatTemplate
+from llmserve.text.tokenizer import Tokenizer
+
+from .app import create_app, protect
+from .engine_client import start_engine
+from .engine_handle import EngineHandle
+from .http_protocol import GuardedProtocol, protocol_for
+from .listener import bound_socket, raise_file_limit, url_of
+from .metrics import ServerMetrics
+from .prompts import PromptReader
+from .service import ModelCard, Service
+from .settings import ServerSettings
+
+__all__ = ["Model", "build_service", "load_template", "open_model", "serve"]
+
+BACKLOG = 2048
+FLUSH_S = 1.0
+"""Time that replies get to be written out after the last request was ended."""
+SPARE_FILES = 256
+"""File descriptors beside those of the connections."""
+
+_log = logging.getLogger("llmserve.server")
+
+Announce = Callable[[Service, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the API process needs of a model folder."""
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+
+def serve(settings: ServerSettings, announce: Announce) -> int:
+    """Serve until told to end; returns the exit code.
+
+    `announce` is called with the service and its URL when requests are taken.
+
+    Raises:
+        CheckpointError: the model folder cannot be used; nothing was bound.
+        ConfigError: a setting cannot be used, or the port is taken.
+        EngineStartError: the engine could not load the model.
+    """
+    model = open_model(settings)
+    protocol = protocol_for(settings.http_parser, settings.limits)
+    raise_file_limit(settings.limits.max_connections + SPARE_FILES)
+    with (
+        bound_socket(settings.host, settings.port) as listener,
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+    ):
+        return runner.run(_Server(settings, model, protocol, announce).run(listener))
+
+
+def open_model(settings: ServerSettings) -> Model:
+    """Check the model folder and read what the API process needs of it."""
+    checkpoint = Checkpoint.open(settings.engine.model)
+    tokenizer = Tokenizer.load(checkpoint.path)
+    return Model(checkpoint, tokenizer, load_template(tokenizer, settings))
+
+
+def load_template(tokenizer: Tokenizer, settings: ServerSettings) -> ChatTemplate | None:
+    """The operator's template, else the folder's; None, with a warning, if the latter is bad."""
+    path = settings.chat_template
+    if path is None and tokenizer.chat_template is None:
+        return None
+    try:
+        source = None if path is None else path.read_text(encoding="utf-8")
+        return ChatTemplate.for_tokenizer(tokenizer, settings.limits, source=source)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"chat template {path} cannot be read: {error}") from error
+    except TemplateError as error:
+        if path is not None:
+            raise ConfigError(f"{path}: {error}") from error
+        _log.warning("chat is off: %s", error)
+        return None
+
+
+def build_service(settings: ServerSettings, model: Model, engine: EngineHandle) -> Service:
+    """Everything that the routes work with."""
+    prompts = PromptReader(
+        model.tokenizer,
+        model.template,
+        max_seq_len=engine.config.max_seq_len,
+        limits=settings.limits,
+    )
+    return Service(
+        settings=settings,
+        engine=engine,
+        tokenizer=model.tokenizer,
+        prompts=prompts,
+        card=ModelCard.of(
+            model.checkpoint, settings, engine, has_chat_template=prompts.has_template
+        ),
+        metrics=ServerMetrics(engine.config, lambda: engine.stats),
+    )
+
+
+class _Uvicorn(uvicorn.Server):
+    """Uvicorn without its signals, and with an end to its patience."""
+
+    abort_at = 0.0
+    """Time on the loop's clock at which shutdown drops the connections that are left."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_at(max(self.abort_at, loop.time() + FLUSH_S), self.abort_connections)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+    def abort_connections(self) -> None:
+        """Close every connection without waiting for its reader."""
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, GuardedProtocol)
+            connection.abort()
+
+
+class _Server:
+    """One run, from the start of the engine to its end."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        model: Model,
+        protocol: type[asyncio.Protocol],
+        announce: Announce,
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._protocol = protocol
+        self._announce = announce
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+
+    async def run(self, listener: socket.socket) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        engine = await self._start_engine()
+        if engine is None:
+            return 0
+        try:
+            service = build_service(self._settings, self._model, engine)
+            await self._serve(service, listener)
+            cause = engine.cause_of_death
+        finally:
+            await engine.close()
+        if cause is not None:
+            raise EngineDeadError(cause)
+        return 0
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+
+    async def _start_engine(self) -> EngineHandle | None:
+        """The engine, or None when the server was told to end before it was ready."""
+        starting = asyncio.create_task(
+            start_engine(self._settings.engine, limits=self._settings.limits)
+        )
+        await _first(starting, self._stop.wait())
+        if not starting.done():
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await starting
+            return None
+        return starting.result()
+
+    async def _serve(self, service: Service, listener: socket.socket) -> None:
+        listener.listen(BACKLOG)
+        server = _Uvicorn(self._uvicorn_config(service))
+        self._announce(service, url_of(listener))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await _first(serving, self._stop.wait(), service.engine.died.wait())
+        await self._drain(service, server)
+        await _first(serving, self._stop_now.wait())
+        if not serving.done():
+            server.abort_connections()
+        await serving
+
+    async def _drain(self, service: Service, server: _Uvicorn) -> None:
+        """Let what is under way end; the listener stays open meanwhile, to say 503."""
+        service.is_draining = True
+        requests = service.engine.requests
+        budget_s = self._settings.limits.drain_s
+        if not requests.is_idle:
+            _log.info("draining: %d requests get up to %g s", len(requests), budget_s)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + budget_s
+        await _first(
+            requests.wait_idle(),
+            self._stop_now.wait(),
+            service.engine.died.wait(),
+            timeout=budget_s,
+        )
+        if not requests.is_idle:
+            _log.warning("%d requests were not done in time", len(requests))
+            requests.abort_all()
+            deadline = loop.time()
+        server.abort_at = deadline + FLUSH_S
+        server.should_exit = True
+
+    def _uvicorn_config(self, service: Service) -> uvicorn.Config:
+        limits = self._settings.limits
+        return uvicorn.Config(
+            protect(create_app(service), service),
+            http=self._protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=limits.keep_alive_s,  # type: ignore[arg-type]
+            h11_max_incomplete_event_size=limits.max_header_bytes,
+        )
+
+
+async def _first(*awaitables: Awaitable[object], timeout: float | None = None) -> None:
+    """Return when one of them is done; coroutines that are not are cancelled, tasks go on."""
+    tasks = [asyncio.ensure_future(item) for item in awaitables]
+    await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    for task, item in zip(tasks, awaitables, strict=True):
+        if task is not item:
+            task.cancel()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,183 @@
+"""OpenAI's routes: completions, chat completions and the list of models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .error_replies import NotFoundError
+from .generation import Generation
+from .replies import ChatFormat, CompletionFormat, ReplyFormat, ReplyHead
+from .request_body import read_object
+from .schemas import ChatRequest, CompletionRequest, GenerationRequest, parse_request
+from .service import Service
+from .streaming import EventStream, WholeReply
+
+__all__ = ["body_of", "json_reply", "openai_router"]
+
+DEFAULT_MAX_TOKENS = 16
+"""What a completion gets that does not say `max_tokens`, as in OpenAI's API."""
+
+MAX_IGNORED_NAMES = 16
+
+R = TypeVar("R", bound=GenerationRequest)
+
+
+def openai_router(service: Service) -> APIRouter:
+    """The routes under /v1."""
+    router = APIRouter()
+
+    @router.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        """Continue one or several prompts."""
+        return await _complete(service, request)
+
+    @router.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
+    async def chat_completions(request: Request) -> Response:
+        """Answer a conversation."""
+        return await _chat(service, request)
+
+    @router.get("/v1/models")
+    async def models() -> Response:
+        """The models that requests may name."""
+        card = service.card
+        return json_reply({"object": "list", "data": [card.as_dict(name) for name in card.names]})
+
+    @router.get("/v1/models/{model_id:path}")
+    async def model(model_id: str) -> Response:
+        """One model's facts."""
+        if model_id not in service.card.names:
+            raise NotFoundError(f"the model {model_id[:64]!r} is not served here", param="model")
+        return json_reply(service.card.as_dict(model_id))
+
+    return router
+
+
+def json_reply(value: object) -> Response:
+    """A JSON document."""
+    return Response(orjson.dumps(value), media_type="application/json")
+
+
+def body_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI description of a route's body, which the route reads itself."""
+    schema = model.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def _complete(service: Service, request: Request) -> Response:
+    arrival_time = time.monotonic()
+    service.check_open()
+    asked, ignored = await _read(service, request, CompletionRequest)
+    params = asked.sampling_params()
+    prompts = await service.prompts.read(asked.prompt, add_special_tokens=asked.add_special_tokens)
+    if params.max_tokens is None:
+        params = replace(params, max_tokens=_default_budget(service, prompts))
+    generation = Generation(
+        service.engine,
+        service.tokenizer,
+        service.metrics,
+        prompts=prompts,
+        params=params,
+        limits=service.limits,
+        arrival_time=arrival_time,
+    )
+    reply = CompletionFormat(
+        _head(service, generation),
+        service.tokenizer,
+        echoes=_echoes(service, asked, params.n),
+        with_logprobs=params.logprobs is not None,
+        continuous_usage=_wants(asked, "continuous_usage_stats"),
+    )
+    return _answer(generation, reply, asked, ignored)
+
+
+async def _chat(service: Service, request: Request) -> Response:
+    arrival_time = time.monotonic()
+    service.check_open()
+    asked, ignored = await _read(service, request, ChatRequest)
+    params = asked.sampling_params()
+    prompt = await service.prompts.read_messages(
+        asked.messages, add_generation_prompt=asked.add_generation_prompt
+    )
+    generation = Generation(
+        service.engine,
+        service.tokenizer,
+        service.metrics,
+        prompts=[prompt],
+        params=params,
+        limits=service.limits,
+        arrival_time=arrival_time,
+    )
+    reply = ChatFormat(
+        _head(service, generation),
+        service.tokenizer,
+        num_choices=generation.num_choices,
+        with_logprobs=params.logprobs is not None,
+        continuous_usage=_wants(asked, "continuous_usage_stats"),
+    )
+    return _answer(generation, reply, asked, ignored)
+
+
+async def _read(service: Service, request: Request, kind: type[R]) -> tuple[R, list[str]]:
+    body = await read_object(request, service.limits)
+    asked, ignored = parse_request(
+        kind, body, ignore_unknown=service.settings.ignore_unknown_fields
+    )
+    service.check_model(asked.model)
+    return asked, ignored
+
+
+def _default_budget(service: Service, prompts: Sequence[list[int]]) -> int:
+    """The default, or less where the context ends before it: nobody asked for that many."""
+    room = service.engine.config.max_seq_len - max(map(len, prompts))
+    return max(1, min(DEFAULT_MAX_TOKENS, room))
+
+
+def _echoes(service: Service, asked: CompletionRequest, num_choices: int) -> list[str]:
+    """The text before each choice of each prompt."""
+    if not asked.echo:
+        return [""] * (len(asked.prompt) * num_choices)
+    return [
+        prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt)
+        for prompt in asked.prompt
+        for _ in range(num_choices)
+    ]
+
+
+def _head(service: Service, generation: Generation) -> ReplyHead:
+    return ReplyHead(
+        request_id=generation.requests[0].request_id,
+        model=service.card.names[0],
+        system_fingerprint=service.card.system_fingerprint,
+    )
+
+
+def _wants(asked: GenerationRequest, option: str) -> bool:
+    return asked.stream_options is not None and getattr(asked.stream_options, option) is True
+
+
+def _answer(
+    generation: Generation, reply: ReplyFormat, asked: GenerationRequest, ignored: list[str]
+) -> Response:
+    headers = _ignored_header(ignored)
+    if asked.stream:
+        include_usage = _wants(asked, "include_usage")
+        return EventStream(generation, reply, headers, include_usage=include_usage)
+    return WholeReply(generation, reply, headers)
+
+
+def _ignored_header(ignored: list[str]) -> dict[str, str]:
+    """Names of ignored fields; those that are no plain words are counted, not repeated."""
+    plain = [name for name in ignored if name.isascii() and name.isidentifier() and len(name) < 64]
+    shown = plain[:MAX_IGNORED_NAMES]
+    if len(shown) < len(ignored):
+        shown.append(f"and {len(ignored) - len(shown)} more")
+    return {"x-llmserve-ignored": ", ".join(shown)} if shown else {}

@@ -1,0 +1,127 @@
+"""How a generation becomes an HTTP reply, whole or as server-sent events.
+
+Both kinds watch for the client's leaving and then abort what it asked for. The status line waits
+for the first token, so what goes wrong before it gets a status of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from llmserve.engine.request import FinishReason
+from llmserve.errors import LLMServeError
+from llmserve.output import TextDelta
+
+from .error_replies import DeadlineError, error_body, error_reply, status_of
+from .generation import Generation
+from .replies import ReplyFormat, done_event, event
+
+__all__ = ["EventStream", "WholeReply"]
+
+
+class _GenerationReply(Response):
+    """A reply that begins a generation, lasts as long as it does, and ends it in every case."""
+
+    def __init__(
+        self, generation: Generation, reply: ReplyFormat, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(headers=dict(headers))
+        self._generation = generation
+        self._limits = generation.limits
+        self._reply = reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watcher = asyncio.create_task(self._close_when_left(receive))
+        try:
+            self._generation.start()
+            await self._run(send)
+        except LLMServeError as error:  # nothing was sent yet
+            await error_reply(self._limits, error)(scope, receive, send)
+        finally:
+            watcher.cancel()
+            self._generation.close()
+
+    async def _run(self, send: Send) -> None:
+        raise NotImplementedError
+
+    async def _close_when_left(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._generation.close()
+
+
+class WholeReply(_GenerationReply):
+    """One JSON document, when every choice has ended."""
+
+    async def _run(self, send: Send) -> None:
+        generation = self._generation
+        choices: list[list[TextDelta]] = [[] for _ in range(generation.num_choices)]
+        while not generation.is_done:
+            for update in await generation.updates():
+                choices[update.index].append(update.delta)
+        if any(deltas[-1].finish_reason is FinishReason.TIMEOUT for deltas in choices):
+            raise DeadlineError("the request was not done by its deadline")
+        body = self._reply.whole(choices, generation.usage)
+        headers = [
+            *(item for item in self.raw_headers if item[0] != b"content-length"),
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+class EventStream(_GenerationReply):
+    """Server-sent events: one for each token of each choice, then `[DONE]`."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        reply: ReplyFormat,
+        headers: Mapping[str, str],
+        *,
+        include_usage: bool,
+    ) -> None:
+        """With `include_usage` the totals are sent in an event of their own, before the end."""
+        super().__init__(generation, reply, headers)
+        self._include_usage = include_usage
+
+    async def _run(self, send: Send) -> None:
+        headers = [
+            *(item for item in self.raw_headers if item[0] != b"content-length"),
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        async with aclosing(self._events()) as events:
+            chunk = await anext(events)
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            async for chunk in events:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _events(self) -> AsyncGenerator[bytes]:
+        """Raises what goes wrong before the first event; tells what goes wrong after it."""
+        generation, reply = self._generation, self._reply
+        has_begun = False
+        try:
+            while not generation.is_done:
+                updates = await generation.updates()
+                usage = generation.usage if reply.continuous_usage else None
+                if updates:
+                    yield b"".join([reply.chunk(update, usage) for update in updates])
+                    has_begun = True
+        except LLMServeError as error:
+            if not has_begun:
+                raise
+            yield event(error_body(self._limits, status_of(error), str(error))) + done_event
+            return
+        if self._include_usage:
+            yield reply.usage_event(generation.usage)
+        yield done_event

@@ -1,0 +1,349 @@
+"""`llmserve serve` as a process: its start, its refusals, its end, and what its clients see when
+the engine fails (R14, R16)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import openai
+import psutil
+import pytest
+
+from llmserve.cli import main
+from llmserve.server import lifecycle
+from support.models import make_model_folder
+from support.serving import ServeProcess, serving
+
+pytestmark = pytest.mark.http
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def post(url: str, body: dict[str, object], timeout: float = 30.0) -> tuple[int, bytes]:
+    request = urllib.request.Request(  # noqa: S310
+        url + "/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    return _open(request, timeout)
+
+
+def get(url: str, path: str) -> int:
+    return _open(urllib.request.Request(url + path), 10)[0]  # noqa: S310
+
+
+def _open(request: urllib.request.Request, timeout: float) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as reply:  # noqa: S310
+            return reply.status, reply.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def in_threads(count: int, work: Callable[[int], None]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def assert_clean_end(server: ServeProcess, url: str, code: int = 0) -> None:
+    """The exit code, no traceback, the port free, no process left."""
+    assert server.wait() == code, server.output
+    assert "Traceback" not in server.output
+    address = (urlsplit(url).hostname, urlsplit(url).port)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    marker = "llmserve.server.engine_process"
+    for process in psutil.process_iter(["cmdline", "ppid"]):
+        is_engine = marker in (process.info["cmdline"] or ())
+        assert not (is_engine and process.info["ppid"] == 1), "an orphan engine"
+
+
+STREAM = {"prompt": "x", "stream": True, "ignore_eos": True, "max_tokens": 120}
+
+
+def test_the_official_client_works_and_ctrl_c_ends_it_cleanly(folder: Path) -> None:
+    secret = "a-long-enough-secret"
+    environment = {"LLMSERVE_API_KEY": secret}
+    with serving(folder, "--runner", "fake", environment=environment) as server:
+        url = server.wait_until_ready()
+        with openai.OpenAI(base_url=url + "/v1", api_key=secret, max_retries=0) as client:
+            assert [model.id for model in client.models.list()] == ["tiny"]
+            assert client.models.retrieve("tiny").id == "tiny"
+            options = {"model": "tiny", "temperature": 0, "max_tokens": 20}
+            whole = client.completions.create(prompt="Once", **options)
+            stream = client.completions.create(prompt="Once", stream=True, **options)
+            assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
+            messages = [{"role": "user", "content": "hello"}]
+            chat = client.chat.completions.create(
+                messages=messages, logprobs=True, top_logprobs=2, **options
+            )
+            chunks = list(
+                client.chat.completions.create(
+                    messages=messages,
+                    stream=True,
+                    stream_options={"include_usage": True},
+                    **options,
+                )
+            )
+            text = "".join(chunk.choices[0].delta.content for chunk in chunks[:-1])
+            assert text == chat.choices[0].message.content
+            assert chunks[-1].usage == chat.usage
+            with pytest.raises(openai.BadRequestError, match="temperature"):
+                client.completions.create(prompt="x", model="tiny", temperature=-1)
+            with pytest.raises(openai.NotFoundError):
+                client.completions.create(prompt="x", model="none")
+        with (
+            openai.OpenAI(base_url=url + "/v1", api_key="wrong-secret", max_retries=0) as stranger,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            stranger.models.list()
+        for process in (psutil.Process(server.process.pid), server.engine()):
+            assert secret not in " ".join(process.cmdline())
+        assert secret not in str(server.engine().environ())
+        assert secret not in server.output
+        server.process.send_signal(signal.SIGINT)
+        assert_clean_end(server, url)
+
+
+def test_drain_lets_streams_end_and_waits_for_nobody_else(folder: Path) -> None:
+    with serving(folder, "--runner", "fake:0.01", "--limit", "drain_s=15") as server:
+        url = server.wait_until_ready()
+        replies: dict[int, tuple[int, bytes]] = {}
+        threads = in_threads(16, lambda index: replies.__setitem__(index, post(url, STREAM)))
+        host, port = urlsplit(url).hostname, urlsplit(url).port
+        held = [socket.create_connection((host, port), 5) for _ in range(20)]
+        for index, connection in enumerate(held):
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n")
+            if index % 2:
+                connection.sendall(b"content-type: application/json\r\ncontent-length: 9\r\n\r\n{")
+        while get_running(url) < 16:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        while get(url, "/ready") != 503:
+            time.sleep(0.01)
+        assert time.monotonic() - started < 1
+        assert get(url, "/health") == 200
+        assert post(url, {"prompt": "x"})[0] == 503
+        for thread in threads:
+            thread.join(20)
+        assert [status for status, _ in replies.values()] == [200] * 16
+        for _, body in replies.values():
+            assert body.endswith(b"data: [DONE]\n\n")
+            assert b'"finish_reason":"length"' in body
+        ended = time.monotonic()
+        assert_clean_end(server, url)
+        assert time.monotonic() - ended < 2
+        for connection in held:
+            connection.close()
+
+
+def get_running(url: str) -> int:
+    with urllib.request.urlopen(url + "/metrics", timeout=10) as reply:  # noqa: S310
+        text = reply.read().decode()
+    return int(float(text.partition("\nllmserve_num_requests_running ")[2].split("\n")[0]))
+
+
+def test_what_is_not_done_by_the_drain_budget_is_told_so(folder: Path) -> None:
+    with serving(folder, "--runner", "fake:0.05", "--limit", "drain_s=0.4") as server:
+        url = server.wait_until_ready()
+        replies: dict[int, tuple[int, bytes]] = {}
+        (thread,) = in_threads(1, lambda index: replies.__setitem__(index, post(url, STREAM)))
+        while get_running(url) < 1:
+            time.sleep(0.01)
+        started = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        thread.join(10)
+        assert b"shutting down" in replies[0][1]
+        assert replies[0][1].endswith(b"data: [DONE]\n\n")
+        assert_clean_end(server, url)
+        assert time.monotonic() - started < 0.4 + 1 + 1
+
+
+def test_a_second_signal_ends_it_at_once(folder: Path) -> None:
+    with serving(folder, "--runner", "fake:0.05") as server:
+        url = server.wait_until_ready()
+        replies: dict[int, tuple[int, bytes]] = {}
+        (thread,) = in_threads(1, lambda index: replies.__setitem__(index, post(url, STREAM)))
+        while get_running(url) < 1:
+            time.sleep(0.01)
+        started = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        while get(url, "/ready") != 503:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGINT)
+        assert_clean_end(server, url)
+        assert time.monotonic() - started < 3
+        thread.join(10)
+
+
+def test_a_failed_step_ends_its_requests_and_no_others(folder: Path) -> None:
+    environment = {"LLMSERVE_FAILPOINTS": "engine.forward=raise@10"}
+    with serving(folder, "--runner", "fake", environment=environment) as server:
+        url = server.wait_until_ready()
+        status, body = post(url, {**STREAM, "stream": False})
+        assert status == 500
+        assert json.loads(body)["error"]["type"] == "engine_error"
+        for _ in range(20):
+            assert post(url, {"prompt": "x", "max_tokens": 3})[0] == 200
+        assert get(url, "/health") == 200
+        assert get_running(url) == 0
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+def test_three_failed_steps_end_the_server_with_a_code(folder: Path) -> None:
+    environment = {"LLMSERVE_FAILPOINTS": "engine.forward=raise"}
+    with serving(folder, "--runner", "fake", environment=environment) as server:
+        url = server.wait_until_ready()
+        statuses = []
+        for _ in range(3):
+            with contextlib.suppress(OSError):
+                statuses.append(post(url, {"prompt": "x", "max_tokens": 3})[0])
+        assert statuses[:2] == [500, 500]
+        assert set(statuses) <= {500, 503}
+        assert server.wait() == 1
+        assert "3 steps in a row failed" in server.lines[-1]
+
+
+def test_a_killed_engine_is_told_to_clients_and_ends_the_server(folder: Path) -> None:
+    with serving(folder, "--runner", "fake:0.02") as server:
+        url = server.wait_until_ready()
+        replies: dict[int, tuple[int, bytes]] = {}
+        threads = in_threads(4, lambda index: replies.__setitem__(index, post(url, STREAM)))
+        while get_running(url) < 4:
+            time.sleep(0.01)
+        server.engine().kill()
+        started = time.monotonic()
+        for thread in threads:
+            thread.join(10)
+        assert time.monotonic() - started < 5
+        for status, body in replies.values():
+            assert status == 200
+            assert b'"error"' in body
+            assert body.endswith(b"data: [DONE]\n\n")
+        assert_clean_end(server, url, code=1)
+        assert "engine process ended" in server.lines[-1]
+
+
+def test_the_engine_ends_when_the_server_is_killed(folder: Path) -> None:
+    with serving(folder, "--runner", "fake") as server:
+        server.wait_until_ready()
+        engine = server.engine()
+        server.process.kill()
+        engine.wait(10)
+
+
+@pytest.mark.parametrize("delay_s", [0.4, 0.9, 1.4])
+def test_a_signal_during_the_start_ends_it_cleanly(folder: Path, delay_s: float) -> None:
+    with serving(folder, "--runner", "fake") as server:
+        time.sleep(delay_s)
+        children = psutil.Process(server.process.pid).children()
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait() in (0, 130, -signal.SIGINT)
+        if children:  # the interpreter had begun to run our code
+            assert "Traceback" not in server.output
+            psutil.wait_procs(children, timeout=5)
+            assert not any(child.is_running() for child in children)
+
+
+def refuse_to_bind(*_: object) -> None:
+    raise AssertionError("something was bound")
+
+
+def damage(folder: Path, target: Path, how: str) -> str:
+    """A damaged copy of a model folder; the file at fault."""
+    shutil.copytree(folder, target)
+    weights = target / "model.safetensors"
+    if how == "missing":
+        shutil.rmtree(target)
+        return target.name
+    if how == "truncated":
+        os.truncate(weights, weights.stat().st_size // 2)
+    elif how == "flipped":
+        data = bytearray(weights.read_bytes())
+        data[-5] ^= 1
+        weights.write_bytes(data)
+    elif how == "shape":
+        (target / "manifest.json").unlink()
+        config = json.loads((target / "config.json").read_text())
+        config["num_hidden_layers"] = 3
+        (target / "config.json").write_text(json.dumps(config))
+    elif how == "tokenizer":
+        (target / "manifest.json").unlink()
+        (target / "tokenizer.json").write_text("{}")
+        return "tokenizer.json"
+    return "model.safetensors"
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "flipped", "shape", "tokenizer"])
+def test_a_damaged_model_is_one_line_naming_the_file(
+    folder: Path,
+    tmp_path: Path,
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(lifecycle, "bound_socket", refuse_to_bind)
+    file = damage(folder, tmp_path / "model", how)
+    started = time.process_time()
+    assert main(["serve", str(tmp_path / "model"), "--runner", "fake"]) == 1
+    assert time.process_time() - started < 2
+    message = capsys.readouterr().err
+    (line,) = [line for line in message.splitlines() if line.startswith("llmserve: error:")]
+    assert file in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "--allow-unauthenticated"),  # noqa: S104
+        (["--limit", "nothing=1"], "unknown limit"),
+        (["--api-key-file", "/no/such/file"], "cannot be read"),
+        (["--chat-template", "/no/such/file"], "cannot be read"),
+        (["--port", "70000"], "port"),
+    ],
+)
+def test_settings_that_cannot_be_used_exit_with_2(
+    folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", str(folder), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_taken_port_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", str(folder), "--port", str(port), "--runner", "fake"]) == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_what_only_the_engine_can_refuse_is_relayed(folder: Path) -> None:
+    with serving(folder, "--runner", "fake", "--kv-cache-memory", "10") as server:
+        assert server.wait() == 1
+        assert "does not hold one block" in server.lines[-1]
+        assert "Traceback" not in server.output
+
+
+def test_limits_are_shown_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--show-limits", "--limit", "max_choices=3"]) == 0
+    shown = dict(line.split("=") for line in capsys.readouterr().out.split())
+    assert shown["max_choices"] == "3"
+    assert main(["serve"]) == 2

@@ -1,0 +1,24 @@
+"""One small model folder and one local server for all tests of a run that only read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.models import make_model_folder
+from support.servers import LocalServer, local_server
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A valid model folder; tests must not change it."""
+    return make_model_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def server(model_folder: Path) -> Iterator[LocalServer]:
+    """A server with default settings."""
+    with local_server(model_folder) as running:
+        yield running

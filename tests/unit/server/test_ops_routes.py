@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from llmserve.limits import Limits
+from llmserve.text.tokenizer import Tokenizer
+from support.models import MAX_SEQ_LEN
+from support.servers import LocalServer, call, local_server
+
+
+def samples(server: LocalServer) -> dict[tuple[str, str], float]:
+    """Name and labels → value."""
+    text = server.get("/metrics").body.decode()
+    return {
+        (sample.name, ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_count_what_was_done(model_folder: Path) -> None:
+    with local_server(model_folder) as server:
+        before = samples(server)
+        server.complete(prompt=[5, 6, 7], max_tokens=10, n=2)
+        server.complete(prompt=[5], max_tokens=4, stream=True)
+        server.post("/v1/completions", b"[]")
+        server.wait_idle()
+        after = samples(server)
+
+        def grown(name: str, labels: str = "") -> float:
+            return after[name, labels] - before.get((name, labels), 0.0)
+
+        assert grown("llmserve_prompt_tokens_total") == 4
+        assert grown("llmserve_generation_tokens_total") == 24
+        assert grown("llmserve_request_success_total", "finished_reason=length") == 3
+        assert grown("llmserve_time_to_first_token_seconds_count") == 3
+        assert grown("llmserve_inter_token_latency_seconds_count") == 24 - 3
+        assert grown("llmserve_e2e_request_latency_seconds_count") == 2
+        assert grown("llmserve_request_queue_time_seconds_count") == 3
+        labels = "handler=/v1/completions,method=POST,status="
+        assert grown("llmserve_http_requests_total", labels + "200") == 2
+        assert grown("llmserve_http_requests_total", labels + "400") == 1
+        assert after["llmserve_num_requests_running", ""] == 0
+        assert after["llmserve_kv_cache_usage_perc", ""] == 0
+        assert after["llmserve_engine_steps_total", ""] > 0
+
+
+def test_histogram_buckets_are_cumulative(model_folder: Path) -> None:
+    with local_server(model_folder) as server:
+        server.complete(prompt=[5], max_tokens=10)
+        found = samples(server)
+        name = "llmserve_inter_token_latency_seconds"
+        buckets = [
+            (float(labels.removeprefix("le=")), value)
+            for (sample, labels), value in found.items()
+            if sample == f"{name}_bucket"
+        ]
+        counts = [count for _, count in sorted(buckets)]
+        assert counts == sorted(counts)
+        assert counts[-1] == found[f"{name}_count", ""] == 9
+
+
+def test_series_do_not_grow_with_what_clients_send(server: LocalServer) -> None:
+    def send(index: int) -> None:
+        server.complete(prompt="x", model=f"model-{index}")
+        server.get(f"/no/such/route/{index}")
+        server.get(f"/v1/models/other-{index}")
+        server.run(call(server.app, f"ODD{index}", "/health"))
+
+    samples(server)
+    send(0)
+    before = samples(server).keys()
+    for index in range(1, 20):
+        send(index)
+    assert samples(server).keys() == before
+
+
+def test_probes_answer_and_limits_are_the_ones_in_force(server: LocalServer) -> None:
+    assert server.get("/health").json() == {"status": "ok"}
+    assert server.get("/ready").json() == {"status": "ok"}
+    assert server.get("/limits").json() == asdict(Limits())
+
+
+def test_health_follows_progress(model_folder: Path) -> None:
+    with local_server(model_folder) as server:
+        engine = server.engine
+        now = time.monotonic()
+        assert engine.problem(now + 1000) is None, "an idle engine is healthy for ever"
+        server.loop.call_soon_threadsafe(engine.running.clear)
+        reply = server.run(_ask_and_look(server))
+        assert reply == (None, True)
+
+
+async def _ask_and_look(server: LocalServer) -> tuple[str | None, bool]:
+    """A held engine with work: well at first, not well when it stays silent."""
+    body = b'{"prompt":"x","max_tokens":1}'
+    asking = asyncio.create_task(call(server.app, "POST", "/v1/completions", body))
+    while server.engine.requests.is_idle:
+        await asyncio.sleep(0.001)
+    now = time.monotonic()
+    soon, late = server.engine.problem(now), server.engine.problem(now + 11)
+    server.engine.running.set()
+    assert (await asking).status == 200
+    return soon, late is not None
+
+
+def test_readiness_ends_when_the_server_drains(model_folder: Path) -> None:
+    with local_server(model_folder) as server:
+        server.service.is_draining = True
+        assert server.get("/ready").status == 503
+        assert server.get("/health").status == 200
+        refused = server.complete(prompt="x", max_tokens=1)
+        assert refused.status == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.headers["connection"] == "close"
+
+
+def test_tokenize_and_detokenize_are_each_others_inverse(
+    server: LocalServer, model_folder: Path
+) -> None:
+    tokenizer = Tokenizer.load(model_folder)
+    text = "Once upon a 🙂"
+    reply = server.post("/tokenize", {"prompt": text, "return_token_strs": True}).json()
+    assert reply["tokens"] == tokenizer.encode(text)
+    assert reply["count"] == len(reply["tokens"]) == len(reply["token_strs"])
+    assert reply["max_model_len"] == MAX_SEQ_LEN
+    bare = server.post("/tokenize", {"prompt": text, "add_special_tokens": False}).json()
+    assert server.post("/detokenize", {"tokens": bare["tokens"]}).json() == {"prompt": text}
+
+
+def test_tokenize_reads_conversations(server: LocalServer) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    ids = server.post("/tokenize", {"messages": messages}).json()["tokens"]
+    text = server.post("/detokenize", {"tokens": ids}).json()["prompt"]
+    assert text == "<user>hi\n<assistant>"
+    short = server.post("/tokenize", {"messages": messages, "add_generation_prompt": False}).json()
+    assert short["count"] < len(ids)
+
+
+def test_tokenize_takes_one_kind_of_input(server: LocalServer) -> None:
+    assert server.post("/tokenize", {}).status == 400
+    both = {"prompt": "x", "messages": [{"role": "user", "content": "x"}]}
+    assert server.post("/tokenize", both).status == 400
+    assert server.post("/detokenize", {"tokens": [10**6]}).status == 400
+
+
+def test_openapi_describes_every_post_route(server: LocalServer) -> None:
+    document = server.get("/openapi.json").json()
+    for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"):
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        assert content["application/json"]["schema"]["properties"]
+    assert "$ref" not in str(document["paths"]["/v1/chat/completions"]["post"]["requestBody"])
+    assert server.get("/docs").status == 404
