@@ -53,12 +53,18 @@ class PromptReader:
     ) -> list[list[int]]:
         """Token ids of each prompt; lists of ids are taken as they are.
 
-        Raises `RequestError` for too many prompts, or a text that cannot be encoded or fit.
+        Raises `RequestError` for too many prompts, an empty one, or a text that cannot be encoded
+        or fit.
         """
         if len(prompts) > self._limits.max_prompts:
             raise RequestError(
                 f"{len(prompts)} prompts; this server allows at most {self._limits.max_prompts}",
                 param="prompt",
+            )
+        if not all(prompts):
+            # A tokenizer may put a first id before nothing: still nobody asked for anything.
+            raise RequestError(
+                "the prompt is empty: give at least one character or id", param="prompt"
             )
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         encoded = iter(await self._encode(texts, add_special_tokens=add_special_tokens))

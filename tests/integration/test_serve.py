@@ -235,10 +235,11 @@ def test_a_killed_engine_is_told_to_clients_and_ends_the_server(folder: Path) ->
         for thread in threads:
             thread.join(10)
         assert time.monotonic() - started < 5
+        assert any(status == 200 for status, _ in replies.values())
         for status, body in replies.values():
-            assert status == 200
             assert b'"error"' in body
-            assert body.endswith(b"data: [DONE]\n\n")
+            # A stream that had no token yet still has its status line to say so.
+            assert status == 503 or body.endswith(b"data: [DONE]\n\n")
         assert_clean_end(server, url, code=1)
         assert "engine process ended" in server.lines[-1]
 

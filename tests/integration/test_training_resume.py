@@ -1,0 +1,200 @@
+"""A run that is killed, or whose disk is full, goes on and ends with the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmserve import failpoints
+from llmserve.checkpoint import Checkpoint
+from llmserve.errors import ConfigError, DataError, TrainingError
+from llmserve.training.recipe import TrainingRecipe
+from llmserve.training.run_loop import RunOutcome
+from llmserve.training.training_run import run_training
+from support.training_runs import SilentReporter, tiny_recipe, write_text
+
+WEIGHTS = "model/model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _disarmed() -> Iterator[None]:
+    yield
+    failpoints.disarm_all()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(text: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """sha256 of the weights of a run from beginning to end."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(text, out)
+    return digest(out)
+
+
+def train(text: Path | None, out: Path, recipe: TrainingRecipe | None = None) -> RunOutcome:
+    sources = [] if text is None else [str(text)]
+    return run_training(recipe or tiny_recipe(dropout=0.1), sources, out, reporter=SilentReporter())
+
+
+def digest(out: Path) -> str:
+    return hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()
+
+
+def command(text: Path, out: Path, recipe: TrainingRecipe) -> list[str]:
+    """The command line that trains with `recipe`."""
+    options = [sys.executable, "-m", "llmserve", "train", "--text", str(text), "--out", str(out)]
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if value is not None and not isinstance(value, bool):
+            options += ["--" + field.name.replace("_", "-"), str(value)]
+    return options
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "leaves_half_a_checkpoint"),
+    [
+        ("train.micro_batch=kill@6", False),  # in the middle of step 3, before any checkpoint
+        ("train.micro_batch=kill@14", False),  # in the middle of step 7, after one
+        ("ckpt.write=kill@130", True),  # while the second one is written
+    ],
+)
+def test_killed_run_ends_with_the_same_weights(
+    text: Path, tmp_path: Path, undisturbed: str, failpoint: str, leaves_half_a_checkpoint: bool
+) -> None:
+    out = tmp_path / "run"
+    killed = subprocess.run(
+        command(text, out, tiny_recipe(dropout=0.1)),
+        env=os.environ | {failpoints.VARIABLE: failpoint},
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    half = [path for path in out.glob("checkpoints/.step-*") if path.is_dir()]
+    assert bool(half) == leaves_half_a_checkpoint
+    train(text, out)
+    assert digest(out) == undisturbed
+    assert not list(out.glob("**/.*.tmp-*"))
+
+
+def test_full_disk_at_any_write_loses_nothing(text: Path, tmp_path: Path, undisturbed: str) -> None:
+    # Some 500 operations make a run; every 41st fails here, in each of its phases.
+    for number in range(1, 520, 41):
+        out = tmp_path / f"run{number}"
+        failpoints.arm(f"durable.op=enospc@{number}")
+        with pytest.raises(TrainingError, match="No space left"):
+            train(text, out)
+        failpoints.disarm_all()
+        train(text, out)
+        assert digest(out) == undisturbed
+        assert not list(out.glob("**/.*.tmp-*"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_signal_leaves_a_checkpoint_of_the_last_step(
+    text: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    out = tmp_path / "run"
+    recipe = tiny_recipe(steps=10**6)
+    with subprocess.Popen(command(text, out, recipe), stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 40
+        while not (out / "checkpoints" / "last.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, messages = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert "Traceback" not in messages
+    assert "the same command goes on" in messages
+    newest = max((out / "checkpoints").glob("step-*"))
+    assert Checkpoint.open(newest / "model").names()
+    assert not list(out.glob("**/.*.tmp-*"))
+
+
+def test_finished_run_is_not_run_again(text: Path, tmp_path: Path) -> None:
+    first = train(text, tmp_path / "run")
+    changed = (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns
+    again = train(None, tmp_path / "run")
+    assert again.result == first.result
+    assert (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns == changed
+
+
+def test_another_recipe_or_text_is_refused_and_restart_begins_anew(
+    text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(text, out, tiny_recipe())
+    with pytest.raises(ConfigError, match="seed 0 → 1"):
+        train(text, out, tiny_recipe(seed=1))
+    with pytest.raises(DataError, match="another text"):
+        train(write_text(tmp_path / "other.txt", seed=1), out, tiny_recipe())
+    before = digest(out)
+    run_training(tiny_recipe(seed=1), [str(text)], out, reporter=SilentReporter(), restart=True)
+    assert digest(out) != before
+
+
+def test_run_without_a_checkpoint_may_begin_again_with_another_recipe(
+    text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(DataError, match="too little text"):
+        train(text, out, tiny_recipe(max_seq_len=10**5))
+    assert train(text, out, tiny_recipe()).result is not None
+
+
+def test_restart_that_cannot_begin_removes_nothing(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(text, out)
+    for sources, message in (([], "--text"), ([str(tmp_path / "none.txt")], "no such text")):
+        with pytest.raises((ConfigError, DataError), match=message):
+            run_training(tiny_recipe(), sources, out, reporter=SilentReporter(), restart=True)
+    assert digest(out)
+
+
+def test_new_run_needs_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--text"):
+        train(None, tmp_path / "run")
+
+
+def test_time_budget_is_planned_once(text: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(minutes=0.02, evaluate_every=10**6, checkpoint_every=10**6)
+    began = time.monotonic()
+    outcome = train(text, tmp_path / "run", recipe)
+    assert outcome.result is not None
+    assert outcome.result["steps"] > 12
+    assert time.monotonic() - began < 10  # seconds, for a budget of 1.2 on a busy machine
+    assert train(None, tmp_path / "run", recipe).result == outcome.result
+
+
+def test_run_whose_loss_stays_not_finite_keeps_its_checkpoint(
+    text: Path, tmp_path: Path, undisturbed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmserve.training.trainer import Trainer
+
+    plain = Trainer.loss_sum
+
+    def broken(self: Trainer, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss = plain(self, inputs, targets)
+        return loss * float("nan") if self.state.step >= 5 and loss.requires_grad else loss
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "loss_sum", broken)
+        with pytest.raises(TrainingError, match="not finite"):
+            train(text, out)
+    assert (out / "checkpoints" / "step-00000004").is_dir()
+    assert not (out / "checkpoints" / "step-00000012").exists()
+    for line in (out / "training_log.jsonl").read_text().splitlines():
+        assert "NaN" not in line

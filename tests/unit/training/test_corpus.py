@@ -1,0 +1,116 @@
+"""Reading, cutting and splitting text; text that cannot be used is refused with its place."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from llmserve.errors import DataError
+from llmserve.training.corpus import Corpus, read_corpus
+
+DOCUMENTS = [f"Document {i} says {i * i}." for i in range(200)]
+
+
+def write(path: Path, text: str | bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def read(*sources: str, separator: str = "\n---\n", held_out: float = 0.1) -> Corpus:
+    return read_corpus(sources, separator=separator, held_out=held_out)
+
+
+def test_documents_are_cut_at_the_separator_and_split_disjointly(tmp_path: Path) -> None:
+    corpus = read(write(tmp_path / "a.txt", "\n---\n".join(DOCUMENTS)))
+    assert sorted(corpus.train + corpus.held_out) == sorted(DOCUMENTS)
+    assert not set(corpus.train) & set(corpus.held_out)
+    assert 5 < len(corpus.held_out) < 40
+
+
+def test_equal_documents_are_on_one_side(tmp_path: Path) -> None:
+    corpus = read(write(tmp_path / "a.txt", "\n---\n".join(DOCUMENTS * 2)))
+    assert not set(corpus.train) & set(corpus.held_out)
+
+
+def test_split_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.txt", "\n---\n".join(DOCUMENTS))
+    first = read_corpus([source], separator="\n---\n", seed=1)
+    assert read_corpus([source], separator="\n---\n", seed=1) == first
+    assert read_corpus([source], separator="\n---\n", seed=2).held_out != first.held_out
+
+
+def test_tail_is_the_end_of_the_text(tmp_path: Path) -> None:
+    text = "".join(f"line {i}\n" for i in range(1000)).strip()
+    source = write(tmp_path / "a.txt", text)
+    corpus = read_corpus([source], held_out=0.1, held_out_by="tail")
+    assert "".join(corpus.train) + "".join(corpus.held_out) == text
+    assert len(corpus.held_out[0]) == pytest.approx(len(text) * 0.1, abs=1)
+
+
+def test_file_without_separator_is_cut_at_empty_lines(tmp_path: Path) -> None:
+    paragraphs = [f"{i} " + "word " * 100 for i in range(100)]
+    corpus = read(write(tmp_path / "a.txt", "\n\n".join(paragraphs)), separator="")
+    blocks = corpus.train + corpus.held_out
+    assert len(blocks) > 10
+    assert all(block.startswith(tuple(f"{i} " for i in range(100))) for block in blocks)
+
+
+def test_folders_patterns_and_jsonl_are_read_in_order(tmp_path: Path) -> None:
+    write(tmp_path / "d" / "b.txt", "\n---\n".join(DOCUMENTS[:50]))
+    lines = [json.dumps({"text": text, "more": 1}) for text in DOCUMENTS[50:100]]
+    write(tmp_path / "d" / "a.jsonl", "\n".join(lines) + "\n\n")
+    write(tmp_path / "d" / "image.png", b"\xff\xfe")
+    by_folder = read(str(tmp_path / "d"))
+    assert sorted(by_folder.train + by_folder.held_out) == sorted(DOCUMENTS[:100])
+    assert read(str(tmp_path / "d" / "*.[jt]*")) == by_folder
+
+
+def test_standard_input_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = io.BytesIO("\n---\n".join(DOCUMENTS).encode())
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=data))
+    corpus = read("-")
+    assert len(corpus.train) + len(corpus.held_out) == len(DOCUMENTS)
+
+
+def test_text_is_cleaned(tmp_path: Path) -> None:
+    text = "\r\n---\r\n".join(f"caf\u0065\u0301 {i}\u00a0!" for i in range(100))
+    corpus = read(write(tmp_path / "a.txt", text))
+    assert "caf\u00e9 1 !" in corpus.train + corpus.held_out
+
+
+def test_digest_sees_every_change(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.txt", "\n---\n".join(DOCUMENTS))
+    digest = read(source).sha256
+    write(tmp_path / "a.txt", "\n---\n".join([*DOCUMENTS[:-1], "Changed."]))
+    assert read(source).sha256 != digest
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "no text"),
+        ("a.txt", b" \n\n\t ", "no text"),
+        ("a.txt", b"fine\xff", "byte 0xff at offset 4"),
+        ("a.txt", "\ud800".encode("utf-16-le", "surrogatepass"), "not UTF-8"),
+        ("a.txt", b"one document alone", "too little text"),
+        ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2 is not JSON"),
+        ("a.jsonl", b'{"txt": "a"}', "line 1 is no object"),
+        ("a.jsonl", b'["text"]', "line 1 is no object"),
+        ("a.jsonl", b'{"text": 3}', "line 1 is no object"),
+    ],
+)
+def test_bad_text_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(write(tmp_path / name, content))
+
+
+def test_missing_source_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing-here\.txt"):
+        read(str(tmp_path / "nothing-here.txt"))
+    with pytest.raises(DataError, match="folder with"):
+        read(str(tmp_path))
