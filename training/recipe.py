@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from llmserve.config import ModelConfig
 from llmserve.errors import ConfigError
 
 __all__ = ["TrainingRecipe", "field_docs", "load_recipe", "recipe_names"]
@@ -28,8 +29,7 @@ _RECIPES = Path(__file__).parent / "recipes"
 class TrainingRecipe:
     """Text preparation, model, optimization and bookkeeping of one run.
 
-    Raises `ConfigError` for a value outside its range; the model's own rules are checked where
-    the `ModelConfig` is made.
+    Raises `ConfigError` for a value outside its range or a shape that makes no model.
     """
 
     tokenizer: str = "bpe"
@@ -74,11 +74,11 @@ class TrainingRecipe:
     """Windows of max_seq_len tokens in one optimizer step."""
     accumulation: int = 1
     """Parts that a batch is computed in, one after the other; divides batch_size."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     """Highest learning rate, reached after the warm-up."""
     final_learning_rate: float = 1e-4
     """Learning rate at the last step, at the end of the cosine."""
-    warmup_steps: int = 50
+    warmup_steps: int = 100
     """Steps of linear rise from zero."""
     weight_decay: float = 0.1
     """AdamW's decay, on matrices only."""
@@ -91,7 +91,7 @@ class TrainingRecipe:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the matrix products; auto: bfloat16 where the processor has instructions for it."""
     threads: int | None = None
-    """Threads of one step; none given: one for each core. Sums, so weights, depend on it."""
+    """Threads that share a step; none given: one for each core. Sums, so weights, depend on it."""
     seed: int = 0
     """Seed of initial weights, dropout, order of the text and choice of held-out documents."""
     evaluate_every: int = 100
@@ -117,7 +117,7 @@ class TrainingRecipe:
             raise ConfigError(
                 f"accumulation ({self.accumulation}) must divide batch_size ({self.batch_size})"
             )
-        if self.hidden_size % self.num_heads:
+        if self.num_heads < 1 or self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"num_heads ({self.num_heads}) must divide hidden_size ({self.hidden_size})"
             )
@@ -128,6 +128,29 @@ class TrainingRecipe:
             )
         if (self.steps is None) == (self.minutes is None):
             raise ConfigError("give either steps or minutes, to say how long to train")
+
+        self.model_config(vocab_size=self.vocab_size)
+
+    def model_config(self, *, vocab_size: int, **special_ids: Any) -> ModelConfig:
+        """The model over a vocabulary. Raises `ConfigError` where the shape makes no model."""
+        return ModelConfig(
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.hidden_size // self.num_heads,
+            intermediate_size=self.intermediate_size,
+            max_seq_len=self.max_seq_len,
+            positions=self.positions,
+            norm=self.norm,
+            activation=self.activation,
+            attention_bias=self.bias,
+            attention_output_bias=self.bias,
+            mlp_bias=self.bias,
+            tie_word_embeddings=self.tie_word_embeddings,
+            **special_ids,
+        )
 
     @property
     def sha256(self) -> str:

@@ -90,6 +90,17 @@ def test_killed_run_ends_with_the_same_weights(
     assert not list(out.glob("**/.*.tmp-*"))
 
 
+def test_stopped_run_on_two_threads_ends_with_the_same_weights(text: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(threads=2, precision="bfloat16")
+    train(text, tmp_path / "whole", recipe)
+    failpoints.arm("train.micro_batch=raise@15")
+    with pytest.raises(failpoints.FailpointError):
+        train(text, tmp_path / "stopped", recipe)
+    failpoints.disarm_all()
+    train(text, tmp_path / "stopped", recipe)
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+
+
 def test_full_disk_at_any_write_loses_nothing(text: Path, tmp_path: Path, undisturbed: str) -> None:
     # Some 500 operations make a run; every 41st fails here, in each of its phases.
     for number in range(1, 520, 41):
@@ -183,7 +194,7 @@ def test_run_whose_loss_stays_not_finite_keeps_its_checkpoint(
 ) -> None:
     from llmserve.training.trainer import Trainer
 
-    plain = Trainer.loss_sum
+    plain = Trainer.part_loss
 
     def broken(self: Trainer, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         loss = plain(self, inputs, targets)
@@ -191,7 +202,7 @@ def test_run_whose_loss_stays_not_finite_keeps_its_checkpoint(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "loss_sum", broken)
+        patch.setattr(Trainer, "part_loss", broken)
         with pytest.raises(TrainingError, match="not finite"):
             train(text, out)
     assert (out / "checkpoints" / "step-00000004").is_dir()

@@ -16,11 +16,11 @@ from support.training_runs import tiny_config, tiny_recipe
 IDS = (np.arange(4000) * 7 % 97 % 50).astype(np.uint16)
 
 
-def make_trainer(*, precision: Any = "float32", **changes: Any) -> Trainer:
+def make_trainer(*, precision: Any = "float32", threads: int = 1, **changes: Any) -> Trainer:
     recipe = tiny_recipe(**changes)
     model = Transformer(tiny_config(), dropout=recipe.dropout)
     model.initialize(torch.Generator().manual_seed(recipe.seed))
-    return Trainer(model, recipe, IDS, precision=precision)
+    return Trainer(model, recipe, IDS, precision=precision, threads=threads)
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
@@ -38,6 +38,27 @@ def test_four_parts_of_eight_equal_one_batch_of_32() -> None:
     assert whole.state.position == parts.state.position == 96
     # Adam divides by the gradient's size: where that is tiny, rounding shows.
     torch.testing.assert_close(weights(parts), weights(whole), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_share_the_batch(threads: int) -> None:
+    alone, shared, again = (make_trainer(threads=count) for count in (1, threads, threads))
+    losses = run(alone, 4)
+    assert run(shared, 4) == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(weights(shared), weights(alone), atol=2e-5, rtol=1e-4)
+    run(again, 4)
+    assert torch.equal(weights(again), weights(shared))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_evaluation_on_several_threads_is_that_on_one(precision: str) -> None:
+    inputs, targets = torch.from_numpy(IDS[:321].astype(np.int64)).unfold(0, 2, 1).unbind(1)
+    windows = inputs.view(-1, 16), targets.view(-1, 16)
+    losses = [
+        float(make_trainer(threads=threads, precision=precision).loss_sum(*windows))
+        for threads in (1, 2)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_loss_falls() -> None:
@@ -91,13 +112,13 @@ def test_gradient_is_clipped() -> None:
 
 def make_loss_not_finite(trainer: Trainer, bad_parts: set[int], value: float) -> None:
     """Multiply the losses of those micro-batches, counted from 0, by `value`."""
-    plain, calls = trainer.loss_sum, iter(range(10**6))
+    plain, calls = trainer.part_loss, iter(range(10**6))
 
     def broken(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         loss = plain(inputs, targets)
         return loss * value if next(calls) in bad_parts else loss
 
-    trainer.loss_sum = broken  # type: ignore[method-assign]
+    trainer.part_loss = broken  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -1,0 +1,65 @@
+"""The order in which a run reads its tokens: shuffled, and a function of one whole number.
+
+The tokens are cut into windows of the context's length, with another offset in every pass so that
+a window's edges do not stay where they are, and each pass visits the windows in its own order. All
+of it follows from (seed, position), where the position counts windows since the start of the run:
+a resumed run needs nothing else to read on where it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from llmserve.errors import DataError
+
+__all__ = ["WindowOrder", "read_windows"]
+
+
+class WindowOrder:
+    """Maps positions to offsets of windows in a token file."""
+
+    def __init__(self, num_tokens: int, *, context: int, seed: int) -> None:
+        """A window is `context` tokens and the one after them.
+
+        Raises:
+            DataError: not one window whatever the offset.
+        """
+        self.windows_per_epoch = (num_tokens - context) // context
+        """Windows in one pass; the same for every offset."""
+        if self.windows_per_epoch < 1:
+            raise DataError(
+                f"too little text: {num_tokens} tokens to train on, and a context of {context} "
+                f"needs at least {2 * context}; give more text or a smaller max_seq_len"
+            )
+        self._context = context
+        self._seed = seed
+        self._epoch = -1
+        self._starts: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    def starts(self, position: int, count: int) -> list[int]:
+        """Token offsets of the `count` windows from `position` on."""
+        return [self._start(position + i) for i in range(count)]
+
+    def _start(self, position: int) -> int:
+        epoch, index = divmod(position, self.windows_per_epoch)
+        if epoch != self._epoch:
+            # Philox counts from a key: no state to carry from one pass to the next.
+            random = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
+            offset = int(random.integers(self._context))
+            order = random.permutation(self.windows_per_epoch)
+            self._starts = order.astype(np.int64) * self._context + offset
+            self._epoch = epoch
+        return int(self._starts[index])
+
+
+def read_windows(
+    ids: npt.NDArray[np.unsignedinteger[Any]], starts: list[int], context: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets at `starts`, each int64 [windows, context]; targets are one token on."""
+    rows = np.stack([ids[start : start + context + 1] for start in starts]).astype(np.int64)
+    tokens = torch.from_numpy(rows)
+    return tokens[:, :-1], tokens[:, 1:]

@@ -1,0 +1,104 @@
+"""How well a model predicts text that it was not trained on, beside what guessing would give.
+
+Perplexity depends on the tokenizer: fewer, longer tokens are each harder to guess. Bits per byte
+does not, and compares any two models on the same text. A unigram model, which knows how often each
+token occurs and nothing of what came before, is the floor that a model must beat.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from llmserve.model.transformer import Transformer
+
+__all__ = ["HeldOutFigures", "held_out_loss", "unigram_loss"]
+
+_WINDOWS_AT_ONCE = 16
+
+TokenIds = npt.NDArray[np.unsignedinteger[Any]]
+LossSum = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutFigures:
+    """Figures of one model on held-out text."""
+
+    loss: float
+    """Nats for each token."""
+    unigram_loss: float
+    """Nats for each of the same tokens under a unigram model of the training text."""
+    num_tokens: int
+    """Tokens predicted."""
+    num_bytes: int
+    """UTF-8 bytes of the text."""
+
+    @property
+    def perplexity(self) -> float:
+        """Tokens that would be as hard to tell apart if all were equally likely."""
+        return math.exp(self.loss)
+
+    @property
+    def unigram_perplexity(self) -> float:
+        """Perplexity of the unigram model."""
+        return math.exp(self.unigram_loss)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits that coding the text with the model would take, for each byte of it."""
+        return self.loss * self.num_tokens / math.log(2) / self.num_bytes
+
+
+def held_out_loss(
+    model: Transformer, ids: TokenIds, *, context: int, loss_sum: LossSum | None = None
+) -> float:
+    """Mean nats for each of `ids` but the first, in windows of `context` that do not overlap.
+
+    `loss_sum` maps inputs and targets [windows, tokens] to the sum of their losses; None: plain
+    float32. Leaves the model in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    with torch.no_grad():
+        for inputs, targets in _windows(ids, context):
+            if loss_sum is None:
+                logits = model(inputs)
+                part = functional.cross_entropy(
+                    logits.flatten(0, 1), targets.flatten(), reduction="sum"
+                )
+            else:
+                part = loss_sum(inputs, targets)
+            total += float(part)
+    model.train(was_training)
+    return total / (len(ids) - 1)
+
+
+def unigram_loss(train_ids: TokenIds, held_out_ids: TokenIds, vocab_size: int) -> float:
+    """Mean nats of the same tokens under their frequencies in training, each counted once more."""
+    counts = np.bincount(train_ids, minlength=vocab_size) + 1
+    log_probabilities = np.log(counts / counts.sum())
+    return -float(log_probabilities[held_out_ids[1:]].mean())
+
+
+def _windows(ids: TokenIds, context: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of equal windows, then the shorter rest."""
+    tokens = torch.from_numpy(ids.astype(np.int64))
+    whole = (len(tokens) - 1) // context
+    inputs = tokens[: whole * context].view(whole, context)
+    targets = tokens[1 : whole * context + 1].view(whole, context)
+    batches = [
+        (inputs[start : start + _WINDOWS_AT_ONCE], targets[start : start + _WINDOWS_AT_ONCE])
+        for start in range(0, whole, _WINDOWS_AT_ONCE)
+    ]
+    rest = tokens[whole * context :]
+    if len(rest) > 1:
+        batches.append((rest[None, :-1], rest[None, 1:]))
+    return batches

@@ -1,0 +1,113 @@
+"""From text to what a run trains on: a tokenizer and two token files, in the run's folder.
+
+What is already there is checked and used again, so that a resumed run needs the text no more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from llmserve.durable import StagedFolder, write_bytes
+from llmserve.errors import ConfigError, DataError
+from llmserve.text.tokenizer import Tokenizer
+
+from .corpus import Corpus, documents_sha256
+from .recipe import TrainingRecipe
+from .token_file import TokenFile, write_token_file
+
+__all__ = ["PreparedText", "open_prepared", "prepare_text", "tokenizer_sha256"]
+
+_Kind = Literal["bpe", "word", "char"]
+_DOCUMENTS_AT_ONCE = 4096
+_FILES = {"train": "train.bin", "held_out": "held_out.bin"}
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedText:
+    """What a run reads."""
+
+    tokenizer: Tokenizer
+    train: TokenFile
+    """Tokens to train on."""
+    held_out: TokenFile
+    """Tokens to evaluate on."""
+
+
+def prepare_text(
+    corpus: Corpus, recipe: TrainingRecipe, *, tokenizer_folder: Path, tokens_folder: Path
+) -> PreparedText:
+    """Train or load the tokenizer, and write the token files.
+
+    Raises:
+        ConfigError, DataError: the tokenizer or the text cannot be used.
+        CheckpointError: the tokenizer's folder is damaged.
+    """
+    tokenizer = _make_tokenizer(corpus, recipe)
+    with StagedFolder(tokenizer_folder, overwrite=True) as staged:
+        for name, data in tokenizer.files().items():
+            write_bytes(staged.path / name, data)
+    digest = tokenizer_sha256(tokenizer)
+    tokens_folder.mkdir(exist_ok=True)
+    for half, documents in (("train", corpus.train), ("held_out", corpus.held_out)):
+        write_token_file(
+            tokens_folder / _FILES[half],
+            _encode(tokenizer, documents),
+            vocab_size=tokenizer.vocab_size,
+            tokenizer_sha256=digest,
+            text_sha256=documents_sha256(documents),
+            text_bytes=sum(len(document.encode()) for document in documents),
+        )
+    return open_prepared(tokenizer_folder, tokens_folder)
+
+
+def open_prepared(tokenizer_folder: Path, tokens_folder: Path) -> PreparedText:
+    """Open what `prepare_text` wrote, checked.
+
+    Raises:
+        CheckpointError, DataError: a file is missing, damaged, or of another tokenizer.
+    """
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    digest = tokenizer_sha256(tokenizer)
+    train, held_out = (TokenFile.open(tokens_folder / name) for name in _FILES.values())
+    for half in (train, held_out):
+        if half.tokenizer_sha256 != digest:
+            raise DataError(f"{tokens_folder}: tokens of another tokenizer than {tokenizer_folder}")
+    return PreparedText(tokenizer, train, held_out)
+
+
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
+    """Digest of the tokenizer's files."""
+    digest = hashlib.sha256()
+    for name, data in sorted(tokenizer.files().items()):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
+    return digest.hexdigest()
+
+
+def _make_tokenizer(corpus: Corpus, recipe: TrainingRecipe) -> Tokenizer:
+    """Trained on the part that the model is trained on, so that held-out text stays unseen."""
+    if recipe.tokenizer in get_args(_Kind):
+        kind = cast(_Kind, recipe.tokenizer)
+        return Tokenizer.train(kind, corpus.train, vocab_size=recipe.vocab_size)
+    folder = Path(recipe.tokenizer)
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigError(
+            f"tokenizer {recipe.tokenizer!r} is neither one of {', '.join(get_args(_Kind))} "
+            "nor a folder with a tokenizer.json"
+        )
+    return Tokenizer.load(folder)
+
+
+def _encode(tokenizer: Tokenizer, documents: Sequence[str]) -> npt.NDArray[np.int64]:
+    """All documents in a row, each as the tokenizer begins a text."""
+    parts: list[npt.NDArray[np.int64]] = []
+    for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
+        batch = tokenizer.encode_batch(documents[start : start + _DOCUMENTS_AT_ONCE])
+        parts += (np.asarray(ids, dtype=np.int64) for ids in batch)
+    return np.concatenate(parts)

@@ -1,0 +1,172 @@
+"""The folder of one training run: what is in it, who may write it, and its checkpoints.
+
+    run.json                the recipe and the digests that a resumed run must agree with
+    tokenizer/, tokens/     the text as numbers
+    checkpoints/step-N/     a model folder, the optimizer's state and the place in the text
+    checkpoints/last.json   which of them to go on from; best.json: lowest held-out loss
+    training_log.jsonl      and loss.png, the curve
+    model/                  the finished model; result.json: its figures
+
+Everything is written through `durable`, a checkpoint as one folder that appears whole; `last.json`
+is moved to it after that, and older ones are deleted only then. A process killed at any moment
+leaves a folder from which the next one goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llmserve.durable import StagedFolder, sweep_stale, verify_manifest, write_json
+from llmserve.errors import ConfigError, TrainingError
+from llmserve.strict_json import read_json
+
+from .log import LOG_NAME
+
+__all__ = ["RunFolder"]
+
+_LOCK = "run.lock"
+_RUN = "run.json"
+_CONTENT = ("checkpoints", "loss.png", "model", "result.json", "tokenizer", "tokens", LOG_NAME)
+_STEP = re.compile(r"\.?(step-\d{8,})")
+
+
+class RunFolder:
+    """Paths and pointers of one run. Use it inside `locked()`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        """The folder itself."""
+        self.tokenizer = path / "tokenizer"
+        """Files of the tokenizer."""
+        self.tokens = path / "tokens"
+        """Token files."""
+        self.log = path / LOG_NAME
+        """The log."""
+        self.picture = path / "loss.png"
+        """The loss curve."""
+        self.model = path / "model"
+        """The finished model folder."""
+        self._checkpoints = path / "checkpoints"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; the system lets go of it when the process ends.
+
+        Raises:
+            ConfigError: the folder cannot be made, or holds something else.
+            TrainingError: another process trains in it.
+        """
+        self._make()
+        with open(self.path / _LOCK, "a+", encoding="ascii") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise TrainingError(
+                    f"{self.path} is in use by another training (process {file.read().strip()}); "
+                    "wait for it, or give another --out"
+                ) from error
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            self._sweep()
+            yield
+
+    def read_run(self) -> dict[str, Any] | None:
+        """What `write_run` wrote; None in a new folder."""
+        path = self.path / _RUN
+        return read_json(path) if path.is_file() else None
+
+    def write_run(self, run: dict[str, Any]) -> None:
+        """Record what determines the run."""
+        write_json(self.path / _RUN, run)
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The finished run's figures; None before its end."""
+        path = self.path / "result.json"
+        return read_json(path) if path.is_file() else None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Record that the run is finished."""
+        write_json(self.path / "result.json", result)
+
+    def clear(self) -> None:
+        """Remove what an earlier run left. Its record goes first: a torn removal is no run."""
+        (self.path / _RUN).unlink(missing_ok=True)
+        for name in _CONTENT:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def new_checkpoint(self, step: int, *, keep: int) -> Iterator[Path]:
+        """A folder to write the checkpoint of `step` into; it becomes the last one.
+
+        The `keep` newest, and the best, stay; older ones go.
+        """
+        self._checkpoints.mkdir(exist_ok=True)
+        name = f"step-{step:08d}"
+        with StagedFolder(self._checkpoints / name, overwrite=True) as staged:
+            yield staged.path
+        write_json(self._checkpoints / "last.json", {"folder": name})
+        self._retain(keep)
+
+    def mark_if_best(self, step: int, held_out_loss: float) -> None:
+        """Point `best.json` at the checkpoint of `step` if none before had as low a loss."""
+        path = self._checkpoints / "best.json"
+        if path.is_file() and read_json(path)["held_out_loss"] <= held_out_loss:
+            return
+        write_json(path, {"folder": f"step-{step:08d}", "held_out_loss": held_out_loss})
+
+    def last_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, its files checked; None before the first.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        path = self._pointed("last.json")
+        if path is not None:
+            verify_manifest(path)
+        return path
+
+    def _pointed(self, pointer: str) -> Path | None:
+        path = self._checkpoints / pointer
+        return self._checkpoints / str(read_json(path)["folder"]) if path.is_file() else None
+
+    def _retain(self, keep: int) -> None:
+        folders = sorted(path for path in self._checkpoints.glob("step-*") if path.is_dir())
+        best = self._pointed("best.json")
+        for path in folders[:-keep]:
+            if path != best:
+                shutil.rmtree(path)
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be made: {error.strerror}") from error
+        known = {_LOCK, _RUN, *_CONTENT}
+        names = sorted(path.name for path in self.path.iterdir())
+        others = [name for name in names if name not in known and not name.startswith(".")]
+        if others and not (self.path / _RUN).is_file():
+            raise ConfigError(
+                f"{self.path} holds other files ({others[0]}); give a new folder as --out"
+            )
+
+    def _sweep(self) -> None:
+        """Remove what a killed process was in the middle of writing."""
+        for entry in self._checkpoints.iterdir() if self._checkpoints.is_dir() else ():
+            match = _STEP.match(entry.name)
+            if match and entry.name.startswith("."):
+                sweep_stale(self._checkpoints, match[1])
+        for name in (*_CONTENT, _RUN):
+            sweep_stale(self.path, name)

@@ -1,0 +1,65 @@
+"""`run.json`: what determines a run, written when it begins and compared when it goes on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from llmserve.errors import ConfigError, DataError
+
+from .prepare import PreparedText, tokenizer_sha256
+from .recipe import TrainingRecipe
+from .trainer import resolve_precision
+
+__all__ = ["check_same_recipe", "check_same_text", "make_run"]
+
+_FORMAT = "llmserve-run-1"
+_log = logging.getLogger("llmserve")
+
+
+def make_run(recipe: TrainingRecipe, text: PreparedText, *, corpus_sha256: str) -> dict[str, Any]:
+    """The record of a new run on this machine."""
+    return {
+        "format": _FORMAT,
+        "recipe": asdict(recipe),
+        "text_sha256": corpus_sha256,
+        "tokenizer_sha256": tokenizer_sha256(text.tokenizer),
+        "train_tokens_sha256": text.train.sha256,
+        "held_out_tokens_sha256": text.held_out.sha256,
+        "precision": resolve_precision(recipe.precision),
+        "threads": recipe.threads or torch.get_num_threads(),
+        "torch": torch.__version__,
+        "planned_steps": recipe.steps,
+    }
+
+
+def check_same_recipe(run: dict[str, Any], recipe: TrainingRecipe) -> None:
+    """Raise `ConfigError` unless `run` began with `recipe`; warn if torch is another version."""
+    if run.get("format") != _FORMAT:
+        raise ConfigError(f"the folder holds no run of the format {_FORMAT}")
+    begun, asked = run["recipe"], asdict(recipe)
+    changed = [name for name in asked if begun.get(name) != asked[name]]
+    if changed:
+        changes = ", ".join(f"{name} {begun.get(name)!r} → {asked[name]!r}" for name in changed)
+        raise ConfigError(
+            f"the folder holds a run of another recipe ({changes}); go on with the same recipe, "
+            "give another --out, or --restart to begin anew"
+        )
+    if run["torch"] != torch.__version__:
+        _log.warning(
+            "the run began with torch %s; with %s its weights may differ in the last bits",
+            run["torch"],
+            torch.__version__,
+        )
+
+
+def check_same_text(run: dict[str, Any], corpus_sha256: str) -> None:
+    """Raise `DataError` unless `run` began with that text."""
+    if run["text_sha256"] != corpus_sha256:
+        raise DataError(
+            "the folder holds a run on another text; give the same --text, another --out, or "
+            "--restart to begin anew"
+        )
