@@ -74,7 +74,7 @@ class TrainingRecipe:
     """Windows of max_seq_len tokens in one optimizer step."""
     accumulation: int = 1
     """Parts that a batch is computed in, one after the other; divides batch_size."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     """Highest learning rate, reached after the warm-up."""
     final_learning_rate: float = 1e-4
     """Learning rate at the last step, at the end of the cosine."""
