@@ -17,6 +17,7 @@ Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -37,16 +38,15 @@ Ids = npt.NDArray[np.int64]
 
 def sample(logits: Floats, rows: list[SamplingRow]) -> list[SampledToken]:
     """One token for each row of `logits` [R, V]; the logits are left as they are. O(R V)."""
-    likeliest = logits.argmax(axis=1)
-    # NaN wins argmax, so the largest value tells whether a row can be used at all.
-    is_finite = np.isfinite(logits[np.arange(len(rows)), likeliest])
+    likeliest = logits.argmax(axis=1).tolist()
     tokens = []
-    for index, row in enumerate(rows):
-        if not is_finite[index]:
+    for raw, best, row in zip(logits, likeliest, rows, strict=True):
+        # NaN wins argmax, so the largest value tells whether a row can be used at all.
+        if not math.isfinite(raw[best]):
             tokens.append(SampledToken(token_id=0, is_finite=False))
             continue
-        token_id = int(likeliest[index]) if _is_plain(row) else _draw(logits[index], row)
-        tokens.append(SampledToken(token_id, _logprobs(logits[index], token_id, row)))
+        token_id = best if _is_plain(row) else _draw(raw, row)
+        tokens.append(SampledToken(token_id, _logprobs(raw, token_id, row)))
     return tokens
 
 

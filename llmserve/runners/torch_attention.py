@@ -34,10 +34,16 @@ class PagedCache:
         self, *, num_layers: int, num_slots: int, num_kv_heads: int, head_dim: int,
         dtype: torch.dtype, device: torch.device,
     ) -> None:  # fmt: skip
-        shape = (num_slots + 1, num_kv_heads * head_dim)
+        shape = (num_slots + 1, num_kv_heads, head_dim)
         self.null_slot = num_slots
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        """[slots, KV, D] of each layer."""
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        """[slots, KV, D] of each layer."""
+        # The same memory as one sequence of all slots, [1, KV, slots, D]: made once, since a view
+        # costs as much as a small operation.
+        self.whole_keys = [keys.transpose(0, 1)[None] for keys in self.keys]
+        self.whole_values = [values.transpose(0, 1)[None] for values in self.values]
 
 
 @dataclass(slots=True)
@@ -45,11 +51,17 @@ class _Decodes:
     """The leading tokens of the step that are one sequence each."""
 
     count: int
-    first_slot: int | None
-    """Where the only sequence's context begins, if it lies in one piece."""
     length: int
-    slots: Tensor | None  # [B * L], shorter contexts padded with the null slot
+    slots: Tensor  # [B * L], shorter contexts padded with the null slot
     mask: Tensor | None  # [B, 1, 1, L] added to the scores; None when all are equally long
+
+
+@dataclass(slots=True)
+class _Run:
+    """A step of one token whose sequence lies in one piece: slots `first`..`first + length - 1`."""
+
+    first: int
+    length: int
 
 
 @dataclass(slots=True)
@@ -69,6 +81,9 @@ class PagedAttention:
         self._cache = cache
         keys = cache.keys[0]
         self._device, self._dtype = keys.device, keys.dtype
+        self._run = _find_run(batch, block_size)
+        if self._run is not None:
+            return
         self._new_slots = self._tensor(batch.slot_mapping)
         lengths = np.diff(batch.cu_seqlens)
         others = np.flatnonzero(lengths != 1)
@@ -80,42 +95,37 @@ class PagedAttention:
 
     def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write `k`, `v` [T, KV, D]; return the attention of `q` [T, H, D] as [T, H, D]."""
+        if self._run is not None:
+            return self._attend_run(self._run, layer_index, q, k, v)
         keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
-        keys.index_copy_(0, self._new_slots, k.reshape(len(k), -1))
-        values.index_copy_(0, self._new_slots, v.reshape(len(v), -1))
+        keys.index_copy_(0, self._new_slots, k)
+        values.index_copy_(0, self._new_slots, v)
         if self._decodes is not None and not self._chunks:
-            return self._attend_decodes(self._decodes, q, keys, values)
+            return _attend_decodes(self._decodes, q, keys, values)
         out = torch.empty_like(q)
         if self._decodes is not None:
             count = self._decodes.count
-            out[:count] = self._attend_decodes(self._decodes, q[:count], keys, values)
+            out[:count] = _attend_decodes(self._decodes, q[:count], keys, values)
         for chunk in self._chunks:
             out[chunk.start : chunk.end] = _attend_chunk(
                 chunk, q[chunk.start : chunk.end], keys, values
             )
         return out
 
-    def _attend_decodes(self, plan: _Decodes, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        count, num_heads, head_dim = q.shape
-        if plan.slots is None:
-            first = plan.first_slot or 0
-            k, v = keys[first : first + plan.length], values[first : first + plan.length]
-        else:
-            k, v = keys.index_select(0, plan.slots), values.index_select(0, plan.slots)
-        # The G query heads that share a key head stand as G queries of it.
-        k = k.view(count, plan.length, -1, head_dim).transpose(1, 2)  # [B, KV, L, D]
-        v = v.view(count, plan.length, -1, head_dim).transpose(1, 2)
-        grouped = q.reshape(count, k.shape[1], -1, head_dim)  # [B, KV, G, D]
-        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=plan.mask)
-        return out.reshape(count, num_heads, head_dim)
+    def _attend_run(self, run: _Run, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Read the cache where it lies."""
+        cache, last = self._cache, run.first + run.length - 1
+        cache.keys[layer_index].narrow(0, last, 1).copy_(k)
+        cache.values[layer_index].narrow(0, last, 1).copy_(v)
+        keys = cache.whole_keys[layer_index].narrow(2, run.first, run.length)
+        values = cache.whole_values[layer_index].narrow(2, run.first, run.length)
+        grouped = q.view(1, keys.shape[1], -1, q.shape[-1])
+        return F.scaled_dot_product_attention(grouped, keys, values).view(q.shape)
 
     def _plan_decodes(self, batch: Batch, count: int, block_size: int) -> _Decodes:
         lengths = batch.context_lens[:count]
         longest = int(lengths.max())
         tables = batch.block_tables[:count, : -(-longest // block_size)]
-        if count == 1 and bool((np.diff(tables[0]) == 1).all()):
-            first = int(tables[0, 0]) * block_size
-            return _Decodes(1, first, longest, None, None)
         slots = (tables[:, :, None] * block_size + np.arange(block_size)).reshape(count, -1)
         slots = slots[:, :longest]
         is_beyond = np.arange(longest) >= lengths[:, None]
@@ -123,7 +133,7 @@ class PagedAttention:
         if is_beyond.any():
             slots = np.where(is_beyond, self._cache.null_slot, slots)
             mask = self._mask(is_beyond)[:, None, None, :]
-        return _Decodes(count, None, longest, self._tensor(slots.reshape(-1)), mask)
+        return _Decodes(count, longest, self._tensor(slots.reshape(-1)), mask)
 
     def _plan_chunk(self, batch: Batch, index: int, block_size: int) -> _Chunk:
         start, end = int(batch.cu_seqlens[index]), int(batch.cu_seqlens[index + 1])
@@ -146,10 +156,31 @@ class PagedAttention:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
 
 
+def _find_run(batch: Batch, block_size: int) -> _Run | None:
+    """The single decoding sequence of a step, if its blocks are neighbours."""
+    if batch.num_tokens != 1:
+        return None
+    length = int(batch.context_lens[0])
+    table = batch.block_tables[0, : -(-length // block_size)].tolist()
+    if table != list(range(table[0], table[0] + len(table))):
+        return None
+    return _Run(table[0] * block_size, length)
+
+
+def _attend_decodes(plan: _Decodes, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    count, num_heads, head_dim = q.shape
+    shape = (count, plan.length, -1, head_dim)
+    k = keys.index_select(0, plan.slots).view(shape).transpose(1, 2)  # [B, KV, L, D]
+    v = values.index_select(0, plan.slots).view(shape).transpose(1, 2)
+    # The G query heads that share a key head stand as G queries of it.
+    grouped = q.reshape(count, k.shape[1], -1, head_dim)  # [B, KV, G, D]
+    out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=plan.mask)
+    return out.reshape(count, num_heads, head_dim)
+
+
 def _attend_chunk(chunk: _Chunk, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    head_dim = q.shape[-1]
-    k = keys.index_select(0, chunk.slots).view(1, len(chunk.slots), -1, head_dim).transpose(1, 2)
-    v = values.index_select(0, chunk.slots).view(1, len(chunk.slots), -1, head_dim).transpose(1, 2)
+    k = keys.index_select(0, chunk.slots).transpose(0, 1)[None]  # [1, KV, L, D]
+    v = values.index_select(0, chunk.slots).transpose(0, 1)[None]
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],  # [1, H, T, D]
         k,
