@@ -16,7 +16,7 @@ Everything is kept in one folder. Interrupt it at any moment: the next run goes 
 
 _EXAMPLES = """\
 examples:
-  llmserve demo                    about 6 minutes on 2 cores, then serves until Ctrl-C
+  llmserve demo                    about 5 minutes on 2 cores, then serves until Ctrl-C
   llmserve demo --once             the same, then exits
   llmserve demo --scheme int4      serve the int4 model instead
 """

@@ -128,8 +128,8 @@ class Demo:
             "model": "demo",
             "prompt": prompt,
             "max_tokens": _SAMPLE_TOKENS,
-            "temperature": 0.7,
-            "top_p": 0.9,
+            "temperature": 0.8,
+            "top_p": 0.95,
             "seed": seed,
         }
         request = urllib.request.Request(  # noqa: S310
