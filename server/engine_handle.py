@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 
 from llmserve.engine.config import EngineConfig
 from llmserve.engine.engine import EngineStats
@@ -26,7 +27,7 @@ STALL_FACTOR = 10.0
 """... or for this many times its slowest step so far, where that is longer."""
 
 
-class EngineHandle:
+class EngineHandle(ABC):
     """A running engine: its facts, its live requests, and whether it makes progress."""
 
     def __init__(self, ready: Ready, *, limits: Limits) -> None:
@@ -43,13 +44,13 @@ class EngineHandle:
         self._last_step = 0.0
         self._slowest_step_s = 0.0
 
+    @abstractmethod
     def send(self, command: Command) -> None:
         """Pass a command on without waiting."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def close(self) -> None:
         """End the engine and what runs it."""
-        raise NotImplementedError
 
     def receive(self, event: Event) -> None:
         """Take what the engine says."""

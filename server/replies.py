@@ -7,6 +7,7 @@ token costs one small `orjson.dumps` and a concatenation.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -52,7 +53,7 @@ done_event = event(b"[DONE]")
 """The last event of every stream."""
 
 
-class ReplyFormat:
+class ReplyFormat(ABC):
     """One request's reply in one route's shape; keeps what its choices need between events."""
 
     kind: str
@@ -89,11 +90,13 @@ class ReplyFormat:
         """The event with the totals, sent last and only where it was asked for."""
         return self._event_head + b'],"usage":' + orjson.dumps(usage.as_dict()) + b"}\n\n"
 
+    @abstractmethod
     def _whole_choice(self, index: int, deltas: Sequence[TextDelta]) -> Json:
-        raise NotImplementedError
+        """One choice of a whole reply."""
 
+    @abstractmethod
     def _chunk_choice(self, update: Update) -> Json:
-        raise NotImplementedError
+        """One choice of a streamed chunk."""
 
 
 class CompletionFormat(ReplyFormat):

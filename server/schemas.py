@@ -8,6 +8,7 @@ of lists that of `Limits`.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -189,9 +190,9 @@ class GenerationRequest(_Strict):
         """Most tokens asked for; None: the route's default."""
         return self.max_tokens
 
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """Alternatives to report for each token; None: no log-probabilities."""
-        raise NotImplementedError
 
 
 class CompletionRequest(GenerationRequest):

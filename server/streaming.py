@@ -7,6 +7,7 @@ for the first token, so what goes wrong before it gets a status of its own.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
@@ -24,7 +25,7 @@ from .replies import ReplyFormat, done_event, event
 __all__ = ["EventStream", "WholeReply"]
 
 
-class _GenerationReply(Response):
+class _GenerationReply(Response, ABC):
     """A reply that begins a generation, lasts as long as it does, and ends it in every case."""
 
     def __init__(
@@ -46,8 +47,9 @@ class _GenerationReply(Response):
             watcher.cancel()
             self._generation.close()
 
+    @abstractmethod
     async def _run(self, send: Send) -> None:
-        raise NotImplementedError
+        """Send the reply."""
 
     async def _close_when_left(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
