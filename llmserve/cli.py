@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; `argv` without the program's name, None: this process's arguments."""
     arguments = sys.argv[1:] if argv is None else argv
     # Threads that wait for each other spin for milliseconds by default: beside any busy process
-    # that costs a small model up to 15 times its speed (docs/lab-log.md, 2026-11-23). Said here,
+    # that costs a small model up to 30 times its speed (docs/lab-log.md, 2026-11-23). Said here,
     # before a library that reads it is imported; child processes inherit it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:

@@ -14,8 +14,9 @@ RUNNERS = ("auto", "torch")
 """Names that `load_runner` takes."""
 
 _SMALL_MODEL = 16_000_000
-"""Parameters under which one thread is best: what two gain on a step is lost in waiting for each
-other, and beside another busy process all is lost (docs/lab-log.md, 2026-11-23)."""
+"""Parameters under which a model runs on one thread. On an idle machine a second one gains nothing
+for one stream and some for prefill and large batches; beside another busy process it costs most
+of the speed (decision 4)."""
 
 
 def load_runner(
