@@ -75,6 +75,10 @@ class ModelConfig:
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """Stretch of the rotary frequencies."""
+    sliding_window: int | None = None
+    """Tokens that a query sees, its own included; None: all before it."""
+    full_attention_layers: tuple[int, ...] = ()
+    """Layers without the window, ascending; only beside `sliding_window`."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Normalization before each half block and at the end; `layernorm` has a bias."""
     norm_eps: float = 1e-5
@@ -123,6 +127,7 @@ class ModelConfig:
             )
         if self.rope_scaling is not None and self.positions != "rope":
             raise ConfigError(f"rope_scaling needs positions 'rope', not {self.positions!r}")
+        self._check_windows()
         for token_id in (self.bos_token_id, self.pad_token_id, *self.eos_token_ids):
             if token_id is not None and not 0 <= token_id < self.vocab_size:
                 raise ConfigError(
@@ -143,6 +148,28 @@ class ModelConfig:
     def is_gated(self) -> bool:
         """Whether the feed-forward has a gate beside its input projection."""
         return self.activation == "swiglu"
+
+    def window_of(self, layer_index: int) -> int | None:
+        """Tokens that a query of the layer sees, its own included; None: all before it."""
+        return None if layer_index in self.full_attention_layers else self.sliding_window
+
+    def _check_windows(self) -> None:
+        full = self.full_attention_layers
+        if self.sliding_window is None:
+            if full:
+                raise ConfigError("full_attention_layers needs sliding_window")
+            return
+        _count("sliding_window", self.sliding_window, MAX_CONTEXT)
+        is_listing = all(type(index) is int and 0 <= index < self.num_layers for index in full)
+        if not is_listing or list(full) != sorted(set(full)):
+            raise ConfigError(
+                f"full_attention_layers must be layers from 0 to {self.num_layers - 1}, "
+                f"ascending, got {list(full)}"
+            )
+        if len(full) == self.num_layers:
+            raise ConfigError(
+                "full_attention_layers names every layer; leave out sliding_window instead"
+            )
 
 
 def _count(name: str, value: object, most: int) -> None:

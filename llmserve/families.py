@@ -1,10 +1,11 @@
 """`config.json` of others and our own ⇄ `ModelConfig`.
 
-Three families are read and written: `llama` (RoPE, RMSNorm, SwiGLU), `gpt2` (learned positions,
-LayerNorm, GELU) and our own `llmserve` for every other mix. A setting of others that would change
-the result and is not supported is refused by name; one that is unknown is named in a warning; in
-our own files it is an error. Names and defaults: `LlamaConfig` and `GPT2Config` of transformers, in
-the spellings of versions 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and 5 (`rope_parameters`,
+Four families are read and written: `llama` (RoPE, RMSNorm, SwiGLU), `mistral` (the same without
+biases, every layer with a sliding window), `gpt2` (learned positions, LayerNorm, GELU) and our own
+`llmserve` for every other mix. A setting of others that would change the result and is not
+supported is refused by name; one that is unknown is named in a warning; in our own files it is an
+error. Names and defaults: `LlamaConfig`, `MistralConfig` and `GPT2Config` of transformers, in the
+spellings of versions 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and 5 (`rope_parameters`,
 `dtype`).
 """
 
@@ -15,12 +16,12 @@ import logging
 from typing import Any, cast
 
 from .config import ModelConfig, RopeScaling
+from .config_rendering import render_gpt2, render_llama, render_mistral
 from .config_values import (
     Values,
     first,
     parse_rope,
     parse_special_ids,
-    render_scaling,
     render_special_ids,
     take_bool,
     take_choice,
@@ -64,6 +65,12 @@ _LLAMA_KEYS = {
     "max_position_embeddings", "mlp_bias", "num_attention_heads", "num_hidden_layers",
     "num_key_value_heads", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta",
 }  # fmt: skip
+_MISTRAL_KEYS = _LLAMA_KEYS - {"attention_bias", "mlp_bias"} | {"sliding_window"}
+_MISTRAL_DEFAULTS = {
+    "max_position_embeddings": 131_072,
+    "num_key_value_heads": 8,
+    "sliding_window": 4096,
+}
 _GPT2_KEYS = {
     "activation_function", "layer_norm_epsilon", "n_embd", "n_head", "n_inner", "n_layer",
     "n_positions",
@@ -90,12 +97,15 @@ def parse_config(values: Values) -> ModelConfig:
     family = values.get("model_type")
     if family == "llama":
         return _parse_llama(values)
+    if family == "mistral":
+        return _parse_mistral(values)
     if family == "gpt2":
         return _parse_gpt2(values)
     if family == "llmserve":
         return _parse_own(values)
     raise ConfigError(
-        f"model_type {family!r} is not supported; llmserve opens 'llama', 'gpt2' and 'llmserve'"
+        f"model_type {family!r} is not supported; llmserve opens 'llama', 'mistral', 'gpt2' and "
+        "'llmserve'"
     )
 
 
@@ -103,6 +113,8 @@ def family_of(config: ModelConfig) -> Family:
     """The family whose files can hold the model unchanged, `llmserve` if no other program's can."""
     if _is_llama(config):
         return "llama"
+    if _is_mistral(config):
+        return "mistral"
     return "gpt2" if _is_gpt2(config) else "llmserve"
 
 
@@ -110,9 +122,11 @@ def render_config(config: ModelConfig, family: Family | None = None) -> dict[str
     """`config.json` for a model, by default of the family that `family_of` finds."""
     family = family or family_of(config)
     if family == "llama":
-        return _render_llama(config)
+        return render_llama(config)
+    if family == "mistral":
+        return render_mistral(config)
     if family == "gpt2":
-        return _render_gpt2(config)
+        return render_gpt2(config)
     return {"model_type": "llmserve", **dataclasses.asdict(config)}
 
 
@@ -129,32 +143,47 @@ def with_generation_config(config: ModelConfig, values: Values) -> ModelConfig:
 
 def render_generation_config(config: ModelConfig) -> dict[str, Any]:
     """`generation_config.json`: the special ids that the model has."""
-    ids = _special_ids(config)
+    ids = render_special_ids(config.bos_token_id, config.eos_token_ids, config.pad_token_id)
     return {name: value for name, value in ids.items() if value is not None}
 
 
 def _parse_llama(values: Values) -> ModelConfig:
     _check_keys(values, _LLAMA_KEYS)
-    hidden, heads = take_count(values, "hidden_size"), take_count(values, "num_attention_heads")
-    theta, scaling = parse_rope(values)
     bias = take_bool(values, "attention_bias", False)
     return ModelConfig(
-        **_shared(values, tied=False),
-        hidden_size=hidden,
-        num_layers=take_count(values, "num_hidden_layers"),
-        num_heads=heads,
-        num_kv_heads=take_count(values, "num_key_value_heads", heads),
-        head_dim=take_count(values, "head_dim", _head_dim(hidden, heads)),
-        intermediate_size=take_count(values, "intermediate_size"),
-        max_seq_len=take_count(values, "max_position_embeddings", 2048),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        norm_eps=first(values.get("rms_norm_eps"), 1e-6),
-        activation=cast(Any, take_choice(values, "hidden_act", _LLAMA_ACTIVATIONS, "silu")),
+        **_llama_shape(values),
         attention_bias=bias,
         attention_output_bias=bias,
         mlp_bias=take_bool(values, "mlp_bias", False),
     )
+
+
+def _parse_mistral(values: Values) -> ModelConfig:
+    values = {**_MISTRAL_DEFAULTS, **values}
+    window = values["sliding_window"]  # null is no window, other than absence
+    kind = "full_attention" if window is None else "sliding_attention"
+    _check_keys(values, _MISTRAL_KEYS, layer_kind=kind)
+    return ModelConfig(**_llama_shape(values), sliding_window=window)
+
+
+def _llama_shape(values: Values) -> dict[str, Any]:
+    """The `ModelConfig` fields that Llama's and Mistral's files have in common."""
+    hidden, heads = take_count(values, "hidden_size"), take_count(values, "num_attention_heads")
+    theta, scaling = parse_rope(values)
+    return {
+        **_shared(values, tied=False),
+        "hidden_size": hidden,
+        "num_layers": take_count(values, "num_hidden_layers"),
+        "num_heads": heads,
+        "num_kv_heads": take_count(values, "num_key_value_heads", heads),
+        "head_dim": take_count(values, "head_dim", _head_dim(hidden, heads)),
+        "intermediate_size": take_count(values, "intermediate_size"),
+        "max_seq_len": take_count(values, "max_position_embeddings", 2048),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "norm_eps": first(values.get("rms_norm_eps"), 1e-6),
+        "activation": take_choice(values, "hidden_act", _LLAMA_ACTIVATIONS, "silu"),
+    }
 
 
 def _parse_gpt2(values: Values) -> ModelConfig:
@@ -194,7 +223,8 @@ def _parse_own(values: Values) -> ModelConfig:
     try:
         if fields.get("rope_scaling") is not None:
             fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-        fields["eos_token_ids"] = tuple(fields.get("eos_token_ids", ()))
+        for name in ("eos_token_ids", "full_attention_layers"):
+            fields[name] = tuple(fields.get(name, ()))
         _check_ids(fields)
         return ModelConfig(**fields)
     except TypeError as error:
@@ -209,13 +239,15 @@ def _check_ids(fields: dict[str, Any]) -> None:
                 raise ConfigError(f"{name} holds {token_id!r}, which is no token id")
 
 
-def _check_keys(values: Values, family_keys: set[str]) -> None:
-    for name, allowed in _NEUTRAL.items():
-        if values.get(name) not in allowed and name in values:
+def _check_keys(
+    values: Values, family_keys: set[str], *, layer_kind: str = "full_attention"
+) -> None:
+    for name in sorted(_NEUTRAL.keys() & values.keys() - family_keys):
+        if values[name] not in _NEUTRAL[name]:
             raise ConfigError(f"{name} = {values[name]!r} is not supported")
-    layer_types = first(values.get("layer_types"), ["full_attention"])
-    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
-        raise ConfigError("layer_types other than 'full_attention' are not supported")
+    layer_types = first(values.get("layer_types"), [layer_kind])
+    if not isinstance(layer_types, list) or any(kind != layer_kind for kind in layer_types):
+        raise ConfigError(f"layer_types other than {layer_kind!r} are not supported here")
     unknown = values.keys() - family_keys - _SHARED_KEYS - _NEUTRAL.keys() - _WITHOUT_EFFECT
     if unknown:
         _log.warning("config.json: unknown settings ignored: %s", ", ".join(sorted(unknown)))
@@ -238,6 +270,20 @@ def _head_dim(hidden: int, heads: int) -> int | None:
 
 
 def _is_llama(config: ModelConfig) -> bool:
+    return _is_llama_shaped(config) and config.sliding_window is None
+
+
+def _is_mistral(config: ModelConfig) -> bool:
+    return (
+        _is_llama_shaped(config)
+        and config.sliding_window is not None
+        and not config.full_attention_layers
+        and not config.attention_bias
+        and not config.mlp_bias
+    )
+
+
+def _is_llama_shaped(config: ModelConfig) -> bool:
     return (
         config.positions == "rope"
         and config.norm == "rmsnorm"
@@ -257,60 +303,5 @@ def _is_gpt2(config: ModelConfig) -> bool:
         and config.mlp_bias
         and config.num_kv_heads == config.num_heads
         and config.q_size == config.hidden_size
+        and config.sliding_window is None
     )
-
-
-def _render_llama(config: ModelConfig) -> dict[str, Any]:
-    scaling = render_scaling(config.rope_scaling)
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_seq_len,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
-        "rope_parameters": {
-            "rope_theta": config.rope_theta,
-            **(scaling or {"rope_type": "default"}),
-        },
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-        **_render_shared(config),
-    }
-
-
-def _render_gpt2(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_embd": config.hidden_size,
-        "n_inner": config.intermediate_size,
-        "n_layer": config.num_layers,
-        "n_head": config.num_heads,
-        "n_positions": config.max_seq_len,
-        "activation_function": "gelu" if config.activation == "gelu" else "gelu_new",
-        "layer_norm_epsilon": config.norm_eps,
-        **_render_shared(config),
-    }
-
-
-def _render_shared(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "tie_word_embeddings": config.tie_word_embeddings,
-        **_special_ids(config),
-        "dtype": config.dtype,
-        "torch_dtype": config.dtype,
-    }
-
-
-def _special_ids(config: ModelConfig) -> dict[str, Any]:
-    return render_special_ids(config.bos_token_id, config.eos_token_ids, config.pad_token_id)

@@ -23,7 +23,7 @@ __all__ = [
     "stored_parts",
 ]
 
-Family = Literal["llama", "gpt2", "llmserve"]
+Family = Literal["llama", "mistral", "gpt2", "llmserve"]
 Shape = tuple[int, ...]
 
 
@@ -81,7 +81,7 @@ def is_ignored(name: str, family: Family) -> bool:
     """Whether a stored tensor is a constant that some programs save and none needs."""
     if family == "gpt2":
         return name.endswith((".attn.bias", ".attn.masked_bias"))
-    return family == "llama" and name.endswith(".rotary_emb.inv_freq")
+    return family in ("llama", "mistral") and name.endswith(".rotary_emb.inv_freq")
 
 
 def stored_name(name: str, family: Family) -> str:

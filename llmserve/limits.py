@@ -59,6 +59,10 @@ class Limits:
     """Alternatives reported for each token."""
     max_logit_bias: int = 300
     """Entries of `logit_bias`."""
+    max_allowed_token_ids: int = 4096
+    """Entries of `allowed_token_ids`."""
+    max_banned_token_ids: int = 300
+    """Entries of `banned_token_ids`."""
     max_deadline_s: float = 300.0
     """Time from arrival to the end of a request."""
     drain_s: float = 30.0

@@ -1,58 +1,35 @@
-"""Offline use: a model folder in, texts out, through the same engine that serves."""
+"""Offline use: a model folder in, texts, scores and vectors out, by the same engine that serves."""
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from .checkpoint import Checkpoint
-from .engine.config import plan_cache
-from .engine.engine import Engine
-from .engine.request import FinishReason, Request
-from .errors import EngineError, RequestError
+from .completion import Choice, Completion, Job, Score
+from .engine.config import SpeculationConfig
+from .engine.request import Pooling, Request
+from .engine.startup import EngineOptions, start_engine
+from .engine.step_log import StepLog
+from .errors import ConfigError, EngineError, RequestError
 from .limits import Limits
-from .output import OutputProcessor, TextDelta
-from .runners.protocol import TokenLogprobs
+from .output import TextDelta
+from .runners.protocol import Runner
 from .runners.registry import load_runner
 from .sampling import MAX_SEED, SamplingParams
 from .text.chat_template import ChatTemplate
 from .text.tokenizer import Tokenizer
 
-__all__ = ["LLM", "Choice", "Completion"]
+__all__ = ["LLM", "Choice", "Completion", "Score"]
 
 Prompt = str | Sequence[int]
 Message = dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """One answer to a prompt."""
-
-    text: str
-    token_ids: list[int]
-    """Generated ids, an end id included."""
-    finish_reason: FinishReason
-    stop_reason: str | int | None
-    """The stop string or stop id that ended it, when one did."""
-    logprobs: list[TokenLogprobs]
-    """One entry per id where `logprobs` was asked for, else empty."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """All answers to one prompt."""
-
-    prompt_token_ids: list[int]
-    choices: list[Choice]
-
-    @property
-    def text(self) -> str:
-        """The first choice's text."""
-        return self.choices[0].text
+Progress = Callable[[int, int], None]
 
 
 class LLM:
@@ -69,10 +46,16 @@ class LLM:
         dtype: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
+        deterministic: bool = False,
         max_seq_len: int | None = None,
         max_num_seqs: int = 64,
-        max_batched_tokens: int = 512,
+        max_batched_tokens: int | None = 512,
         cache_bytes: int = 256 << 20,
+        prefix_cache: bool = True,
+        adapters: Mapping[str, str | Path] | None = None,
+        speculation: SpeculationConfig | None = None,
+        draft_model: str | Path | None = None,
+        record: str | Path | None = None,
         verify: bool = True,
         limits: Limits | None = None,
     ) -> None:
@@ -84,10 +67,16 @@ class LLM:
             dtype: Type of the arithmetic; None: as the folder says.
             device: `cpu`, `cuda` or `cuda:N`.
             threads: Threads for one step; None: one for a small model, else one for each core.
+            deterministic: Answers equal bit for bit whatever else is in the batch; slower.
             max_seq_len: Tokens of context; None: the model's.
             max_num_seqs: Most sequences running at once.
-            max_batched_tokens: Most tokens in one step.
+            max_batched_tokens: Most tokens in one step; None: found by trying, as the server does.
             cache_bytes: Memory for the KV cache.
+            prefix_cache: Whether what equal beginnings have in common is computed once.
+            adapters: LoRA adapters by name, each a folder in PEFT's format.
+            speculation: How tokens are guessed ahead; None: not at all.
+            draft_model: Folder of the model that guesses, for the method `draft`.
+            record: File to write the engine's step log to; it holds prompts and answers.
             verify: Check the folder's files against its manifest.
             limits: Bounds on requests and chat templates.
 
@@ -99,22 +88,43 @@ class LLM:
         self.tokenizer = Tokenizer.load(self.checkpoint.path)
         self.limits = limits or Limits()
         self._runner = load_runner(
-            runner, self.checkpoint, dtype=dtype, device=device, threads=threads
+            runner,
+            self.checkpoint,
+            dtype=dtype,
+            device=device,
+            threads=threads,
+            deterministic=deterministic,
+            adapters={name: Path(path) for name, path in (adapters or {}).items()},
         )
+        self._draft_runner: Runner | None = None
+        if draft_model is not None:
+            draft = Checkpoint.open(draft_model, verify=verify)
+            self._draft_runner = load_runner(runner, draft, dtype=dtype, device=device)
+        self._log = _open_log(record)
         self.info = self._runner.info
-        self.config = plan_cache(
-            self.info,
-            cache_bytes=cache_bytes,
-            max_seq_len=max_seq_len,
-            max_batched_tokens=max_batched_tokens,
-            max_num_seqs=max_num_seqs,
+        self.engine = start_engine(
+            self._runner,
+            EngineOptions(
+                cache_bytes=cache_bytes,
+                max_seq_len=max_seq_len,
+                max_num_seqs=max_num_seqs,
+                max_batched_tokens=max_batched_tokens,
+                has_prefix_cache=prefix_cache,
+                speculation=speculation,
+            ),
+            draft_runner=self._draft_runner,
+            watcher=None if self._log is None else StepLog(self._log),
         )
-        self.engine = Engine(self._runner, self.config)
+        self.config = self.engine.config
         self._num_requests = 0
 
     def close(self) -> None:
         """Free the model and its cache."""
         self._runner.close()
+        if self._draft_runner is not None:
+            self._draft_runner.close()
+        if self._log is not None:
+            self._log.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -132,13 +142,15 @@ class LLM:
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        on_progress: Callable[[int, int], None] | None = None,
+        adapter: str | None = None,
+        on_progress: Progress | None = None,
     ) -> list[Completion]:
         """Answer all prompts, batched together, in their order.
 
         Args:
             prompts: Texts, or lists of token ids that are taken as they are.
             params: For all prompts, or one for each; None: the defaults.
+            adapter: Name of the LoRA adapter to answer with; None: the base model.
             on_progress: Called after every step with (finished prompts, tokens generated).
 
         Raises:
@@ -146,27 +158,92 @@ class LLM:
             EngineError: the runner failed.
         """
         each = self._params_for(prompts, params)
-        jobs: list[_Job] = []
-        try:
-            for prompt, one in zip(prompts, each, strict=True):
-                jobs.append(self._submit(prompt, one))
-            self._run(jobs, on_progress)
-        finally:
-            self._abort(jobs)
-        return [job.completion() for job in jobs]
+        requests = [
+            self._request(self._encode(prompt), one, adapter=adapter)
+            for prompt, one in zip(prompts, each, strict=True)
+        ]
+        return [job.completion() for job in self._run(requests, on_progress)]
 
     def chat(
         self,
         conversations: Sequence[Sequence[Message]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        on_progress: Callable[[int, int], None] | None = None,
+        adapter: str | None = None,
+        on_progress: Progress | None = None,
     ) -> list[Completion]:
         """Answer conversations through the model's chat template; each as in `generate`."""
         prompts = [self.render_chat(messages) for messages in conversations]
-        return self.generate(prompts, params, on_progress=on_progress)
+        return self.generate(prompts, params, adapter=adapter, on_progress=on_progress)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextDelta]:
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        continuations: Sequence[Prompt] | None = None,
+        *,
+        adapter: str | None = None,
+        on_progress: Progress | None = None,
+    ) -> list[Score]:
+        """How likely texts are: of each prompt as a whole, or of the continuation that follows it.
+
+        Without continuations a prompt's first token, which nothing precedes, is not scored: at
+        least two tokens are needed. A continuation is tokenized by itself.
+
+        Raises:
+            RequestError: as `generate`; or a text is too short to be scored.
+        """
+        if continuations is not None and len(continuations) != len(prompts):
+            raise RequestError(f"{len(continuations)} continuations for {len(prompts)} prompts")
+        given = [self._encode(prompt) for prompt in prompts]
+        tails: list[list[int]] = [[] for _ in prompts]
+        if continuations is not None:
+            tails = [self._encode(text, add_special_tokens=False) for text in continuations]
+        counts = [1 if continuations is None else len(ids) for ids in given]
+        params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+        requests = []
+        for ids, tail, count in zip(given, tails, counts, strict=True):
+            if not count or len(ids) + len(tail) <= count:
+                raise RequestError("a text to be scored needs a token, and one before it")
+            requests.append(self._request(ids + tail, params, adapter=adapter))
+        jobs = self._run(requests, on_progress)
+        return [job.score(count) for job, count in zip(jobs, counts, strict=True)]
+
+    def embed(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        pooling: Pooling | str = Pooling.MEAN,
+        normalize: bool = True,
+        adapter: str | None = None,
+        on_progress: Progress | None = None,
+    ) -> list[list[float]]:
+        """A vector for each prompt, [hidden_size]: final hidden states, pooled.
+
+        Args:
+            prompts: Texts, or lists of token ids.
+            pooling: `mean` over all tokens, or the `last` one's.
+            normalize: Whether vectors are scaled to length 1.
+            adapter: Name of a LoRA adapter; None: the base model.
+            on_progress: As in `generate`.
+
+        Raises:
+            RequestError: as `generate`.
+            ConfigError: an unknown pooling.
+        """
+        if pooling not in list(Pooling):
+            raise ConfigError(f"pooling must be mean or last, got {pooling!r}")
+        requests = [
+            self._request(
+                self._encode(prompt), SamplingParams(), adapter=adapter, pooling=Pooling(pooling)
+            )
+            for prompt in prompts
+        ]
+        vectors = [job.vector() for job in self._run(requests, on_progress)]
+        return [_normalized(vector) for vector in vectors] if normalize else vectors
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Iterator[TextDelta]:
         """Answer one prompt piece by piece; leaving the loop early aborts it.
 
         Raises `RequestError` for more than one choice: pieces of several would be mixed.
@@ -174,12 +251,14 @@ class LLM:
         params = params or SamplingParams()
         if params.n != 1:
             raise RequestError(f"a stream has one choice, not n={params.n}", param="n")
-        job = self._submit(prompt, params)
+        request = self._request(self._encode(prompt), params, adapter=adapter)
+        self.engine.add_request(request)
+        open_jobs = {request.request_id: Job(self.tokenizer, request)}
         try:
-            while not job.is_done:
-                yield from self._step([job])
+            while open_jobs:
+                yield from self._step(open_jobs)
         finally:
-            self._abort([job])
+            self._abort(open_jobs)
 
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, up to where the model is to answer.
@@ -199,87 +278,77 @@ class LLM:
             raise RequestError(f"{len(params)} sampling parameters for {len(prompts)} prompts")
         return params
 
-    def _submit(self, prompt: Prompt, params: SamplingParams) -> _Job:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        seed = params.seed if params.seed is not None else secrets.randbelow(MAX_SEED + 1)
+    def _encode(self, prompt: Prompt, *, add_special_tokens: bool = True) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        return list(prompt)
+
+    def _request(
+        self,
+        token_ids: list[int],
+        params: SamplingParams,
+        *,
+        adapter: str | None,
+        pooling: Pooling | None = None,
+    ) -> Request:
         self._num_requests += 1
-        request = Request(
+        return Request(
             request_id=f"llm-{self._num_requests}",
-            prompt_token_ids=ids,
+            prompt_token_ids=token_ids,
             sampling_params=params,
-            seed=seed,
+            seed=params.seed if params.seed is not None else secrets.randbelow(MAX_SEED + 1),
             arrival_time=time.monotonic(),
+            adapter=adapter,
+            pooling=pooling,
         )
-        self.engine.add_request(request)
-        return _Job(self.tokenizer, request)
 
-    def _run(self, jobs: list[_Job], on_progress: Callable[[int, int], None] | None) -> None:
-        while not all(job.is_done for job in jobs):
-            self._step(jobs)
-            if on_progress is not None:
-                done = sum(job.is_done for job in jobs)
-                on_progress(done, sum(job.num_tokens for job in jobs))
+    def _run(self, requests: list[Request], on_progress: Progress | None) -> list[Job]:
+        """All of them to their ends, or none if one cannot be served."""
+        jobs = {request.request_id: Job(self.tokenizer, request) for request in requests}
+        open_jobs: dict[str, Job] = {}
+        try:
+            for request in requests:
+                self.engine.add_request(request)
+                open_jobs[request.request_id] = jobs[request.request_id]
+            while open_jobs:
+                self._step(open_jobs)
+                if on_progress is not None:
+                    num_tokens = sum(job.num_tokens for job in jobs.values())
+                    on_progress(len(jobs) - len(open_jobs), num_tokens)
+        finally:
+            self._abort(open_jobs)
+        return list(jobs.values())
 
-    def _step(self, jobs: list[_Job]) -> list[TextDelta]:
-        by_id = {job.request.request_id: job for job in jobs}
+    def _step(self, open_jobs: dict[str, Job]) -> list[TextDelta]:
+        """One step for all; jobs that ended leave the table."""
         deltas = []
         for output in self.engine.step(time.monotonic()):
-            job = by_id.get(output.request_id)
+            job = open_jobs.get(output.request_id)
             if job is None:
                 continue  # the last outputs of a stream that was left early
             if output.error is not None:
                 raise EngineError(output.error)
-            processor = job.processors[output.choice_index]
-            delta = processor.push(output)
-            if processor.stopped and output.finish_reason is None:
+            deltas.append(job.take(output))
+            if job.processors[output.choice_index].stopped and output.finish_reason is None:
                 self.engine.finish(output.request_id, output.choice_index)
-            job.take(output.choice_index, delta)
-            deltas.append(delta)
+            if job.is_done:
+                del open_jobs[output.request_id]
         return deltas
 
-    def _abort(self, jobs: list[_Job]) -> None:
-        for job in jobs:
-            if not job.is_done:
-                self.engine.abort(job.request.request_id)
+    def _abort(self, open_jobs: dict[str, Job]) -> None:
+        for request_id in open_jobs:
+            self.engine.abort(request_id)
 
 
-class _Job:
-    """A request on its way, with the text of each choice so far."""
-
-    def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
-        params = request.sampling_params
-        self.request = request
-        self.processors = [
-            OutputProcessor(tokenizer, params, request.prompt_token_ids) for _ in range(params.n)
-        ]
-        self._deltas: list[list[TextDelta]] = [[] for _ in range(params.n)]
-
-    @property
-    def is_done(self) -> bool:
-        return all(deltas and deltas[-1].finish_reason for deltas in self._deltas)
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(processor.num_tokens for processor in self.processors)
-
-    def take(self, choice_index: int, delta: TextDelta) -> None:
-        self._deltas[choice_index].append(delta)
-
-    def completion(self) -> Completion:
-        return Completion(
-            prompt_token_ids=self.request.prompt_token_ids,
-            choices=[_choice(deltas) for deltas in self._deltas],
-        )
+def _open_log(path: str | Path | None) -> TextIO | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: the step log cannot be written: {error.strerror}") from error
 
 
-def _choice(deltas: list[TextDelta]) -> Choice:
-    last = deltas[-1]
-    if last.finish_reason is None:
-        raise EngineError("a choice was read before its end")
-    return Choice(
-        text="".join(delta.text for delta in deltas),
-        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
-        finish_reason=last.finish_reason,
-        stop_reason=last.stop_reason,
-        logprobs=[entry for delta in deltas for entry in delta.logprobs],
-    )
+def _normalized(vector: list[float]) -> list[float]:
+    length = math.sqrt(math.fsum(value * value for value in vector))
+    return [value / length for value in vector] if length else vector

@@ -1,6 +1,6 @@
 """What a caller may ask of the sampler: one validated, immutable object per request.
 
-The numbers behind the names are defined once, in `runners/sampler.py`.
+The numbers behind the names are defined once, in docs/sampling.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SamplingParams:
     """
 
     max_tokens: int | None = None
-    """Most tokens to generate for each choice; None: as many as the context holds."""
+    """Most tokens to generate for each choice; None: as many as the context holds; 0: none."""
     min_tokens: int = 0
     """Tokens before which no stop id may be generated."""
     n: int = 1
@@ -38,6 +38,8 @@ class SamplingParams:
     """Keep the smallest set of likeliest tokens whose probability reaches it. (0, 1]."""
     min_p: float = 0.0
     """Keep tokens at least this fraction as likely as the likeliest. 0..1."""
+    typical_p: float = 1.0
+    """Keep the smallest set of most typical tokens whose probability reaches it. (0, 1]."""
     presence_penalty: float = 0.0
     """Subtracted from the logit of every token already generated. -2..2."""
     frequency_penalty: float = 0.0
@@ -46,6 +48,10 @@ class SamplingParams:
     """Divides positive and multiplies negative logits of tokens seen, the prompt's too. (0, 10]."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of the given ids. Each -100..100."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """Ids that may be generated; None: all."""
+    banned_token_ids: tuple[int, ...] = ()
+    """Ids that may not be generated."""
     stop: tuple[str, ...] = ()
     """Strings that end the text; they are not part of it."""
     stop_token_ids: tuple[int, ...] = ()
@@ -56,28 +62,39 @@ class SamplingParams:
     """Keep the stop string that ended the text in it."""
     logprobs: int | None = None
     """Report the chosen token's log-probability and this many likeliest ones; None: neither."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens, the first one left out."""
     seed: int | None = None
     """Key of the request's random numbers, 0..2**63-1; None: one is drawn at arrival."""
 
     def __post_init__(self) -> None:
-        _check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS, none=True)
+        _check_int("max_tokens", self.max_tokens, 0, MAX_TOKENS, none=True)
         _check_int("min_tokens", self.min_tokens, 0, MAX_TOKENS)
         _check_int("n", self.n, 1, MAX_TOKENS)
         _check_number("temperature", self.temperature, 0.0, 100.0)
         _check_int("top_k", self.top_k, -1, MAX_TOKENS)
         _check_number("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _check_number("min_p", self.min_p, 0.0, 1.0)
+        _check_number("typical_p", self.typical_p, 0.0, 1.0, open_low=True)
         _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_number("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
         for token_id, bias in self.logit_bias.items():
             _check_int("logit_bias", token_id, 0, MAX_TOKENS)
             _check_number("logit_bias", bias, -100.0, 100.0)
-        for token_id in self.stop_token_ids:
-            _check_int("stop_token_ids", token_id, 0, MAX_TOKENS)
+        for name in ("stop_token_ids", "banned_token_ids", "allowed_token_ids"):
+            for token_id in getattr(self, name) or ():
+                _check_int(name, token_id, 0, MAX_TOKENS)
+        allowed = self.allowed_token_ids
+        if allowed is not None and not set(allowed) - set(self.banned_token_ids):
+            raise RequestError(
+                "allowed_token_ids leaves no id to generate: name one that is not banned",
+                param="allowed_token_ids",
+            )
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise RequestError("stop takes non-empty strings", param="stop")
         _check_int("logprobs", self.logprobs, 0, MAX_TOKENS, none=True)
+        _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOKENS, none=True)
         _check_int("seed", self.seed, 0, MAX_SEED, none=True)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
@@ -97,12 +114,19 @@ class SamplingParams:
         _check_most("stop", max(map(len, self.stop), default=0), limits.max_stop_chars)
         _check_most("stop_token_ids", len(self.stop_token_ids), limits.max_stop_token_ids)
         _check_most("logprobs", self.logprobs or 0, limits.max_logprobs)
+        _check_most("prompt_logprobs", self.prompt_logprobs or 0, limits.max_logprobs)
+        _check_most(
+            "allowed_token_ids", len(self.allowed_token_ids or ()), limits.max_allowed_token_ids
+        )
+        _check_most("banned_token_ids", len(self.banned_token_ids), limits.max_banned_token_ids)
         _check_most("logit_bias", len(self.logit_bias), limits.max_logit_bias)
 
     def check_token_ids(self, vocab_size: int) -> None:
         """Raise `RequestError` for an id outside 0..vocab_size-1, the model's output width."""
         check_token_ids(self.logit_bias, vocab_size, param="logit_bias")
         check_token_ids(self.stop_token_ids, vocab_size, param="stop_token_ids")
+        check_token_ids(self.banned_token_ids, vocab_size, param="banned_token_ids")
+        check_token_ids(self.allowed_token_ids or (), vocab_size, param="allowed_token_ids")
 
 
 def check_token_ids(token_ids: Iterable[int], vocab_size: int, *, param: str) -> None:

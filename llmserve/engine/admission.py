@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from ..errors import PromptTooLongError, RequestError
+from ..runners.protocol import RunnerInfo
 from ..sampling import check_token_ids
+from .config import EngineConfig
 from .request import Request
 
-__all__ = ["check_request", "resolve_max_len"]
+__all__ = ["check_request", "draws", "resolve_max_len"]
 
 
-def check_request(request: Request, *, vocab_size: int, max_seq_len: int) -> None:
+def check_request(request: Request, info: RunnerInfo, config: EngineConfig) -> None:
     """Raise `RequestError` unless `request` can be served to its end.
 
-    `vocab_size` is the width of the model's output, `max_seq_len` the longest sequence that the
-    context and the KV cache hold; both numbers are in the message where they are exceeded.
+    The longest sequence is what context and KV cache hold; where it is exceeded, both numbers are
+    in the message.
     """
+    vocab_size, max_seq_len = info.vocab_size, config.max_seq_len
     prompt, params = request.prompt_token_ids, request.sampling_params
     if not prompt:
         raise RequestError("the prompt is empty: give at least one token", param="prompt")
-    if len(prompt) >= max_seq_len:
-        raise PromptTooLongError(prompt_tokens=len(prompt), limit=max_seq_len - 1)
+    limit = max_seq_len - 1 if draws(request) else max_seq_len
+    if len(prompt) > limit:
+        raise PromptTooLongError(prompt_tokens=len(prompt), limit=limit)
     if params.max_tokens is not None and len(prompt) + params.max_tokens > max_seq_len:
         raise RequestError(
             f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}: together "
@@ -30,6 +34,7 @@ def check_request(request: Request, *, vocab_size: int, max_seq_len: int) -> Non
     check_token_ids(prompt, vocab_size, param="prompt")
     params.check_token_ids(vocab_size)
     _check_outputs(request, vocab_size, max_seq_len)
+    _check_features(request, info, config)
 
 
 def resolve_max_len(request: Request, max_seq_len: int) -> int:
@@ -38,6 +43,37 @@ def resolve_max_len(request: Request, max_seq_len: int) -> int:
     if max_tokens is None:
         return max_seq_len
     return len(request.prompt_token_ids) + max_tokens
+
+
+def draws(request: Request) -> bool:
+    """Whether tokens are generated at all."""
+    return request.pooling is None and request.sampling_params.max_tokens != 0
+
+
+def _check_features(request: Request, info: RunnerInfo, config: EngineConfig) -> None:
+    """What the runner and the policy in force can do for a request."""
+    if request.adapter is not None and request.adapter not in info.adapters:
+        raise RequestError(
+            f"the adapter {request.adapter[:64]!r} is not loaded; loaded: "
+            f"{', '.join(info.adapters) or 'none'}",
+            param="model",
+        )
+    if request.priority and config.policy == "fcfs":
+        raise RequestError(
+            "priority has no effect under the scheduling policy fcfs: leave it out, or start the "
+            "engine with the policy priority or fair",
+            param="priority",
+        )
+    if request.pooling is not None and not info.hidden_size:
+        raise RequestError(f"the {info.runner} runner gives no vectors", param="pooling")
+    if request.pooling is not None and request.sampling_params.n != 1:
+        raise RequestError("a vector has one choice: leave n at 1", param="n")
+    num_blocks = -(-len(request.prompt_token_ids) // config.block_size)
+    if request.block_keys is not None and len(request.block_keys) != num_blocks:
+        raise RequestError(
+            f"{len(request.block_keys)} block keys were given for a prompt of {num_blocks} blocks",
+            param="block_keys",
+        )
 
 
 def _check_outputs(request: Request, vocab_size: int, max_seq_len: int) -> None:

@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
-from ..runners.protocol import Batch, IntArray
-from .block_pool import slots_for
-from .scheduler import ScheduledSequence
+from ..runners.protocol import Batch, HiddenSum, IntArray, PromptRows, SamplingRow
+from .kv_cache import KVCache
+from .request import Pooling
+from .running import RunningTable
+from .step import Chunk, Step
 
 __all__ = ["build_batch"]
 
 
-def build_batch(scheduled: list[ScheduledSequence], block_size: int) -> Batch:
-    """Pack the tokens of one step, sequence after sequence, in the order of `scheduled`."""
-    token_ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    offsets = [0]
-    context_lens: list[int] = []
-    logits_indices: list[int] = []
-    sampling = []
-    for item in scheduled:
-        sequence = item.sequence
-        first = sequence.num_computed_tokens
-        last = first + item.num_tokens
-        token_ids += sequence.token_ids[first:last]
-        positions += range(first, last)
-        slots += slots_for(sequence.block_table, first, last, block_size)
-        offsets.append(len(token_ids))
-        context_lens.append(last)
-        if item.needs_logits:
-            logits_indices.append(len(token_ids) - 1)
-            sampling.append(sequence.sampling_row())
+def build_batch(step: Step, running: RunningTable, kv: KVCache, block_size: int) -> Batch:
+    """Pack the tokens of one step: the decodes by whole columns, the chunks one after another."""
+    chunks, rows = step.chunks, step.decode_rows
+    positions = running.num_computed[rows]
+    token_ids = running.last_token[rows]
+    context_lens = positions + 1
+    lengths = np.ones(len(rows), dtype=np.int64)
+    if chunks:
+        rows = np.concatenate([rows, _array([chunk.sequence.row for chunk in chunks])])
+        token_ids = np.concatenate([token_ids, *map(_token_ids, chunks)])
+        positions = np.concatenate([positions, *map(_positions, chunks)])
+        sizes = _array([chunk.num_tokens for chunk in chunks])
+        context_lens = np.concatenate([context_lens, _array([c.start for c in chunks]) + sizes])
+        lengths = np.concatenate([lengths, sizes])
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    row_of_token = np.repeat(rows, lengths) if chunks else rows
+    places, rest = positions // block_size, positions % block_size
     return Batch(
-        token_ids=_array(token_ids),
-        positions=_array(positions),
-        slot_mapping=_array(slots),
-        cu_seqlens=_array(offsets),
-        context_lens=_array(context_lens),
-        block_tables=_pad_tables([item.sequence.block_table for item in scheduled]),
-        logits_indices=_array(logits_indices),
-        sampling=sampling,
+        token_ids=token_ids,
+        positions=positions,
+        cu_seqlens=offsets,
+        context_lens=context_lens,
+        groups=[
+            group.pack(rows, group.tables[row_of_token, places] * block_size + rest)
+            for group in kv.groups
+        ],
+        logits_indices=_logits_indices(step, offsets),
+        sampling=_sampling_rows(step),
+        adapter_ids=_adapter_ids(running.adapter_id[rows]),
+        prompt_rows=list(chain.from_iterable(map(_prompt_rows, chunks, _starts(step, offsets)))),
+        hidden_sums=list(chain.from_iterable(map(_hidden_sums, chunks, _starts(step, offsets)))),
     )
 
 
@@ -48,7 +54,83 @@ def _array(values: list[int]) -> IntArray:
     return np.array(values, dtype=np.int64)
 
 
-def _pad_tables(tables: list[list[int]]) -> IntArray:
-    width = max(map(len, tables), default=0)
-    padded = [table + [0] * (width - len(table)) for table in tables]
-    return np.array(padded, dtype=np.int64).reshape(len(tables), width)
+def _token_ids(chunk: Chunk) -> IntArray:
+    return _array(chunk.sequence.token_ids[chunk.start : chunk.stop] + chunk.draft_ids)
+
+
+def _positions(chunk: Chunk) -> IntArray:
+    return np.arange(chunk.start, chunk.start + chunk.num_tokens)
+
+
+def _starts(step: Step, offsets: IntArray) -> list[int]:
+    """Packed index of each chunk's first token."""
+    starts: list[int] = offsets[len(step.decodes) : -1].tolist()
+    return starts
+
+
+def _logits_indices(step: Step, offsets: IntArray) -> IntArray:
+    decodes = np.arange(len(step.decodes))
+    if not step.chunks:
+        return decodes
+    ends: list[int] = offsets[len(step.decodes) + 1 :].tolist()
+    drawn = [
+        np.arange(end - chunk.num_draws, end)
+        for chunk, end in zip(step.chunks, ends, strict=True)
+        if chunk.num_draws
+    ]
+    return np.concatenate([decodes, *drawn])
+
+
+def _sampling_rows(step: Step) -> list[SamplingRow]:
+    rows = [sequence.sampling for sequence in step.decodes]
+    for chunk in step.chunks:
+        if chunk.num_draws:
+            rows.append(chunk.sequence.sampling)
+            rows += [_row_after(chunk, count) for count in range(1, len(chunk.draft_ids) + 1)]
+    return rows
+
+
+def _row_after(chunk: Chunk, num_drafts: int) -> SamplingRow:
+    """How the token after `num_drafts` accepted drafts would be drawn."""
+    row = chunk.sequence.sampling
+    return SamplingRow(
+        params=row.params,
+        seed=row.seed,
+        choice_index=row.choice_index,
+        token_ids=row.token_ids + chunk.draft_ids[:num_drafts],
+        num_prompt_tokens=row.num_prompt_tokens,
+        end_token_ids=row.end_token_ids,
+    )
+
+
+def _adapter_ids(ids: IntArray) -> IntArray | None:
+    return ids if ids.any() else None
+
+
+def _prompt_rows(chunk: Chunk, offset: int) -> list[PromptRows]:
+    """The positions of a chunk whose logits tell about prompt tokens not yet told about."""
+    sequence = chunk.sequence
+    first = max(chunk.start, len(sequence.prompt_logprobs))
+    last = min(chunk.stop, sequence.num_prompt_tokens - 1)
+    chunk.has_prompt_rows = sequence.owes_prompt_logprobs and first < last
+    if not chunk.has_prompt_rows:
+        return []
+    return [
+        PromptRows(
+            start=offset + first - chunk.start,
+            targets=sequence.token_ids[first + 1 : last + 1],
+            num_top=sequence.request.sampling_params.prompt_logprobs or 0,
+        )
+    ]
+
+
+def _hidden_sums(chunk: Chunk, offset: int) -> list[HiddenSum]:
+    pooling = chunk.sequence.request.pooling
+    end = offset + chunk.stop - chunk.start
+    chunk.has_hidden_sum = True
+    if pooling is Pooling.MEAN:
+        return [HiddenSum(start=offset, stop=end, carry=chunk.sequence.hidden_sum)]
+    if pooling is Pooling.LAST and chunk.is_last:
+        return [HiddenSum(start=end - 1, stop=end, carry=None)]
+    chunk.has_hidden_sum = False
+    return []

@@ -1,81 +1,115 @@
-"""Sizes of one engine, and how many KV blocks a memory budget buys."""
+"""Sizes and rules of one engine, and how many KV blocks a memory budget buys."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from ..errors import ConfigError
-from ..runners.protocol import RunnerInfo
 
-__all__ = ["EngineConfig", "plan_cache"]
+__all__ = ["EngineConfig", "PolicyName", "SpeculationConfig", "StepCost"]
+
+PolicyName = Literal["fcfs", "priority", "fair"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """What a step takes, as measured at load: `base_s + token_s * tokens`."""
+
+    base_s: float
+    """Seconds of a step whatever its size. Above 0."""
+    token_s: float
+    """Seconds more for each token. Above 0."""
+
+    def seconds(self, num_tokens: float) -> float:
+        """Time of a step of `num_tokens`."""
+        return self.base_s + self.token_s * num_tokens
+
+    def __post_init__(self) -> None:
+        if not (self.base_s > 0 and self.token_s > 0):
+            raise ConfigError("a step's cost must be above 0 seconds, for itself and per token")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationConfig:
+    """How tokens are guessed ahead of the model. Guesses change the speed, never the tokens."""
+
+    method: Literal["ngram", "draft"]
+    """`ngram`: what followed the same words earlier in the sequence; `draft`: a smaller model."""
+    num_draft_tokens: int = 4
+    """Most tokens guessed for one sequence in one step. 1..15, less than a block."""
+    min_ngram: int = 2
+    """Shortest run of tokens that must occur again. At least 1."""
+    max_ngram: int = 4
+    """Longest run of tokens looked for."""
+    is_always_on: bool = False
+    """Guess even while it does not pay."""
+
+    def __post_init__(self) -> None:
+        if self.method not in ("ngram", "draft"):
+            raise ConfigError(f"speculation is by ngram or draft, got {self.method!r}")
+        if not 1 <= self.num_draft_tokens <= 15:
+            raise ConfigError(f"num_draft_tokens must be 1 to 15, got {self.num_draft_tokens}")
+        if not 1 <= self.min_ngram <= self.max_ngram:
+            raise ConfigError(
+                f"min_ngram ({self.min_ngram}) must be from 1 to max_ngram ({self.max_ngram})"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Limits and sizes of one engine."""
+    """Limits, sizes and rules of one engine, fixed for its life."""
 
-    num_blocks: int
-    """KV blocks in the pool."""
+    num_blocks: tuple[int, ...]
+    """KV blocks in the pool of each cache group."""
     block_size: int = 16
     """Tokens in one KV block."""
     max_seq_len: int
-    """Most tokens of one sequence, prompt and answer together; the pool holds at least one such."""
+    """Most tokens of one sequence, prompt and answer together; each pool holds at least one."""
     max_batched_tokens: int = 512
     """Most tokens in one step, decodes and prefill chunks together."""
     max_num_seqs: int = 64
     """Most sequences running at once; at most `max_batched_tokens`, so that each can decode."""
+    has_prefix_cache: bool = True
+    """Whether blocks are shared between requests with equal beginnings."""
+    policy: PolicyName = "fcfs"
+    """Who is served first: by arrival; by `Request.priority`; by tenants' shares."""
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
+    """Policy `fair`: shares of tenants; one that is not named weighs 1."""
+    speculation: SpeculationConfig | None = None
+    """How tokens are guessed ahead; None: not at all."""
+    step_cost: StepCost | None = None
+    """As measured at load; None: not measured."""
+    draft_cost: StepCost | None = None
+    """The same of the draft model."""
+    full_step_s: float | None = None
+    """Measured time of a step of `max_batched_tokens`, where that number was chosen by it."""
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} must be a positive whole number, got {value!r}")
-        if self.max_seq_len > self.num_blocks * self.block_size:
-            raise ConfigError(
-                f"{self.num_blocks} KV blocks of {self.block_size} tokens cannot hold one sequence "
-                f"of {self.max_seq_len} tokens: give the cache more memory or lower max_seq_len"
-            )
+        for name in ("block_size", "max_seq_len", "max_batched_tokens", "max_num_seqs"):
+            _check_count(name, getattr(self, name))
+        if not self.num_blocks:
+            raise ConfigError("num_blocks needs a number for each cache group")
+        for count in self.num_blocks:
+            _check_count("num_blocks", count)
+        if self.policy not in ("fcfs", "priority", "fair"):
+            raise ConfigError(f"policy must be fcfs, priority or fair, got {self.policy!r}")
+        if any(not weight > 0 for weight in self.tenant_weights.values()):
+            raise ConfigError("a tenant's weight must be above 0")
         if self.max_num_seqs > self.max_batched_tokens:
             raise ConfigError(
                 f"max_num_seqs ({self.max_num_seqs}) is above max_batched_tokens "
                 f"({self.max_batched_tokens}): a step could not advance every running sequence"
             )
+        speculation = self.speculation
+        if speculation is not None and speculation.num_draft_tokens >= self.block_size:
+            raise ConfigError(
+                f"num_draft_tokens ({speculation.num_draft_tokens}) must be under the block size "
+                f"({self.block_size})"
+            )
 
 
-def plan_cache(
-    info: RunnerInfo,
-    *,
-    cache_bytes: int,
-    max_seq_len: int | None = None,
-    block_size: int = 16,
-    max_batched_tokens: int = 512,
-    max_num_seqs: int = 64,
-) -> EngineConfig:
-    """The engine's sizes for a model and a budget of KV cache memory.
-
-    The pool takes what `cache_bytes` buys, but no more than `max_num_seqs` sequences of full
-    length can use. The context is the model's, or `max_seq_len` where that is asked, and never
-    more than the pool holds.
-
-    Raises `ConfigError` when the budget does not hold one block, or not the context asked for.
-    """
-    if max_seq_len is not None and max_seq_len > info.max_seq_len:
-        raise ConfigError(
-            f"max_seq_len {max_seq_len} is above this model's context of {info.max_seq_len} tokens"
-        )
-    block_bytes = info.cache_bytes_per_token * block_size
-    affordable = cache_bytes // block_bytes
-    if affordable < 1:
-        raise ConfigError(
-            f"a KV cache of {cache_bytes} bytes does not hold one block of {block_size} tokens, "
-            f"which takes {block_bytes} bytes"
-        )
-    context = max_seq_len or min(info.max_seq_len, affordable * block_size)
-    most_useful = max_num_seqs * -(-context // block_size)
-    return EngineConfig(
-        num_blocks=min(affordable, most_useful),
-        block_size=block_size,
-        max_seq_len=context,
-        max_batched_tokens=max_batched_tokens,
-        max_num_seqs=max_num_seqs,
-    )
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be a positive whole number, got {value!r}")

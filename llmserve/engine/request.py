@@ -13,7 +13,7 @@ from enum import StrEnum
 from ..runners.protocol import TokenLogprobs
 from ..sampling import SamplingParams
 
-__all__ = ["FinishReason", "Request", "RequestOutput"]
+__all__ = ["FinishReason", "Pooling", "Request", "RequestOutput"]
 
 
 class FinishReason(StrEnum):
@@ -31,6 +31,15 @@ class FinishReason(StrEnum):
     """The engine could not go on with it; `RequestOutput.error` says why."""
 
 
+class Pooling(StrEnum):
+    """Which final hidden states of a prompt become its vector."""
+
+    LAST = "last"
+    """That of the last token."""
+    MEAN = "mean"
+    """The mean over all tokens."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Request:
     """One prompt with everything needed to answer it, or to take the answer up again."""
@@ -46,22 +55,35 @@ class Request:
     arrival_time: float = 0.0
     """Seconds on the engine's clock (`time.monotonic` when served)."""
     priority: int = 0
-    """Lower goes first."""
+    """Lower goes first, where the policy looks at it."""
+    tenant: str = ""
+    """On whose account it runs, for fair scheduling."""
+    cache_salt: str = ""
+    """Requests share prefix-cache blocks only with those of the same salt."""
+    adapter: str | None = None
+    """Name of a LoRA adapter of the runner; None: the base model."""
+    pooling: Pooling | None = None
+    """Return a vector of the prompt and generate nothing; None: generate."""
+    block_keys: list[int] | None = None
+    """Identities of the prompt's blocks in place of their tokens', for replayed traces: one for
+    each block, the last of which may be partial."""
     deadline: float | None = None
     """Time on the engine's clock at which the request ends as `timeout`."""
     output_token_ids: list[list[int]] = field(default_factory=list)
     """Ids already made, one list per choice; empty for a new request."""
+    num_cached_tokens: int | None = None
+    """Prefix-cache hit as first reported, kept when the request is resumed; None: not yet known."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class RequestOutput:
     """What one step did for one choice of one request."""
 
     request_id: str
     choice_index: int
     """0..n-1."""
-    token_ids: list[int]
-    """New ids, in order; may be empty when the choice ended without one."""
+    token_ids: list[int] = field(default_factory=list)
+    """New ids, in order; several when drafts were accepted, none when it ended without one."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """One entry per new id where `logprobs` was asked for, else empty."""
     finish_reason: FinishReason | None = None
@@ -74,3 +96,8 @@ class RequestOutput:
     """When the choice was first scheduled, on the engine's clock; None if it never was."""
     error: str | None = None
     """For `FinishReason.ERROR`: what went wrong."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Where asked for, on the first choice's first output: one entry per prompt token but the
+    first, which nothing precedes."""
+    vector: list[float] | None = None
+    """For a request with `pooling`: [hidden_size], on its only output."""

@@ -5,142 +5,230 @@ arXiv:2403.02310, section 4): every running sequence that decodes gets its one t
 is left goes to prefill in chunks, in order of service. So a long prompt delays nobody's next
 token by more than one step of the budget's size.
 
-A sequence gets all blocks of its known tokens when it is admitted, and one more whenever its
-decoding fills the last. When the pool is empty the newest sequence is preempted: its blocks are
-freed and it waits, with its tokens, to be computed again.
+When the pool is empty the newest sequence is preempted: its blocks are freed, and it waits with
+its tokens to be computed again, from whatever the prefix cache still has of them. The oldest is
+never preempted, and every pool holds one sequence of full length: somebody always advances.
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from .block_pool import BlockPool
+import numpy as np
+
+from ..runners.protocol import IntArray, RunnerInfo
 from .config import EngineConfig
+from .kv_cache import KVCache, PrefixHit
+from .policy import Policy
+from .running import RunningTable
 from .sequence import Sequence
+from .speculator import Speculator
+from .step import Chunk, Step
 
-__all__ = ["ScheduledSequence", "Scheduler"]
+__all__ = ["PrefixStats", "Scheduler"]
+
+DECODE_WEIGHT = 2.0
+"""What a generated token costs a tenant beside one of a prompt (Sheng et al. 2024, section 4.1)."""
 
 
-@dataclass(slots=True)
-class ScheduledSequence:
-    """A sequence's share of one step."""
+class PrefixStats:
+    """Prefix-cache use by first admissions."""
 
-    sequence: Sequence
-    num_tokens: int
-    """Tokens to compute, from `num_computed_tokens` on."""
+    def __init__(self) -> None:
+        self.num_tokens = self.num_hit_tokens = 0
+        self.num_blocks = self.num_hit_blocks = 0
 
-    @property
-    def needs_logits(self) -> bool:
-        """Whether the step reaches the sequence's last token, so that the next can be drawn."""
-        return self.num_tokens == self.sequence.num_pending_tokens
+    def note(self, num_tokens: int, hit: PrefixHit, block_size: int) -> None:
+        """Count one lookup of a prompt."""
+        num_blocks = -(-num_tokens // block_size)
+        self.num_tokens += num_tokens
+        self.num_hit_tokens += min(hit.num_tokens, num_tokens)
+        self.num_blocks += num_blocks
+        self.num_hit_blocks += min(hit.num_blocks, num_blocks)
 
 
 class Scheduler:
-    """The waiting and running sequences, both in order of service, and the blocks they hold."""
+    """Waiting and running sequences, and the blocks they hold."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        info: RunnerInfo,
+        policy: Policy,
+        speculator: Speculator | None = None,
+    ) -> None:
         self.config = config
-        self.pool = BlockPool(config.num_blocks)
-        self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []
+        self.policy = policy
+        self.speculator = speculator
+        self.kv = KVCache(config, info.cache_groups)
+        self.running = RunningTable(config.max_num_seqs, policy.sort_key)
+        self.prefix = PrefixStats()
         self.num_preemptions = 0
+        self.num_waiting_tokens = 0
+        """Known tokens of the waiting sequences."""
+        self._adapter_ids = {name: index + 1 for index, name in enumerate(info.adapters)}
+        self._tenants: dict[str, int] = {}
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence that holds no blocks. O(log waiting) comparisons."""
-        insort(self.waiting, sequence, key=_sort_key)
+        """Queue a sequence that has no row."""
+        self.policy.add(sequence)
+        self.num_waiting_tokens += len(sequence.token_ids)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended, and free its blocks."""
-        queue = self.running if sequence.block_table else self.waiting
-        queue.remove(sequence)
-        self._release(sequence)
+        if sequence.row < 0:
+            self._unqueue(sequence)
+        else:
+            self._release(sequence)
 
-    def schedule(self, now: float) -> list[ScheduledSequence]:
+    def schedule(self, now: float) -> Step:
         """Choose the next step's work and allocate its blocks."""
-        scheduled, budget = self._schedule_decodes(self.config.max_batched_tokens)
-        for sequence in self.running:
-            if sequence.num_pending_tokens > 1 and budget:
-                budget -= _take(scheduled, sequence, budget)
-        while budget and self._can_admit():
-            budget -= _take(scheduled, self._admit(now), budget)
-        return scheduled
+        self.kv.begin_step()
+        step = Step()
+        self._schedule_decodes(step)
+        budget = self.config.max_batched_tokens - len(step.decodes)
+        budget -= self._continue_prefill(step, budget)
+        self._admit(step, budget, now)
+        while step.is_empty and len(self.running) > 1:
+            # Several prefills hold a windowed pool among them and none can go on.
+            self._preempt(step, self.running.sequences[-1])
+            self._continue_prefill(step, self.config.max_batched_tokens)
+        if self.speculator is not None:
+            budget = self.config.max_batched_tokens - step.num_tokens
+            self.speculator.extend(step, self.kv, budget)
+        if self.policy.charges:
+            self._charge(step)
+        step.chunks.sort(key=lambda chunk: chunk.num_tokens > 1)
+        return step
 
-    def _schedule_decodes(self, budget: int) -> tuple[list[ScheduledSequence], int]:
-        scheduled: list[ScheduledSequence] = []
-        index = 0
-        # The list shrinks from its end while the loop runs: preemption takes the newest.
-        while index < len(self.running):
-            sequence = self.running[index]
-            index += 1
-            if sequence.num_pending_tokens == 1 and self._make_room(sequence):
-                budget -= _take(scheduled, sequence, budget)
-        return scheduled, budget
+    def _schedule_decodes(self, step: Step) -> None:
+        kv, running = self.kv, self.running
+        while True:
+            rows = self._decode_rows()
+            lengths = running.num_computed[rows] + 1
+            kv.release_windows(rows, lengths - 1)
+            if kv.can_hold(rows, lengths):
+                break
+            self._preempt(step, running.sequences[-1])
+        kv.extend(rows, lengths)
+        by_row = running.by_row
+        step.decode_rows = rows
+        step.decodes = [by_row[row] for row in rows.tolist()]
+        for index in np.flatnonzero(lengths % self.config.block_size == 0).tolist():
+            self._seal(step.decodes[index], int(lengths[index]))
 
-    def _make_room(self, sequence: Sequence) -> bool:
-        """Give a decoding sequence the block its token needs; False if it was preempted itself."""
-        capacity = len(sequence.block_table) * self.config.block_size
-        if sequence.num_computed_tokens < capacity:
-            return True
-        while not self.pool.num_free:
-            newest = self.running[-1]
-            self._preempt(newest)
-            if newest is sequence:
-                return False
-        sequence.block_table += self.pool.allocate(1)
-        return True
+    def _decode_rows(self) -> IntArray:
+        rows = self.running.rows
+        return rows[self.running.is_decoding[rows]]
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
+    def _continue_prefill(self, step: Step, budget: int) -> int:
+        """Chunks for the running sequences that do not decode; tokens spent."""
+        rows, spent = self.running.rows, 0
+        for row in rows[~self.running.is_decoding[rows]].tolist():
+            sequence = self.running.by_row[row]
+            assert sequence is not None, "a row in use is empty"
+            spent += self._take(step, sequence, budget - spent)
+        return spent
+
+    def _take(self, step: Step, sequence: Sequence, budget: int) -> int:
+        """A chunk of at most `budget` tokens, fewer where blocks are short; tokens taken."""
+        row = sequence.row
+        start = int(self.running.num_computed[row])
+        one = np.array([row], dtype=np.int64)
+        self.kv.release_windows(one, np.array([start], dtype=np.int64))
+        stop = min(len(sequence.token_ids), start + budget, self.kv.most_tokens(row))
+        if stop <= start:
+            return 0
+        self.kv.grow(row, stop)
+        self._seal(sequence, stop)
+        step.chunks.append(Chunk(sequence, start, stop))
+        return stop - start
+
+    def _admit(self, step: Step, budget: int, now: float) -> None:
+        while budget and not self.running.is_full:
+            sequence = self.policy.peek()
+            if sequence is None:
+                return
+            hit = self.kv.find_prefix(sequence)
+            # A block in hand for every running sequence: else admission would preempt at once.
+            reserve = len(self.running)
+            if hit.is_too_fresh:
+                return
+            if not self.kv.has_room(sequence, hit, reserve=reserve):
+                if len(self.running):
+                    return
+                hit = PrefixHit()  # a pool of one sequence has no room for a copy beside a hit
+            self._start(sequence, hit, now)
+            budget -= self._take(step, sequence, budget)
+
+    def _start(self, sequence: Sequence, hit: PrefixHit, now: float) -> None:
+        self._unqueue(sequence)
+        request = sequence.request
+        self.running.add(
+            sequence,
+            num_computed=hit.num_tokens,
+            adapter_id=self._adapter_ids.get(request.adapter or "", 0),
+            tenant_id=self._tenants.setdefault(request.tenant, len(self._tenants)),
+        )
+        self.kv.admit(sequence, hit)
+        if sequence.scheduled_time is None:
+            sequence.scheduled_time = now
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = hit.num_tokens
+            if self.config.has_prefix_cache and sequence.takes_hits:
+                self.prefix.note(sequence.num_prompt_tokens, hit, self.config.block_size)
+
+    def settle_drafts(self, chunk: Chunk, num_accepted: int) -> None:
+        """Note which drafts were right; give back the others' blocks, and offer those now full."""
+        assert self.speculator is not None, "there are drafts, but nobody who made them"
+        sequence = chunk.sequence
+        self.speculator.observe(chunk, num_accepted)
+        self.kv.trim(sequence.row, len(sequence.token_ids))
+        self._seal(sequence, len(sequence.token_ids) - 1)
+
+    def _seal(self, sequence: Sequence, num_computed: int) -> None:
+        if sequence.shares_blocks:
+            self.kv.seal(sequence, num_computed)
+
+    def _preempt(self, step: Step, sequence: Sequence) -> None:
         self._release(sequence)
         self.num_preemptions += 1
+        step.preempted.append(sequence)
         self.add(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        self.pool.free(sequence.block_table)
-        sequence.block_table = []
-        sequence.num_computed_tokens = 0
+        self.kv.clear(sequence.row)
+        self.running.remove(sequence)
+        sequence.hidden_sum = None
+        if self.speculator is not None:
+            self.speculator.forget(sequence)
 
-    def _can_admit(self) -> bool:
-        if not self.waiting or len(self.running) >= self.config.max_num_seqs:
-            return False
-        # A block in hand for every running sequence: else admission would preempt at once.
-        return self.pool.num_free >= self._num_blocks_of(self.waiting[0]) + len(self.running)
+    def _unqueue(self, sequence: Sequence) -> None:
+        self.policy.remove(sequence)
+        self.num_waiting_tokens -= len(sequence.token_ids)
 
-    def _admit(self, now: float) -> Sequence:
-        sequence = self.waiting.pop(0)
-        sequence.block_table = self.pool.allocate(self._num_blocks_of(sequence))
-        if sequence.scheduled_time is None:
-            sequence.scheduled_time = now
-        insort(self.running, sequence, key=_sort_key)
-        return sequence
-
-    def _num_blocks_of(self, sequence: Sequence) -> int:
-        return -(-len(sequence.token_ids) // self.config.block_size)
+    def _charge(self, step: Step) -> None:
+        used = np.zeros(len(self._tenants))
+        np.add.at(used, self.running.tenant_id[step.decode_rows], DECODE_WEIGHT)
+        for chunk in step.chunks:
+            used[self.running.tenant_id[chunk.sequence.row]] += chunk.num_tokens
+        self.policy.charge(_nonzero(self._tenants, used.tolist()))
 
     def check(self) -> None:
         """Raise AssertionError if an invariant of queues and blocks is broken."""
-        for queue in (self.waiting, self.running):
-            keys = [sequence.sort_key for sequence in queue]
-            assert keys == sorted(keys), "a queue is out of order"
-        assert len(self.running) <= self.config.max_num_seqs, "too many sequences run"
-        for sequence in self.waiting:
-            assert not sequence.block_table, "a waiting sequence holds blocks"
-            assert sequence.num_computed_tokens == 0, "a waiting sequence has computed tokens"
-        for sequence in self.running:
-            needed = self._num_blocks_of(sequence)
-            held = len(sequence.block_table)
-            # A token just drawn gets its block when it is scheduled.
-            assert held in (needed, needed - 1), f"{held} blocks for {needed} blocks of tokens"
-            assert sequence.num_computed_tokens <= held * self.config.block_size
-        self.pool.check([sequence.block_table for sequence in self.running])
+        waiting = list(self.policy)
+        keys = [self.policy.sort_key(sequence) for sequence in waiting]
+        assert keys == sorted(set(keys)), "the queue is out of order, or holds a sequence twice"
+        assert len(waiting) == len(self.policy)
+        assert all(sequence.row < 0 for sequence in waiting), "a waiting sequence has a row"
+        assert self.num_waiting_tokens == sum(len(sequence.token_ids) for sequence in waiting)
+        self.running.check()
+        computed = {
+            sequence.row: int(self.running.num_computed[sequence.row])
+            for sequence in self.running.sequences
+        }
+        self.kv.check(computed)
 
 
-def _sort_key(sequence: Sequence) -> tuple[int, float, int]:
-    return sequence.sort_key
-
-
-def _take(scheduled: list[ScheduledSequence], sequence: Sequence, budget: int) -> int:
-    num_tokens = min(sequence.num_pending_tokens, budget)
-    scheduled.append(ScheduledSequence(sequence, num_tokens))
-    return num_tokens
+def _nonzero(names: Mapping[str, int], used: list[float]) -> dict[str, float]:
+    return {name: used[index] for name, index in names.items() if used[index]}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..runners.protocol import SamplingRow
+from ..runners.protocol import DoubleArray, SamplingRow, TokenLogprobs
+from .admission import draws
+from .block_keys import BlockKeys
 from .request import FinishReason, Request
 
 __all__ = ["Sequence"]
@@ -12,34 +14,58 @@ __all__ = ["Sequence"]
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
-    """One choice of one request: its tokens, and how many of them are in the KV cache.
+    """One choice of one request: its tokens, and what is known of it besides the cache.
 
-    A preempted sequence and one resubmitted to a new engine are the same thing: tokens without
-    cache entries, `num_computed_tokens` 0.
+    What changes every step while it runs stands in `RunningTable`, in its row. A preempted
+    sequence and one resubmitted to a new engine are the same thing: tokens without a row.
     """
 
     request: Request
     choice_index: int
-    order: int
-    """Admission number: ties of priority and arrival go to the lower one."""
+    uid: int
+    """Number in order of creation: no two of one engine have the same, ties of arrival go to the
+    lower one."""
     token_ids: list[int]
     """Prompt, then output. Only the engine appends."""
     max_len: int
     """Length at which the sequence ends as `length`."""
     stop_token_ids: frozenset[int]
     """Ids that end it; they count as generated."""
-    block_table: list[int] = field(default_factory=list)
-    """Physical blocks, in order of position."""
-    num_computed_tokens: int = 0
-    """Tokens whose keys and values are in the cache."""
+    block_keys: BlockKeys
+    """Names of its full blocks."""
+    shares_blocks: bool = True
+    """Whether its blocks are offered to others, be it only to the request's other choices."""
+    row: int = -1
+    """Its row in the table of running sequences; -1: it waits."""
+    num_sealed_blocks: int = 0
+    """Full blocks that need no more sealing."""
+    num_hit_blocks: int = 0
+    """Blocks taken from the prefix cache when it was last admitted."""
+    num_cached_tokens: int | None = None
+    """Tokens of the first prefix-cache hit; None: never admitted."""
     scheduled_time: float | None = None
     """When its first token was scheduled, on the engine's clock."""
     finish_reason: FinishReason | None = None
+    owes_prompt_logprobs: bool = False
+    """Whether log-probabilities of the prompt are asked for and not given out yet."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Collected so far, where asked for: entry i is of prompt token i + 1."""
+    hidden_sum: DoubleArray | None = None
+    """Where a vector is asked for: sum of the final hidden states so far, [E]."""
+    request_id: str = field(init=False)
+    sampling: SamplingRow = field(init=False)
+    """How its next token is to be drawn; lives as long as the sequence."""
 
-    @property
-    def sort_key(self) -> tuple[int, float, int]:
-        """Order of service: priority, then arrival. The largest key is preempted first."""
-        return (self.request.priority, self.request.arrival_time, self.order)
+    def __post_init__(self) -> None:
+        self.request_id = self.request.request_id
+        self.sampling = SamplingRow(
+            params=self.request.sampling_params,
+            seed=self.request.seed,
+            choice_index=self.choice_index,
+            token_ids=self.token_ids,
+            num_prompt_tokens=self.num_prompt_tokens,
+            end_token_ids=tuple(sorted(self.stop_token_ids)),
+        )
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -47,24 +73,15 @@ class Sequence:
         return len(self.request.prompt_token_ids)
 
     @property
-    def num_pending_tokens(self) -> int:
-        """Tokens not yet in the cache: 1 while decoding, more during prefill."""
-        return len(self.token_ids) - self.num_computed_tokens
+    def draws(self) -> bool:
+        """Whether tokens are generated at all."""
+        return draws(self.request)
 
-    def sampling_row(self) -> SamplingRow:
-        """How the token after the last one is to be drawn."""
-        params = self.request.sampling_params
-        num_output_tokens = len(self.token_ids) - self.num_prompt_tokens
-        is_early = num_output_tokens < params.min_tokens
-        return SamplingRow(
-            params=params,
-            seed=self.request.seed,
-            choice_index=self.choice_index,
-            position=len(self.token_ids),
-            token_ids=self.token_ids,
-            num_prompt_tokens=self.num_prompt_tokens,
-            banned_token_ids=tuple(self.stop_token_ids) if is_early else (),
-        )
+    @property
+    def takes_hits(self) -> bool:
+        """Whether blocks may come from the prefix cache: not where every token must be computed."""
+        is_whole = self.request.pooling is not None or self.owes_prompt_logprobs
+        return self.shares_blocks and not is_whole
 
     def end_after(self, token_id: int) -> FinishReason | None:
         """Why the sequence ends now that `token_id` was appended, if it does."""

@@ -1,9 +1,11 @@
 """A runner without a model, for tests and simulation: its tokens follow from the context alone.
 
 It keeps a cache as every runner does, but what it stores for a token is the token's id. The next
-token is a digest of the ids it reads back through the block tables, so a wrong slot, block table
-or context length in the engine changes the answer, and nothing else does: not the batch, not
-chunking, not preemption. `next_token` computes the same from the plain list of ids.
+token is a digest of the ids it reads back through the block tables, of each cache group what its
+window shows, so a wrong slot, block table, release or context length in the engine changes the
+answer, and nothing else does: not the batch, not chunking, not preemption. `next_token` computes
+the same from the plain list of ids. Nothing is cleared when blocks change hands; slots never
+written hold -1.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ from ..errors import EngineError
 from ..failpoints import hit
 from .protocol import (
     Batch,
+    CacheGroup,
+    DoubleArray,
+    HiddenSum,
     IntArray,
+    PromptRows,
     RunnerInfo,
-    SampledToken,
     SamplingRow,
     StepResult,
     TokenLogprobs,
@@ -31,6 +36,8 @@ __all__ = ["FakeRunner", "next_token"]
 
 Script = Callable[[SamplingRow], int | None]
 """Chooses a row's token; None leaves it to the digest."""
+
+HIDDEN_SIZE = 3
 
 
 class FakeRunner:
@@ -45,39 +52,67 @@ class FakeRunner:
         self.info = info
         self._step_s = step_s
         self._script = script
-        self._cache: IntArray = np.empty((0, 0), dtype=np.int64)  # [blocks, block_size]
+        self._caches: list[IntArray] = []  # [slots] of each group
+        self._block_size = 1
         self._result: StepResult | None = None
 
     @classmethod
     def for_config(
-        cls, config: ModelConfig, *, step_s: float = 0.0, script: Script | None = None
+        cls,
+        config: ModelConfig,
+        *,
+        step_s: float = 0.0,
+        script: Script | None = None,
+        adapters: tuple[str, ...] = (),
+        fingerprint: str = "",
     ) -> FakeRunner:
         """A runner with the vocabulary, context and end ids of a model, and none of its weights."""
+        windows = [config.window_of(index) for index in range(config.num_layers)]
+        item = np.dtype(np.int64).itemsize
         info = RunnerInfo(
             vocab_size=config.vocab_size,
             max_seq_len=config.max_seq_len,
             eos_token_ids=config.eos_token_ids,
-            cache_bytes_per_token=np.dtype(np.int64).itemsize,
+            cache_groups=tuple(
+                CacheGroup(num_layers=windows.count(window), window=window, bytes_per_token=item)
+                for window in sorted(set(windows), key=lambda window: (window is not None, window))
+            ),
             runner="fake",
             executed_form="digest of the context",
             cache_dtype="int64",
             num_parameters=0,
             weight_bytes=0,
+            fingerprint=fingerprint,
+            hidden_size=HIDDEN_SIZE,
+            adapters=adapters,
         )
         return cls(info, step_s=step_s, script=script)
 
-    def allocate_cache(self, num_blocks: int, block_size: int) -> None:
-        """Make the cache. Unwritten slots hold -1, which no token has."""
-        self._cache = np.full((num_blocks, block_size), -1, dtype=np.int64)
+    def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
+        """Make the cache."""
+        self._block_size = block_size
+        self._caches = [np.full(count * block_size, -1, dtype=np.int64) for count in num_blocks]
 
     def submit(self, batch: Batch) -> None:
         """Store the step's ids, and draw a token for every row of logits asked for."""
         hit("engine.forward")
         if self._step_s:
             time.sleep(self._step_s)
-        self._cache.reshape(-1)[batch.slot_mapping] = batch.token_ids
-        rows = zip(batch.logits_indices, batch.sampling, strict=True)
-        self._result = StepResult([self._draw(batch, int(index), row) for index, row in rows])
+        for cache, group in zip(self._caches, batch.groups, strict=True):
+            blocks = cache.reshape(-1, self._block_size)
+            blocks[group.block_copies[:, 1]] = blocks[group.block_copies[:, 0]]
+            cache[group.slot_mapping] = batch.token_ids
+        rows = zip(batch.logits_indices.tolist(), batch.sampling, strict=True)
+        tokens = [self._draw(batch, index, row) for index, row in rows]
+        self._result = StepResult(
+            token_ids=np.array(tokens, dtype=np.int64),
+            logprobs=[
+                None if row.params.logprobs is None else self._logprobs(token, row.params.logprobs)
+                for token, row in zip(tokens, batch.sampling, strict=True)
+            ],
+            prompt_logprobs=[self._prompt_logprobs(batch, rows) for rows in batch.prompt_rows],
+            hidden_sums=[self._hidden_sum(batch, wanted) for wanted in batch.hidden_sums],
+        )
 
     def collect(self) -> StepResult:
         """The outcome of the last `submit`."""
@@ -88,41 +123,82 @@ class FakeRunner:
 
     def close(self) -> None:
         """Drop the cache."""
-        self._cache = np.empty((0, 0), dtype=np.int64)
+        self._caches = []
 
-    def _draw(self, batch: Batch, index: int, row: SamplingRow) -> SampledToken:
+    def _digest(self, batch: Batch, index: int) -> int:
+        """Of what the packed token `index` attends to, itself included."""
         sequence = int(np.searchsorted(batch.cu_seqlens, index, side="right")) - 1
-        length = int(batch.context_lens[sequence])
-        table = batch.block_tables[sequence, : -(-length // self._cache.shape[1])]
-        context = self._cache[table].reshape(-1)[:length]
+        position = int(batch.positions[index])
+        digest = 0 if batch.adapter_ids is None else int(batch.adapter_ids[sequence])
+        for cache, group, kind in zip(
+            self._caches, batch.groups, self.info.cache_groups, strict=True
+        ):
+            first = 0 if kind.window is None else max(0, position - kind.window + 1)
+            positions = np.arange(first, position + 1)
+            blocks = group.block_tables[sequence][positions // self._block_size]
+            context = cache[blocks * self._block_size + positions % self._block_size]
+            digest = zlib.crc32(context.tobytes(), digest)
+        return digest
+
+    def _draw(self, batch: Batch, index: int, row: SamplingRow) -> int:
         token_id = self._script(row) if self._script is not None else None
-        if token_id is None:
-            token_id = _choose(context, row, self.info.vocab_size)
-        return SampledToken(token_id, _logprobs(token_id, row, self.info.vocab_size))
+        if token_id is not None:
+            return token_id
+        return _choose(self._digest(batch, index), row, self.info.vocab_size)
+
+    def _prompt_logprobs(self, batch: Batch, rows: PromptRows) -> list[TokenLogprobs]:
+        """Half the probability for each unit of the distance between target and digest."""
+        vocab_size = self.info.vocab_size
+        return [
+            TokenLogprobs(
+                float(np.log(0.5)) * (1 + (target - likeliest) % vocab_size),
+                self._logprobs(likeliest, rows.num_top).top,
+            )
+            for index, target in enumerate(rows.targets, start=rows.start)
+            for likeliest in [self._digest(batch, index) % vocab_size]
+        ]
+
+    def _hidden_sum(self, batch: Batch, wanted: HiddenSum) -> DoubleArray:
+        """A token's state: three digits of its digest."""
+        total = np.zeros(HIDDEN_SIZE) if wanted.carry is None else wanted.carry.copy()
+        for index in range(wanted.start, wanted.stop):
+            digest = self._digest(batch, index)
+            total += [digest % 7, digest % 11, digest % 13]
+        return total
+
+    def _logprobs(self, token_id: int, num_top: int) -> TokenLogprobs:
+        """The token first, the ids after it below, each with half the probability of the last."""
+        half, vocab_size = float(np.log(0.5)), self.info.vocab_size
+        top = tuple(
+            ((token_id + rank) % vocab_size, half * (rank + 1))
+            for rank in range(min(num_top, vocab_size))
+        )
+        return TokenLogprobs(logprob=half, top=top)
 
 
-def next_token(token_ids: Sequence[int], vocab_size: int) -> int:
-    """The token that a greedy row follows `token_ids` with: the oracle of the engine's tests."""
-    return zlib.crc32(np.array(token_ids, dtype=np.int64).tobytes()) % vocab_size
+def next_token(
+    token_ids: Sequence[int], vocab_size: int, *windows: int | None, adapter_id: int = 0
+) -> int:
+    """The token that a greedy row follows `token_ids` with: the oracle of the engine's tests.
+
+    `windows` are those of the cache groups; none at all is one group without a window.
+    """
+    ids = np.array(token_ids, dtype=np.int64)
+    digest = adapter_id
+    for window in windows or (None,):
+        digest = zlib.crc32(ids[-window:].tobytes() if window else ids.tobytes(), digest)
+    return digest % vocab_size
 
 
-def _choose(context: IntArray, row: SamplingRow, vocab_size: int) -> int:
-    """The digest's token; sampled rows mix their key in, banned ids give way to the next one."""
-    digest = zlib.crc32(context.tobytes())
-    if not row.params.is_greedy:
+def _choose(digest: int, row: SamplingRow, vocab_size: int) -> int:
+    """The digest's token; sampled rows mix their key in, masked ids give way to the next one."""
+    params = row.params
+    if not params.is_greedy:
         key = np.array([row.seed, row.choice_index, row.position], dtype=np.int64)
         digest = zlib.crc32(key.tobytes(), digest)
-    token_id = digest % vocab_size
-    while token_id in row.banned_token_ids:
-        token_id = (token_id + 1) % vocab_size
-    return token_id
-
-
-def _logprobs(token_id: int, row: SamplingRow, vocab_size: int) -> TokenLogprobs | None:
-    """The token first, the ids after it below, each with half the probability of the last."""
-    if row.params.logprobs is None:
-        return None
-    half = float(np.log(0.5))
-    count = min(row.params.logprobs, vocab_size)
-    top = tuple(((token_id + rank) % vocab_size, half * (rank + 1)) for rank in range(count))
-    return TokenLogprobs(logprob=half, top=top)
+    banned = {*row.banned_token_ids, *params.banned_token_ids}
+    allowed = range(vocab_size) if params.allowed_token_ids is None else params.allowed_token_ids
+    if not banned:
+        return allowed[digest % len(allowed)]
+    choices = [token_id for token_id in allowed if token_id not in banned]
+    return choices[digest % len(choices)]

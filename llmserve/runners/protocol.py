@@ -1,12 +1,12 @@
 """What the engine hands to a runner for one step, and what it gets back.
 
-Shapes: T tokens in the step, S sequences in the step, R rows of logits asked for (R <= T).
-Arrays are numpy; a runner copies what it keeps. Logits never leave the runner.
+Shapes: T tokens in the step, S sequences in the step, R rows of logits asked for, G cache groups,
+E hidden_size. Arrays are numpy; a runner copies what it keeps. Logits never leave the runner.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -16,58 +16,110 @@ from ..sampling import SamplingParams
 
 __all__ = [
     "Batch",
+    "CacheGroup",
+    "GroupTables",
+    "HiddenSum",
+    "PromptRows",
     "Runner",
     "RunnerInfo",
-    "SampledToken",
     "SamplingRow",
     "StepResult",
     "TokenLogprobs",
 ]
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+DoubleArray = npt.NDArray[np.float64]
 
 
 @dataclass(slots=True, kw_only=True)
 class SamplingRow:
-    """How one row of logits becomes a token."""
+    """How one row of logits becomes a token.
+
+    One object lives as long as its sequence; what changes from step to step follows from the
+    length of `token_ids`. It describes the step under way until the step is collected.
+    """
 
     params: SamplingParams
     seed: int
-    """Key of the random numbers (architecture: one draw is keyed by seed, choice, position)."""
+    """Key of the random numbers (docs/sampling.md: one draw is keyed by seed, choice, position)."""
     choice_index: int
     """Which of the request's `n` choices the row belongs to."""
-    position: int
-    """Absolute position of the token to be drawn, the prompt's first token being 0."""
     token_ids: list[int]
     """The sequence so far, prompt first. A view: the runner must not change or keep it."""
     num_prompt_tokens: int
     """How many of `token_ids` are the prompt's."""
-    banned_token_ids: tuple[int, ...] = ()
-    """Ids that must not be drawn now (end ids before `min_tokens`)."""
+    end_token_ids: tuple[int, ...] = ()
+    """Ids that end the sequence; they must not be drawn before `min_tokens`."""
+
+    @property
+    def position(self) -> int:
+        """Absolute position of the token to be drawn, the prompt's first token being 0."""
+        return len(self.token_ids)
+
+    @property
+    def banned_token_ids(self) -> tuple[int, ...]:
+        """End ids while `min_tokens` is not reached, else none."""
+        num_generated = len(self.token_ids) - self.num_prompt_tokens
+        return self.end_token_ids if num_generated < self.params.min_tokens else ()
+
+
+@dataclass(slots=True, kw_only=True)
+class GroupTables:
+    """Where one cache group's keys and values of the step are."""
+
+    slot_mapping: IntArray  # [T] cache slot of each token: block_id * block_size + offset
+    block_tables: IntArray  # [S, most blocks of one sequence]; places out of use hold 0
+    block_copies: IntArray  # [C, 2] (from, to) whole blocks, all read before the step writes
+
+
+@dataclass(slots=True, kw_only=True)
+class PromptRows:
+    """A request for the log-probabilities that a chunk's tokens give to their successors."""
+
+    start: int
+    """Packed index of the first token whose logits are asked for."""
+    targets: list[int]
+    """The id that follows each of the tokens `start`, `start + 1`, ..."""
+    num_top: int
+    """Likeliest ids to report beside each."""
+
+
+@dataclass(slots=True, kw_only=True)
+class HiddenSum:
+    """A request for a sum of final hidden states over packed tokens `start`..`stop - 1`.
+
+    Added in float64, one token after the other, to `carry`: chunking does not change a bit of it.
+    """
+
+    start: int
+    stop: int
+    carry: DoubleArray | None  # [E]; None: zero
 
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """One step: every sequence's new tokens packed one after another."""
+    """One step: every sequence's new tokens packed one after another.
+
+    Sequences with one token come first. A sequence may have several rows of logits (drafts).
+    """
 
     token_ids: IntArray  # [T]
     positions: IntArray  # [T] absolute position of each token in its sequence
-    slot_mapping: IntArray  # [T] cache slot of each token: block_id * block_size + offset
     cu_seqlens: IntArray  # [S + 1] offsets of each sequence's tokens in the packed axis
     context_lens: IntArray  # [S] tokens that the sequence's last token attends to, itself included
-    block_tables: IntArray  # [S, most blocks of one sequence] padded with 0
+    groups: list[GroupTables]  # G entries, in the order of `RunnerInfo.cache_groups`
     logits_indices: IntArray  # [R] packed indices of the tokens whose logits are sampled
     sampling: list[SamplingRow]  # R entries
+    adapter_ids: IntArray | None = None
+    """[S] 0: the base model; i: entry i - 1 of `RunnerInfo.adapters`. None: all 0."""
+    prompt_rows: list[PromptRows] = field(default_factory=list)
+    hidden_sums: list[HiddenSum] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
         """Tokens computed in the step."""
         return len(self.token_ids)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to compute."""
-        return len(self.token_ids) == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +132,30 @@ class TokenLogprobs:
     """The likeliest ids with theirs, best first, ties to the lowest id."""
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """The outcome of one row of logits."""
-
-    token_id: int
-    logprobs: TokenLogprobs | None = None
-    is_finite: bool = True
-    """False when the row held NaN or no finite logit at all: `token_id` means nothing then."""
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class StepResult:
-    """The outcome of one batch: one entry per row of `logits_indices`, in its order."""
+    """The outcome of one batch."""
 
-    tokens: list[SampledToken]
+    token_ids: IntArray  # [R] in the order of `logits_indices`
+    is_finite: BoolArray | None = None
+    """[R] False where a row held NaN or no finite logit: its id means nothing. None: all True."""
+    logprobs: list[TokenLogprobs | None] | None = None
+    """R entries, None for rows that did not ask; None: no row asked."""
+    prompt_logprobs: list[list[TokenLogprobs]] = field(default_factory=list)
+    """For each entry of `Batch.prompt_rows`, one per target."""
+    hidden_sums: list[DoubleArray] = field(default_factory=list)
+    """For each entry of `Batch.hidden_sums`, [E]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheGroup:
+    """Layers whose keys and values live and die together: those with the same window."""
+
+    num_layers: int
+    window: int | None
+    """Tokens that a query sees, its own included; None: all before it."""
+    bytes_per_token: int
+    """KV cache bytes for one token, the group's layers together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +168,8 @@ class RunnerInfo:
     """Tokens of context."""
     eos_token_ids: tuple[int, ...]
     """Ids that end a sequence."""
-    cache_bytes_per_token: int
-    """KV cache bytes for one token, all layers together."""
+    cache_groups: tuple[CacheGroup, ...]
+    """At least one."""
     runner: str
     """Name of the runner."""
     executed_form: str
@@ -119,6 +180,17 @@ class RunnerInfo:
     """Parameters of the model, shared ones once."""
     weight_bytes: int
     """Bytes of the weights as executed."""
+    fingerprint: str = ""
+    """Digest of the model's contents: the root of every key of the prefix cache."""
+    hidden_size: int = 0
+    """Width of the final hidden states."""
+    adapters: tuple[str, ...] = ()
+    """Names of the LoRA adapters loaded beside the model."""
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """KV cache bytes for one token while every layer keeps it."""
+        return sum(group.bytes_per_token for group in self.cache_groups)
 
 
 class Runner(Protocol):
@@ -128,8 +200,8 @@ class Runner(Protocol):
     overlaps: bool
     """Whether `submit` returns before the step is computed."""
 
-    def allocate_cache(self, num_blocks: int, block_size: int) -> None:
-        """Make the KV cache: `num_blocks` blocks of `block_size` tokens. Called once, first."""
+    def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
+        """Make the KV cache: for each cache group that many blocks. Called first; again: anew."""
 
     def submit(self, batch: Batch) -> None:
         """Begin one step. At most one is under way."""

@@ -1,9 +1,9 @@
 """Attention over the paged KV cache, in torch operations.
 
 Keys and values lie in one pool per layer, addressed by slots. A step writes its new ones, then
-reads, for every sequence, the slots of its whole context: gathered side by side for all sequences
-that decode, and one sequence at a time for prefill chunks. A single decoding sequence whose slots
-are neighbours is read in place.
+reads, for every sequence, the slots of its context, or of what a sliding window shows of it:
+gathered side by side for all sequences that decode, and one sequence at a time for prefill chunks.
+A single decoding sequence whose slots are neighbours is read in place.
 
 Shapes: T tokens in the step, B decoding sequences, L longest context among them, H query heads,
 KV key heads, G = H / KV, D head_dim.
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .protocol import Batch, IntArray
+from .protocol import Batch, GroupTables, IntArray
 
 __all__ = ["PagedAttention", "PagedCache"]
 
@@ -26,8 +26,9 @@ __all__ = ["PagedAttention", "PagedCache"]
 class PagedCache:
     """Keys and values of every layer, `num_slots` tokens each, and one slot more that stays zero.
 
-    Reads beyond a sequence's end are directed to that null slot: what other sequences left in the
-    pool, NaN included, can never reach a result through a masked place.
+    One of these serves one cache group. Reads beyond a sequence's end are directed to that null
+    slot: what other sequences left in the pool, NaN included, can never reach a result through a
+    masked place.
     """
 
     def __init__(
@@ -44,6 +45,17 @@ class PagedCache:
         # costs as much as a small operation.
         self.whole_keys = [keys.transpose(0, 1)[None] for keys in self.keys]
         self.whole_values = [values.transpose(0, 1)[None] for values in self.values]
+
+    def copy_blocks(self, copies: IntArray, block_size: int) -> None:
+        """Copy whole blocks, (from, to) each; all are read before any is written."""
+        offsets = np.arange(block_size)
+        device = self.keys[0].device
+        source, target = (
+            torch.from_numpy((copies[:, side, None] * block_size + offsets).reshape(-1)).to(device)
+            for side in (0, 1)
+        )
+        for slots in (*self.keys, *self.values):
+            slots.index_copy_(0, target, slots.index_select(0, source))
 
 
 @dataclass(slots=True)
@@ -75,16 +87,31 @@ class _Chunk:
 
 
 class PagedAttention:
-    """`Attend` for one step: built from its batch, called once per layer, then dropped."""
+    """Attention of one cache group in one step: called once for each of its layers, then dropped.
 
-    def __init__(self, batch: Batch, cache: PagedCache, *, block_size: int) -> None:
+    `layer_index` counts within the group.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        group: GroupTables,
+        cache: PagedCache,
+        *,
+        block_size: int,
+        window: int | None = None,
+    ) -> None:
         self._cache = cache
+        self._window = window
         keys = cache.keys[0]
         self._device, self._dtype = keys.device, keys.dtype
-        self._run = _find_run(batch, block_size)
+        self._tables = group.block_tables
+        if len(group.block_copies):
+            cache.copy_blocks(group.block_copies, block_size)
+        self._run = self._find_run(batch, block_size)
         if self._run is not None:
             return
-        self._new_slots = self._tensor(batch.slot_mapping)
+        self._new_slots = self._tensor(group.slot_mapping)
         lengths = np.diff(batch.cu_seqlens)
         others = np.flatnonzero(lengths != 1)
         num_decodes = int(others[0]) if len(others) else len(lengths)
@@ -122,30 +149,56 @@ class PagedAttention:
         grouped = q.view(1, keys.shape[1], -1, q.shape[-1])
         return F.scaled_dot_product_attention(grouped, keys, values).view(q.shape)
 
+    def _first_visible(self, lengths: IntArray) -> IntArray:
+        """First position that the last of `lengths` tokens sees."""
+        return (
+            np.zeros_like(lengths)
+            if self._window is None
+            else np.maximum(lengths - self._window, 0)
+        )
+
     def _plan_decodes(self, batch: Batch, count: int, block_size: int) -> _Decodes:
-        lengths = batch.context_lens[:count]
+        firsts = self._first_visible(batch.context_lens[:count])
+        lengths = batch.context_lens[:count] - firsts
         longest = int(lengths.max())
-        tables = batch.block_tables[:count, : -(-longest // block_size)]
-        slots = (tables[:, :, None] * block_size + np.arange(block_size)).reshape(count, -1)
-        slots = slots[:, :longest]
+        positions = firsts[:, None] + np.arange(longest)  # [B, L]
         is_beyond = np.arange(longest) >= lengths[:, None]
+        positions[is_beyond] = 0
+        blocks = np.take_along_axis(self._tables[:count], positions // block_size, axis=1)
+        slots = blocks * block_size + positions % block_size
         mask = None
         if is_beyond.any():
-            slots = np.where(is_beyond, self._cache.null_slot, slots)
+            slots[is_beyond] = self._cache.null_slot
             mask = self._mask(is_beyond)[:, None, None, :]
         return _Decodes(count, longest, self._tensor(slots.reshape(-1)), mask)
 
     def _plan_chunk(self, batch: Batch, index: int, block_size: int) -> _Chunk:
         start, end = int(batch.cu_seqlens[index]), int(batch.cu_seqlens[index + 1])
         length = int(batch.context_lens[index])
-        positions = np.arange(length)
-        slots = batch.block_tables[index, positions // block_size] * block_size
+        first = length - (end - start)  # position of the chunk's first token
+        lowest = 0 if self._window is None else max(0, first - self._window + 1)
+        positions = np.arange(lowest, length)
+        slots = self._tables[index, positions // block_size] * block_size
         slots = slots + positions % block_size
-        first = length - (end - start)
         mask = None
-        if first:
-            mask = self._mask(positions[None, :] > np.arange(first, length)[:, None])
+        if first or (self._window is not None and length > self._window):
+            queries = np.arange(first, length)[:, None]
+            is_hidden = positions > queries
+            if self._window is not None:
+                is_hidden |= positions <= queries - self._window
+            mask = self._mask(is_hidden)
         return _Chunk(start, end, self._tensor(slots), mask)
+
+    def _find_run(self, batch: Batch, block_size: int) -> _Run | None:
+        """The single decoding sequence of a step, if what it sees lies in neighbouring blocks."""
+        if batch.num_tokens != 1:
+            return None
+        length = int(batch.context_lens[0])
+        first = int(self._first_visible(batch.context_lens[:1])[0])
+        table = self._tables[0, first // block_size : -(-length // block_size)].tolist()
+        if table != list(range(table[0], table[0] + len(table))):
+            return None
+        return _Run(table[0] * block_size + first % block_size, length - first)
 
     def _mask(self, is_hidden: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Tensor:
         hidden = torch.from_numpy(is_hidden).to(self._device)
@@ -154,17 +207,6 @@ class PagedAttention:
 
     def _tensor(self, values: IntArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
-
-
-def _find_run(batch: Batch, block_size: int) -> _Run | None:
-    """The single decoding sequence of a step, if its blocks are neighbours."""
-    if batch.num_tokens != 1:
-        return None
-    length = int(batch.context_lens[0])
-    table = batch.block_tables[0, : -(-length // block_size)].tolist()
-    if table != list(range(table[0], table[0] + len(table))):
-        return None
-    return _Run(table[0] * block_size, length)
 
 
 def _attend_decodes(plan: _Decodes, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

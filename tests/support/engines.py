@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmserve.engine.config import EngineConfig
+from llmserve.engine.drafting import Drafter
 from llmserve.engine.engine import Engine
+from llmserve.engine.ngram import NgramDrafter
 from llmserve.engine.request import Request, RequestOutput
+from llmserve.engine.watcher import Watcher
 from llmserve.runners.fake import FakeRunner, next_token
-from llmserve.runners.protocol import RunnerInfo
+from llmserve.runners.protocol import CacheGroup, Runner, RunnerInfo
 from llmserve.sampling import SamplingParams
 
 VOCAB = 97
@@ -20,21 +23,44 @@ def make_info(**changes: object) -> RunnerInfo:
         "vocab_size": VOCAB,
         "max_seq_len": 256,
         "eos_token_ids": (),
-        "cache_bytes_per_token": 8,
+        "cache_groups": (CacheGroup(num_layers=1, window=None, bytes_per_token=8),),
         "runner": "fake",
         "executed_form": "digest",
         "cache_dtype": "int64",
         "num_parameters": 0,
         "weight_bytes": 0,
+        "hidden_size": 3,
     }
     return RunnerInfo(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def make_engine(runner: FakeRunner | None = None, **changes: int) -> Engine:
-    """A small engine; `changes` are fields of `EngineConfig`."""
-    values = {"num_blocks": 64, "block_size": 4, "max_seq_len": 128, "max_batched_tokens": 32}
-    config = EngineConfig(**{**values, "max_num_seqs": 16, **changes})
-    return Engine(runner or FakeRunner(make_info()), config)
+def make_config(**changes: object) -> EngineConfig:
+    """A small engine's settings; `num_blocks` may be one number for a single pool."""
+    values: dict[str, object] = {
+        "num_blocks": 64,
+        "block_size": 4,
+        "max_seq_len": 128,
+        "max_batched_tokens": 32,
+        "max_num_seqs": 16,
+        **changes,
+    }
+    if isinstance(values["num_blocks"], int):
+        values["num_blocks"] = (values["num_blocks"],)
+    return EngineConfig(**values)  # type: ignore[arg-type]
+
+
+def make_engine(
+    runner: Runner | None = None,
+    *,
+    drafter: Drafter | None = None,
+    watcher: Watcher | None = None,
+    **changes: object,
+) -> Engine:
+    """A small engine over a scripted runner; `changes` are fields of `EngineConfig`."""
+    config = make_config(**changes)
+    if config.speculation is not None and drafter is None:
+        drafter = NgramDrafter(config.speculation)
+    return Engine(runner or FakeRunner(make_info()), config, drafter=drafter, watcher=watcher)
 
 
 def make_request(request_id: str, prompt: list[int], **changes: object) -> Request:

@@ -1,49 +1,62 @@
-"""Sizes of an engine from a memory budget."""
+"""An engine's settings: what cannot work is refused by name."""
 
 from __future__ import annotations
 
 import pytest
 
-from llmserve.engine.config import EngineConfig, plan_cache
+from llmserve.engine.config import EngineConfig, SpeculationConfig, StepCost
 from llmserve.errors import ConfigError
-from support.engines import make_info
 
 
-def test_pool_takes_what_the_budget_buys() -> None:
-    config = plan_cache(make_info(), cache_bytes=16 * 8 * 20)
-    assert (config.num_blocks, config.max_seq_len) == (20, 256)
-
-
-def test_pool_is_no_larger_than_all_sequences_can_use() -> None:
-    config = plan_cache(make_info(), cache_bytes=1 << 30, max_num_seqs=3)
-    assert config.num_blocks == 3 * 256 // 16
-
-
-def test_context_shrinks_to_what_the_pool_holds() -> None:
-    assert plan_cache(make_info(), cache_bytes=16 * 8 * 4).max_seq_len == 64
-
-
-def test_context_that_was_asked_for_is_not_shrunk_in_silence() -> None:
-    with pytest.raises(ConfigError, match="cannot hold one sequence of 128"):
-        plan_cache(make_info(), cache_bytes=16 * 8 * 4, max_seq_len=128)
-
-
-def test_context_beyond_the_model_is_refused() -> None:
-    with pytest.raises(ConfigError, match="context of 256"):
-        plan_cache(make_info(), cache_bytes=1 << 20, max_seq_len=257)
-
-
-def test_budget_without_one_block_is_refused() -> None:
-    with pytest.raises(ConfigError, match="does not hold one block"):
-        plan_cache(make_info(), cache_bytes=100)
+def make_config(**changes: object) -> EngineConfig:
+    return EngineConfig(**{"num_blocks": (8,), "max_seq_len": 16, **changes})  # type: ignore[arg-type]
 
 
 def test_more_sequences_than_tokens_in_a_step_are_refused() -> None:
     with pytest.raises(ConfigError, match="could not advance"):
-        EngineConfig(num_blocks=8, max_seq_len=16, max_batched_tokens=4, max_num_seqs=5)
+        make_config(max_batched_tokens=4, max_num_seqs=5)
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5])
 def test_size_that_is_no_positive_whole_number_is_refused(value: object) -> None:
     with pytest.raises(ConfigError, match="block_size"):
-        EngineConfig(num_blocks=8, block_size=value, max_seq_len=16)  # type: ignore[arg-type]
+        make_config(block_size=value)
+    with pytest.raises(ConfigError, match="num_blocks"):
+        make_config(num_blocks=(4, value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_blocks": ()}, "num_blocks"),
+        ({"policy": "lifo"}, "fcfs, priority or fair"),
+        ({"tenant_weights": {"a": 0.0}}, "above 0"),
+        (
+            {"block_size": 4, "speculation": SpeculationConfig(method="ngram")},
+            "under the block size",
+        ),
+    ],
+)
+def test_setting_that_cannot_work_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "oracle"}, "ngram or draft"),
+        ({"method": "ngram", "num_draft_tokens": 0}, "1 to 15"),
+        ({"method": "ngram", "num_draft_tokens": 16}, "1 to 15"),
+        ({"method": "ngram", "min_ngram": 3, "max_ngram": 2}, "min_ngram"),
+    ],
+)
+def test_speculation_that_cannot_work_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SpeculationConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_cost_of_a_step_is_a_line() -> None:
+    assert StepCost(base_s=1.0, token_s=0.5).seconds(4) == 3.0
+    with pytest.raises(ConfigError, match="above 0"):
+        StepCost(base_s=0.0, token_s=1.0)

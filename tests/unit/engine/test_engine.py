@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from llmserve.engine.request import FinishReason
+from llmserve.engine.engine import Engine
+from llmserve.engine.request import FinishReason, Pooling
 from llmserve.errors import EngineError, PromptTooLongError, RequestError
 from llmserve.runners.fake import FakeRunner
-from llmserve.runners.protocol import Batch, SampledToken, SamplingRow, StepResult
+from llmserve.runners.protocol import Batch, SamplingRow, StepResult
 from support.engines import expected, make_engine, make_info, make_request, run, tokens_by_choice
 
 PROMPTS = [[(7 * i + j) % 97 for j in range(1 + 3 * i)] for i in range(12)]
@@ -150,8 +152,9 @@ def test_deadline_ends_waiting_and_running_requests() -> None:
 def test_row_that_is_not_finite_fails_alone() -> None:
     class Poisoned(FakeRunner):
         def collect(self) -> StepResult:
-            tokens = super().collect().tokens
-            return StepResult([SampledToken(0, is_finite=False), *tokens[1:]])
+            result = super().collect()
+            result.is_finite = np.arange(len(result.token_ids)) > 0
+            return result
 
     engine = make_engine(Poisoned(make_info()))
     engine.add_request(make_request("bad", [1]))
@@ -198,6 +201,10 @@ def test_fail_running_makes_the_engine_usable_after_a_runner_error() -> None:
         ({"output_token_ids": [[1], [2]]}, "output_token_ids"),
         ({"output_token_ids": [[1] * 8]}, "output_token_ids"),
         ({"output_token_ids": [[97]]}, "output_token_ids"),
+        ({"adapter": "unknown"}, "model"),
+        ({"priority": 1}, "priority"),
+        ({"block_keys": [1, 2]}, "block_keys"),
+        ({"pooling": Pooling.MEAN, "n": 2}, "n"),
     ],
 )
 def test_request_that_cannot_be_served_is_refused(changes: dict[str, object], param: str) -> None:
@@ -232,3 +239,101 @@ def test_rows_show_the_sampler_the_sequence_so_far() -> None:
     engine.add_request(make_request("a", [1, 2], max_tokens=3))
     run(engine)
     assert seen == [(2, 2, [1, 2]), (3, 2, [1, 2, 51]), (4, 2, [1, 2, 51, 52])]
+
+
+def test_request_without_tokens_to_make_ends_when_its_prompt_is_computed() -> None:
+    engine = make_engine(max_batched_tokens=16)
+    engine.add_request(make_request("a", list(range(40)), max_tokens=0))
+    outputs = run(engine)
+    assert [(o.token_ids, o.finish_reason) for o in outputs] == [([], FinishReason.LENGTH)]
+    assert engine.stats().num_steps == 3
+
+
+def test_prompt_logprobs_come_once_whole_and_do_not_depend_on_chunks() -> None:
+    prompt = list(range(37))
+    gathered = []
+    for budget in (16, 64):
+        engine = make_engine(max_batched_tokens=budget)
+        engine.add_request(make_request("a", prompt, prompt_logprobs=1, n=2, max_tokens=2))
+        outputs = [output for output in run(engine) if output.prompt_logprobs]
+        assert [output.choice_index for output in outputs] == [0]
+        gathered.append(outputs[0].prompt_logprobs)
+    assert len(gathered[0]) == len(prompt) - 1
+    assert gathered[0] == gathered[1]
+
+
+@pytest.mark.parametrize("pooling", list(Pooling))
+def test_vector_does_not_depend_on_chunks_or_preemption(pooling: Pooling) -> None:
+    prompt = list(range(50))
+    vectors = []
+    for budget, others in ((64, 0), (16, 0), (16, 6)):
+        engine = make_engine(max_batched_tokens=budget, num_blocks=33)
+        for index in range(others):
+            engine.add_request(make_request(f"o{index}", [index] * 15, max_tokens=60))
+        engine.add_request(make_request("a", prompt, pooling=pooling, arrival_time=1.0))
+        (output,) = [output for output in run(engine) if output.request_id == "a"]
+        assert output.finish_reason is FinishReason.LENGTH
+        vectors.append(output.vector)
+    assert vectors[0] is not None
+    assert vectors == [vectors[0]] * 3
+
+
+def test_blocks_wasted_are_under_one_for_each_sequence() -> None:
+    engine = make_engine(num_blocks=200, has_prefix_cache=False)
+    for index, prompt in enumerate(PROMPTS):
+        engine.add_request(make_request(f"r{index}", prompt, max_tokens=30))
+
+    def check_waste(engine: Engine) -> None:
+        running = engine._scheduler.running
+        held = engine.stats().num_blocks - engine.stats().num_free_blocks
+        needed = sum(-(-int(running.num_computed[s.row]) // 4) for s in running.sequences)
+        assert held - needed <= len(running)
+
+    run(engine, each_step=check_waste)
+
+
+def test_starved_cache_gives_the_same_tokens_and_everybody_ends() -> None:
+    """reliability R11: a pool of a quarter of what 64 prompts need."""
+    prompts = [[(5 * i + j) % 97 for j in range(8 + i % 8)] for i in range(64)]
+    need = sum(-(-(len(prompt) + 64) // 4) for prompt in prompts)
+    engine = make_engine(num_blocks=need // 4, max_num_seqs=64, max_batched_tokens=64)
+    for index, prompt in enumerate(prompts):
+        engine.add_request(make_request(f"r{index}", prompt, max_tokens=64, temperature=index % 2))
+    tokens = tokens_by_choice(run(engine))
+    ample = make_engine(num_blocks=need, max_num_seqs=64, max_batched_tokens=64)
+    for index, prompt in enumerate(prompts):
+        ample.add_request(make_request(f"r{index}", prompt, max_tokens=64, temperature=index % 2))
+    assert tokens == tokens_by_choice(run(ample))
+    assert ample.stats().num_preemptions == 0
+    assert engine.stats().num_preemptions >= 20
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority", "fair"])
+def test_policies_serve_the_same_tokens_to_everybody(policy: str) -> None:
+    engine = make_engine(policy=policy, num_blocks=40, max_num_seqs=5)
+    for index, prompt in enumerate(PROMPTS):
+        priority = 0 if policy == "fcfs" else -index
+        request = make_request(f"r{index}", prompt, priority=priority, tenant=str(index % 3))
+        engine.add_request(request)
+    tokens = tokens_by_choice(run(engine))
+    for index, prompt in enumerate(PROMPTS):
+        assert tokens[f"r{index}", 0] == expected(prompt, 8)
+
+
+def test_tenant_with_few_requests_is_not_behind_one_with_many() -> None:
+    """reliability R12: under `fair`, the light tenant waits for its share and not for the queue."""
+    ends: dict[str, dict[str, float]] = {}
+    for policy in ("fcfs", "fair"):
+        engine = make_engine(policy=policy, max_num_seqs=2)
+        for index in range(30):
+            engine.add_request(make_request(f"heavy{index}", [index], tenant="heavy"))
+        engine.add_request(make_request("light", [50], tenant="light"))
+        ends[policy] = {}
+        now = 0.0
+        while engine.has_work:
+            now += 1.0
+            for output in engine.step(now):
+                if output.finish_reason is not None:
+                    ends[policy][output.request_id] = now
+    assert ends["fair"]["light"] <= 3 * 8
+    assert ends["fcfs"]["light"] > 10 * 8

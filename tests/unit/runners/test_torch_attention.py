@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmserve.runners.protocol import Batch
+from llmserve.runners.protocol import Batch, GroupTables
 from llmserve.runners.torch_attention import PagedAttention, PagedCache
 
 BLOCK_SIZE = 4
@@ -16,18 +16,19 @@ NUM_BLOCKS = 40
 TOLERANCE = 2e-6  # a few float32 roundings of sums of at most 30 values near 1
 
 
-def dense(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+def dense(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int | None = None) -> np.ndarray:
     """Attention of the last rows of one sequence: q [T, H, D] over k, v [L, KV, D], in float64."""
     num_new, num_heads, head_dim = q.shape
     length, num_kv_heads, _ = k.shape
     out = np.zeros(q.shape)
     for row in range(num_new):
         last = length - num_new + row + 1
+        first = 0 if window is None else max(0, last - window)
         for head in range(num_heads):
             kv_head = head * num_kv_heads // num_heads
-            scores = k[:last, kv_head].astype(np.float64) @ q[row, head] / math.sqrt(head_dim)
+            scores = k[first:last, kv_head].astype(np.float64) @ q[row, head] / math.sqrt(head_dim)
             weights = np.exp(scores - scores.max())
-            out[row, head] = (weights / weights.sum()) @ v[:last, kv_head]
+            out[row, head] = (weights / weights.sum()) @ v[first:last, kv_head]
     return out
 
 
@@ -43,10 +44,15 @@ def make_batch(tables: list[list[int]], shares: list[tuple[int, int]]) -> Batch:
     return Batch(
         token_ids=np.zeros(sum(counts), dtype=np.int64),
         positions=np.concatenate(positions),
-        slot_mapping=np.concatenate(slots),
         cu_seqlens=np.array([0, *np.cumsum(counts)]),
         context_lens=np.array([first + count for first, count in shares]),
-        block_tables=np.array([table + [0] * (width - len(table)) for table in tables]),
+        groups=[
+            GroupTables(
+                slot_mapping=np.concatenate(slots),
+                block_tables=np.array([table + [0] * (width - len(table)) for table in tables]),
+                block_copies=np.empty((0, 2), dtype=np.int64),
+            )
+        ],
         logits_indices=np.zeros(0, dtype=np.int64),
         sampling=[],
     )
@@ -79,8 +85,14 @@ SHARES = {
     ("num_heads", "num_kv_heads", "head_dim"), [(4, 4, 8), (6, 2, 6), (4, 1, 5)]
 )
 @pytest.mark.parametrize("garbage", [0.0, math.nan])
+@pytest.mark.parametrize("window", [None, 1, 6])
 def test_attention_equals_dense_attention(
-    shares: list[tuple[int, int]], num_heads: int, num_kv_heads: int, head_dim: int, garbage: float
+    shares: list[tuple[int, int]],
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    garbage: float,
+    window: int | None,
 ) -> None:
     rng = np.random.default_rng(len(shares) + head_dim)
     cache = make_cache(num_kv_heads, head_dim)
@@ -98,14 +110,16 @@ def test_attention_equals_dense_attention(
         v = rng.normal(size=k.shape).astype(np.float32)
         q = rng.normal(size=(count, num_heads, head_dim)).astype(np.float32)
         for place in range(first):
+            if window is not None and place <= first - window:
+                continue  # no query sees it: its block may belong to somebody else by now
             slot = table[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE
             cache.keys[0][slot] = torch.from_numpy(k[place])
             cache.values[0][slot] = torch.from_numpy(v[place])
         new["q"].append(q)
         new["k"].append(k[first:])
         new["v"].append(v[first:])
-        wanted.append(dense(q, k, v))
-    attend = PagedAttention(batch, cache, block_size=BLOCK_SIZE)
+        wanted.append(dense(q, k, v, window))
+    attend = PagedAttention(batch, batch.groups[0], cache, block_size=BLOCK_SIZE, window=window)
     q, k, v = (torch.from_numpy(np.concatenate(new[name])) for name in "qkv")
     out = attend(0, q, k, v).numpy()
     np.testing.assert_allclose(out, np.concatenate(wanted), atol=TOLERANCE)
@@ -114,8 +128,19 @@ def test_attention_equals_dense_attention(
 def test_null_slot_stays_zero() -> None:
     cache = make_cache(2, 4)
     batch = make_batch([[3], [5, 6]], [(0, 1), (4, 1)])
-    attend = PagedAttention(batch, cache, block_size=BLOCK_SIZE)
+    attend = PagedAttention(batch, batch.groups[0], cache, block_size=BLOCK_SIZE)
     attend(0, torch.ones(2, 4, 4), torch.ones(2, 2, 4), torch.ones(2, 2, 4))
     assert not cache.keys[0][cache.null_slot].any()
     assert not cache.values[0][cache.null_slot].any()
     assert int(cache.keys[0].flatten(1).any(dim=1).sum()) == 2
+
+
+def test_copies_read_everything_before_they_write() -> None:
+    cache = make_cache(1, 2)
+    for block in range(3):
+        cache.keys[0][block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] = block + 1
+        cache.values[0][block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] = -block - 1
+    cache.copy_blocks(np.array([[0, 1], [1, 2]]), BLOCK_SIZE)
+    keys = cache.keys[0][: 3 * BLOCK_SIZE : BLOCK_SIZE, 0, 0].tolist()
+    values = cache.values[0][: 3 * BLOCK_SIZE : BLOCK_SIZE, 0, 0].tolist()
+    assert (keys, values) == ([1, 1, 2], [-1, -1, -2])

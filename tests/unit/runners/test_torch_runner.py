@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from llmserve.checkpoint import Checkpoint, save_model
-from llmserve.engine.config import EngineConfig
 from llmserve.engine.engine import Engine
 from llmserve.engine.request import FinishReason
 from llmserve.errors import ConfigError, EngineError
@@ -18,7 +17,7 @@ from llmserve.model.plain import generate_plain
 from llmserve.model.weights import load_model
 from llmserve.runners.registry import load_runner
 from llmserve.runners.torch_runner import TorchRunner
-from support.engines import make_request, run, tokens_by_choice
+from support.engines import make_config, make_request, run, tokens_by_choice
 from support.variants import VARIANTS, random_tensors
 
 PROMPTS = [[(5 * i + 3 * j) % 60 for j in range(1 + 4 * i)] for i in range(6)]
@@ -32,10 +31,9 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoint:
     return Checkpoint.open(tmp_path / "model")
 
 
-def make_engine(checkpoint: Checkpoint, **changes: int) -> Engine:
-    values = {"num_blocks": 60, "block_size": 4, "max_seq_len": 48, "max_batched_tokens": 64}
-    config = EngineConfig(**{**values, "max_num_seqs": 8, **changes})
-    return Engine(TorchRunner(checkpoint), config)
+def make_engine(checkpoint: Checkpoint, **changes: object) -> Engine:
+    values = {"num_blocks": 60, "max_seq_len": 48, "max_batched_tokens": 64, "max_num_seqs": 8}
+    return Engine(TorchRunner(checkpoint), make_config(**{**values, **changes}))
 
 
 def generate(engine: Engine, **changes: object) -> dict[tuple[str, int], list[int]]:

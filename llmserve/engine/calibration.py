@@ -1,0 +1,177 @@
+"""How many tokens a step may have, found by trying: a full step is to stay under a given time.
+
+The largest step decides how long everybody waits while somebody's prompt is computed, and a small
+one wastes the machine. So at load a few steps of each size are timed, as heavy as a full step can
+be: as many decodes as may run, and behind them a chunk at the end of the longest prompt. The
+number found is fixed for the engine's life and written to its step log.
+
+The engine has no clock; the caller lends one.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..runners.protocol import Batch, GroupTables, IntArray, Runner, RunnerInfo, SamplingRow
+from ..sampling import SamplingParams
+from .config import EngineConfig, StepCost
+from .sizing import blocks_of_one
+
+__all__ = ["MOST_TOKENS", "Calibration", "calibrate", "measure_cost"]
+
+MOST_TOKENS = 2048
+"""Largest step that is tried; beyond it a CPU gains nothing."""
+
+SIZES = (1, 8, 32, 64, 128, 256, 512, 1024, MOST_TOKENS)
+REPEATS = 3
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What was found."""
+
+    max_batched_tokens: int
+    """Tokens of the largest step that takes at most the time given."""
+    full_step_s: float
+    """What such a step takes; above the time given where no smaller step is possible."""
+    step_cost: StepCost
+    """A line through the times of all sizes."""
+
+
+def calibrate(
+    runner: Runner, config: EngineConfig, *, max_step_s: float, clock: Clock
+) -> Calibration:
+    """Time steps of growing size until one is too long.
+
+    `config` gives context, block size and most sequences; its `max_batched_tokens` is the largest
+    size tried. The runner's cache is allocated anew, for one sequence. The result is at least
+    `config.max_num_seqs`: a step must be able to advance every running sequence.
+    """
+    times = _measure(runner, config, max_step_s=max_step_s, clock=clock)
+    most = _largest(times, max_step_s)
+    most = max(most - most % 16, config.max_num_seqs, 16)
+    most = min(most, max(config.max_batched_tokens, config.max_num_seqs))
+    cost = _fit(times)
+    return Calibration(
+        max_batched_tokens=most, full_step_s=_interpolate(times, most, cost), step_cost=cost
+    )
+
+
+def measure_cost(runner: Runner, config: EngineConfig, *, clock: Clock) -> StepCost:
+    """The cost of steps up to `config.max_batched_tokens`, for speculation."""
+    return _fit(_measure(runner, config, max_step_s=float("inf"), clock=clock))
+
+
+def _measure(
+    runner: Runner, config: EngineConfig, *, max_step_s: float, clock: Clock
+) -> dict[int, float]:
+    """Median seconds by tokens of a step, up to the first that takes longer than `max_step_s`."""
+    runner.allocate_cache(_num_blocks(runner.info, config), config.block_size)
+    times: dict[int, float] = {}
+    for size in [size for size in SIZES if size <= config.max_batched_tokens]:
+        batch = _full_step(runner.info, config, size)
+        times[size] = statistics.median(_timed(runner, batch, clock) for _ in range(1 + REPEATS))
+        if times[size] > max_step_s:
+            break
+    return times
+
+
+def _timed(runner: Runner, batch: Batch, clock: Clock) -> float:
+    start = clock()
+    runner.submit(batch)
+    runner.collect()
+    return clock() - start
+
+
+def _largest(times: dict[int, float], max_step_s: float) -> int:
+    """Tokens of the largest step within the time, on the line between the sizes tried."""
+    best = 0
+    sizes = list(times)
+    for smaller, larger in zip([0, *sizes], sizes, strict=False):
+        if times[larger] <= max_step_s:
+            best = larger
+            continue
+        if smaller and times[larger] > times[smaller]:
+            share = (max_step_s - times[smaller]) / (times[larger] - times[smaller])
+            best = smaller + int((larger - smaller) * max(0.0, share))
+        break
+    return best
+
+
+def _interpolate(times: dict[int, float], num_tokens: int, cost: StepCost) -> float:
+    if num_tokens > max(times):
+        return cost.seconds(num_tokens)
+    return float(np.interp(num_tokens, list(times), list(times.values())))
+
+
+def _fit(times: dict[int, float]) -> StepCost:
+    """Least squares of relative errors, both coefficients kept above 0."""
+    sizes = np.array(list(times), dtype=np.float64)
+    seconds = np.maximum(np.array(list(times.values())), 1e-9)
+    least = float(seconds.min())
+    if len(sizes) == 1:
+        return StepCost(base_s=least, token_s=least * 1e-3)
+    columns = np.stack([1 / seconds, sizes / seconds], axis=1)
+    (base, token), *_ = np.linalg.lstsq(columns, np.ones(len(sizes)), rcond=None)
+    return StepCost(base_s=max(float(base), least * 0.1), token_s=max(float(token), least * 1e-4))
+
+
+def _num_blocks(info: RunnerInfo, config: EngineConfig) -> tuple[int, ...]:
+    return tuple(
+        blocks_of_one(
+            group,
+            max_seq_len=config.max_seq_len,
+            block_size=config.block_size,
+            max_batched_tokens=config.max_batched_tokens,
+        )
+        for group in info.cache_groups
+    )
+
+
+def _full_step(info: RunnerInfo, config: EngineConfig, num_tokens: int) -> Batch:
+    """Decodes for half the step, as far as sequences may run, and chunks, all at full context.
+
+    All sequences use the same blocks: what they read is as much as if each had its own.
+    """
+    length = config.max_seq_len
+    num_decodes = min(config.max_num_seqs - 1, num_tokens // 2)
+    rest = num_tokens - num_decodes
+    lengths = [1] * num_decodes + [length] * (rest // length)
+    if rest % length:
+        lengths.append(rest % length)
+    positions = np.concatenate([np.arange(length - count, length) for count in lengths])
+    draws = np.cumsum(lengths) - 1
+    params = SamplingParams(temperature=0.0)
+    row = SamplingRow(
+        params=params, seed=0, choice_index=0, token_ids=[0] * length, num_prompt_tokens=length
+    )
+    return Batch(
+        token_ids=np.arange(num_tokens, dtype=np.int64) % info.vocab_size,
+        positions=positions,
+        cu_seqlens=np.concatenate([[0], np.cumsum(lengths)]),
+        context_lens=np.full(len(lengths), length, dtype=np.int64),
+        groups=[
+            _tables(count, len(lengths), positions, config) for count in _num_blocks(info, config)
+        ],
+        logits_indices=draws,
+        sampling=[row] * len(lengths),
+    )
+
+
+def _tables(
+    num_blocks: int, num_sequences: int, positions: IntArray, config: EngineConfig
+) -> GroupTables:
+    """One table for all, going round in the pool where that is smaller than the context."""
+    table = np.arange(-(-config.max_seq_len // config.block_size)) % num_blocks
+    slots = table[positions // config.block_size] * config.block_size
+    return GroupTables(
+        slot_mapping=slots + positions % config.block_size,
+        block_tables=np.tile(table, (num_sequences, 1)),
+        block_copies=np.empty((0, 2), dtype=np.int64),
+    )

@@ -1,0 +1,255 @@
+"""Plays a step log again and says whether everything comes out as it was.
+
+Without a model the recorded draws stand for the runner, so that the engine's decisions are checked
+alone, in no time; with one, its draws are checked too. The guesses of a speculating run are the
+recorded ones; how many there were is decided anew.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError, EngineError, RequestError
+from ..runners.protocol import Batch, Runner, RunnerInfo, StepResult, TokenLogprobs
+from .drafting import DraftRequest
+from .engine import Engine
+from .request import FinishReason
+from .step import Step
+from .step_log import drawn_record, parse_engine, parse_request, read_log, work_record
+from .watcher import Watcher
+
+__all__ = ["ReplayReport", "replay"]
+
+Record = list[Any]
+
+OUTCOMES = ("work", "drawn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayReport:
+    """What came of playing a log again."""
+
+    num_requests: int
+    num_steps: int
+    num_tokens: int
+    """Tokens drawn."""
+    num_preemptions: int
+    difference: str | None
+    """Where the run first went another way; None: it did not."""
+
+
+def replay(path: Path, runner: Runner | None = None) -> ReplayReport:
+    """Play the log at `path` again, with the recorded draws or with those of `runner`.
+
+    Raises:
+        DataError: the file is no step log, or was cut in the middle of a step's records.
+        ConfigError: the runner's cache groups are not those of the recorded engine.
+    """
+    return _Replay(path, runner).run()
+
+
+class _Replay:
+    """One pass over a log."""
+
+    def __init__(self, path: Path, runner: Runner | None) -> None:
+        self._records = read_log(path)
+        first = next(self._records, None)
+        if first is None:
+            raise DataError(f"{path}: the log is empty")
+        info, config, overlaps = parse_engine(first)
+        self._outcome = _Outcome()
+        self._runner = _RecordedRunner(info, overlaps, self._outcome, runner)
+        drafter = None if config.speculation is None else _RecordedDrafter(self._outcome)
+        self._engine = Engine(self._runner, config, drafter=drafter, watcher=self._outcome)
+        self._num_requests = 0
+
+    def run(self) -> ReplayReport:
+        for record, outcome in _grouped(self._records):
+            self._play(record, outcome)
+            if self._outcome.difference is not None:
+                break
+        stats = self._engine.stats()
+        return ReplayReport(
+            num_requests=self._num_requests,
+            num_steps=stats.num_steps,
+            num_tokens=self._outcome.num_tokens,
+            num_preemptions=stats.num_preemptions,
+            difference=self._outcome.difference,
+        )
+
+    def _play(self, record: Record, outcome: list[Record]) -> None:
+        match record:
+            case ["add", dict() as values]:
+                self._add(values)
+            case ["abort", str() as request_id, str() as reason]:
+                self._engine.abort(request_id, FinishReason(reason))
+            case ["finish", str() as request_id, int() as choice_index]:
+                self._engine.finish(request_id, choice_index)
+            case ["fail", str() as error]:
+                self._engine.fail_running(error)
+            case ["now", int() | float() as now]:
+                self._step(float(now), outcome)
+            case _:
+                raise DataError(f"the step log holds an unknown record {record[0]!r}")
+
+    def _add(self, values: dict[str, Any]) -> None:
+        self._num_requests += 1
+        try:
+            self._engine.add_request(parse_request(values))
+        except RequestError as error:
+            self._outcome.differ(f"a request is refused now: {error}")
+
+    def _step(self, now: float, outcome: list[Record]) -> None:
+        self._outcome.expect(now, outcome)
+        try:
+            self._engine.step(now)
+        except _StepFailedError:
+            return  # as it did then: the record of it comes next
+        self._outcome.settle()
+
+
+def _grouped(records: Iterator[Record]) -> Iterator[tuple[Record, list[Record]]]:
+    """Each record of what came in, with those of what came of it."""
+    current: Record | None = None
+    outcome: list[Record] = []
+    for record in records:
+        if record[0] in OUTCOMES and current is not None:
+            outcome.append(record)
+            continue
+        if current is not None:
+            yield current, outcome
+        current, outcome = record, []
+    # A run that was killed may have left its last step without an outcome: it is not played.
+    if current is not None and (current[0] != "now" or outcome):
+        yield current, outcome
+
+
+class _StepFailedError(EngineError):
+    """The recorded step failed here."""
+
+
+class _Outcome(Watcher):
+    """Compares what the engine does now with what it did then."""
+
+    def __init__(self) -> None:
+        self.difference: str | None = None
+        self.num_tokens = 0
+        self._now = 0.0
+        self._expected: deque[Record] = deque()
+
+    def expect(self, now: float, outcome: list[Record]) -> None:
+        """The records of the step that is about to be played."""
+        self._now = now
+        self._expected = deque(outcome)
+
+    def settle(self) -> None:
+        """The step is over: nothing recorded may be left."""
+        if self._expected:
+            self.differ(f"then came {self._expected[0]}, now nothing")
+
+    def next_drawn(self) -> Record | None:
+        """The recorded draws that come next, if the step got so far."""
+        return next((record for record in self._expected if record[0] == "drawn"), None)
+
+    def drafts(self, uid: int) -> list[int]:
+        """The recorded guesses of a sequence in this step."""
+        for record in self._expected:
+            for entry in record[1] if record[0] == "work" else ():
+                if entry[0] == uid:
+                    return list(entry[3])
+        return []
+
+    def differ(self, what: str) -> None:
+        """Note the first difference."""
+        if self.difference is None:
+            self.difference = f"at {self._now}: {what}"
+
+    def scheduled(self, step: Step) -> None:
+        """Compare a step's work."""
+        self._compare(work_record(step))
+
+    def collected(self, result: StepResult) -> None:
+        """Compare a step's tokens."""
+        self.num_tokens += len(result.token_ids)
+        self._compare(drawn_record(result))
+
+    def _compare(self, record: Record) -> None:
+        then = self._expected.popleft() if self._expected else None
+        if then != record:
+            self.differ(f"then {then}, now {record}")
+
+
+class _RecordedRunner:
+    """Draws what was drawn then, or lets another runner draw. Implements `Runner`."""
+
+    def __init__(
+        self, info: RunnerInfo, overlaps: bool, outcome: _Outcome, inner: Runner | None
+    ) -> None:
+        self.info = info if inner is None else inner.info
+        self.overlaps = overlaps
+        self._outcome = outcome
+        self._inner = inner
+        self._batch: Batch | None = None
+
+    def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
+        if self._inner is not None:
+            self._inner.allocate_cache(num_blocks, block_size)
+
+    def submit(self, batch: Batch) -> None:
+        self._batch = batch
+        if self._inner is not None:
+            self._inner.submit(batch)
+
+    def collect(self) -> StepResult:
+        record = self._outcome.next_drawn()
+        if record is None:
+            raise _StepFailedError("the recorded step failed")
+        if self._inner is not None:
+            return self._inner.collect()
+        assert self._batch is not None, "a step is collected that was not submitted"
+        return _result(record, self._batch)
+
+    def close(self) -> None:
+        self._batch = None
+
+
+def _result(record: Record, batch: Batch) -> StepResult:
+    """The recorded draws; what else was asked for is answered with zeros, which decide nothing."""
+    try:
+        token_ids = np.array(record[1], dtype=np.int64)
+        is_finite = np.ones(len(token_ids), dtype=np.bool_)
+        is_finite[record[2]] = False
+    except (IndexError, TypeError, ValueError) as error:
+        raise DataError(f"the step log holds draws that cannot be read: {error}") from error
+    return StepResult(
+        token_ids=token_ids,
+        is_finite=is_finite,
+        prompt_logprobs=[
+            [TokenLogprobs(0.0, ())] * len(rows.targets) for rows in batch.prompt_rows
+        ],
+        hidden_sums=[np.zeros(1) for _ in batch.hidden_sums],
+    )
+
+
+class _RecordedDrafter:
+    """Guesses what was guessed then. Implements `Drafter`."""
+
+    reads_blocks = False
+
+    def __init__(self, outcome: _Outcome) -> None:
+        self._outcome = outcome
+
+    def propose(self, requests: list[DraftRequest]) -> list[list[int]]:
+        return [self._outcome.drafts(request.key)[: request.num_tokens] for request in requests]
+
+    def forget(self, key: int) -> None:
+        """Nothing is kept."""
+
+    def check(self, keys: set[int]) -> None:
+        """Nothing is kept."""

@@ -1,0 +1,110 @@
+"""From a loaded runner and a person's wishes to an engine: sizes, calibration, drafts, log."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..runners.protocol import Runner
+from .calibration import MOST_TOKENS, calibrate, measure_cost
+from .config import EngineConfig, PolicyName, SpeculationConfig
+from .engine import Engine
+from .sizing import plan_cache
+from .speculator import make_drafter
+from .watcher import Watcher
+
+__all__ = ["EngineOptions", "plan_engine", "start_engine"]
+
+_log = logging.getLogger("llmserve.engine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What may be asked of an engine, before a model has said what it can."""
+
+    cache_bytes: int = 256 << 20
+    """Memory for the KV cache."""
+    max_seq_len: int | None = None
+    """Tokens of context; None: the model's."""
+    block_size: int = 16
+    """Tokens in one KV block."""
+    max_num_seqs: int = 64
+    """Most sequences running at once."""
+    max_batched_tokens: int | None = None
+    """Most tokens in one step; None: as many as `max_step_s` allows, found by trying."""
+    max_step_s: float = 0.05
+    """Longest time of a full step, where its size is found by trying."""
+    has_prefix_cache: bool = True
+    """Whether blocks are shared between requests with equal beginnings."""
+    policy: PolicyName = "fcfs"
+    """Who is served first."""
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
+    """Shares of tenants under the policy `fair`."""
+    speculation: SpeculationConfig | None = None
+    """How tokens are guessed ahead; None: not at all."""
+
+
+def start_engine(
+    runner: Runner,
+    options: EngineOptions,
+    *,
+    draft_runner: Runner | None = None,
+    watcher: Watcher | None = None,
+) -> Engine:
+    """An engine over a loaded runner, with a draft model's beside it where one is asked for.
+
+    Raises:
+        ConfigError: the cache does not hold the context, or the draft model does not fit.
+    """
+    config = plan_engine(runner, options, draft_runner=draft_runner)
+    drafter = make_drafter(runner.info, config, draft_runner)
+    return Engine(runner, config, drafter=drafter, watcher=watcher)
+
+
+def plan_engine(
+    runner: Runner, options: EngineOptions, *, draft_runner: Runner | None = None
+) -> EngineConfig:
+    """The sizes; runs the runner for a moment where something has to be measured."""
+    most = options.max_batched_tokens
+    config = _plan(runner, options, most or max(MOST_TOKENS, options.max_num_seqs), draft_runner)
+    if most is None:
+        found = calibrate(runner, config, max_step_s=options.max_step_s, clock=time.perf_counter)
+        if found.full_step_s > options.max_step_s:
+            _log.warning(
+                "a step of %d tokens, the least that %d sequences need, takes %.0f ms, above the "
+                "%.0f ms asked for", found.max_batched_tokens, options.max_num_seqs,
+                1e3 * found.full_step_s, 1e3 * options.max_step_s,
+            )  # fmt: skip
+        config = dataclasses.replace(
+            _plan(runner, options, found.max_batched_tokens, draft_runner),
+            step_cost=found.step_cost,
+            full_step_s=found.full_step_s,
+        )
+    elif options.speculation is not None:
+        cost = measure_cost(runner, config, clock=time.perf_counter)
+        config = dataclasses.replace(config, step_cost=cost)
+    if draft_runner is not None:
+        cost = measure_cost(draft_runner, config, clock=time.perf_counter)
+        config = dataclasses.replace(config, draft_cost=cost)
+    return config
+
+
+def _plan(
+    runner: Runner, options: EngineOptions, max_batched_tokens: int, draft_runner: Runner | None
+) -> EngineConfig:
+    return plan_cache(
+        runner.info,
+        cache_bytes=options.cache_bytes,
+        max_seq_len=options.max_seq_len,
+        block_size=options.block_size,
+        max_batched_tokens=max_batched_tokens,
+        max_num_seqs=options.max_num_seqs,
+        has_prefix_cache=options.has_prefix_cache,
+        policy=options.policy,
+        tenant_weights=options.tenant_weights,
+        speculation=options.speculation,
+        draft_info=draft_runner.info if draft_runner is not None else None,
+    )

@@ -1,0 +1,73 @@
+"""What one step computes: the scheduler's choice, from which batch and outcome are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..runners.protocol import IntArray
+from .sequence import Sequence
+
+__all__ = ["Chunk", "Step"]
+
+
+@dataclass(slots=True, eq=False)
+class Chunk:
+    """Tokens `start`..`stop - 1` of one sequence: a piece of prefill, or a token with drafts."""
+
+    sequence: Sequence
+    start: int
+    """Tokens of the sequence that were computed before."""
+    stop: int
+    """Known tokens that are computed after it; drafts come on top."""
+    draft_ids: list[int] = field(default_factory=list)
+    """Guesses for the tokens from `stop` on."""
+    has_prompt_rows: bool = False
+    """Whether the batch asks for log-probabilities of prompt tokens in it."""
+    has_hidden_sum: bool = False
+    """Whether the batch asks for its hidden states."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed, drafts included."""
+        return self.stop - self.start + len(self.draft_ids)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it reaches the end of what is known, so that a token can be drawn."""
+        return self.stop == len(self.sequence.token_ids)
+
+    @property
+    def num_draws(self) -> int:
+        """Rows of logits that are sampled."""
+        return 1 + len(self.draft_ids) if self.is_last and self.sequence.draws else 0
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """The sequences of one step: decodes, which are all alike, and everything else."""
+
+    decodes: list[Sequence] = field(default_factory=list)
+    """One token to compute and one to draw, each."""
+    decode_rows: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Their rows in the running table."""
+    chunks: list[Chunk] = field(default_factory=list)
+    """Those of one token first."""
+    preempted: list[Sequence] = field(default_factory=list)
+    """Sequences that had to give up their blocks for it."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not self.decodes and not self.chunks
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed."""
+        return len(self.decodes) + sum(chunk.num_tokens for chunk in self.chunks)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All that take part, in the order of the batch."""
+        return [*self.decodes, *(chunk.sequence for chunk in self.chunks)]

@@ -1,0 +1,96 @@
+"""The paged KV cache of the torch runner: one pool of slots for each cache group.
+
+A slot holds one token's key and value of one layer; slots are counted over the group's whole pool.
+Each pool has one slot more that is never written and stays zero. Reads past a sequence's end are
+directed to it: what others left in the pool, NaN included, never reaches a result (decision 3).
+
+Shapes: B sequences or queries read side by side, L places read for each, KV key heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .cache_groups import LayerGroup
+from .protocol import BoolArray, IntArray
+
+__all__ = ["PagedCache"]
+
+
+class PagedCache:
+    """Keys and values of every layer, in the pool of the layer's group."""
+
+    def __init__(
+        self, groups: Sequence[LayerGroup], *, num_blocks: tuple[int, ...], block_size: int,
+        num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device,
+    ) -> None:  # fmt: skip
+        """Allocate `num_blocks[g] * block_size` slots and the null slot for group g's layers."""
+        self.block_size = block_size
+        self.dtype, self.device = dtype, device
+        self.groups = tuple(groups)
+        self.null_slots = [count * block_size for count in num_blocks]
+        """Of each group: the slot that stays zero."""
+        self.group_of = {
+            layer: index for index, group in enumerate(groups) for layer in group.layers
+        }
+        """Layer → its group."""
+        shapes = [
+            (self.null_slots[self.group_of[layer]] + 1, num_kv_heads, head_dim)
+            for layer in sorted(self.group_of)
+        ]
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        """[slots, KV, D] of each layer."""
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        """[slots, KV, D] of each layer."""
+        # The same memory as one sequence of all slots, [1, KV, slots, D]: made once, since a view
+        # costs as much as a small operation.
+        self.whole_keys = [keys.transpose(0, 1)[None] for keys in self.keys]
+        self.whole_values = [values.transpose(0, 1)[None] for values in self.values]
+
+    def copy_blocks(self, group: int, copies: IntArray) -> None:
+        """Copy whole blocks, `copies` [C, 2] of (from, to); all are read before any is written."""
+        slots = copies[:, :, None] * self.block_size + np.arange(self.block_size)  # [C, 2, block]
+        source, target = (self.tensor(slots[:, side].reshape(-1)) for side in (0, 1))
+        for layer in self.groups[group].layers:
+            for pool in (self.keys[layer], self.values[layer]):
+                pool.index_copy_(0, target, pool.index_select(0, source))
+
+    def places(
+        self, group: int, tables: IntArray, firsts: IntArray, ends: IntArray, width: int
+    ) -> tuple[IntArray, BoolArray]:
+        """The slots to read for positions `firsts`..`ends - 1` of B block tables.
+
+        Reading starts where the block of `firsts` does, so that blocks given back before it are
+        not looked at, and goes over `width` places; those outside lead to the null slot.
+
+        Returns:
+            Slots [B, width], and which of them are outside, [B, width].
+        """
+        size = self.block_size
+        blocks = firsts[:, None] // size + np.arange(-(-width // size))
+        if firsts.any() or blocks.shape[1] > tables.shape[1]:
+            tables = np.take_along_axis(tables, np.minimum(blocks, tables.shape[1] - 1), axis=1)
+        else:
+            tables = tables[:, : blocks.shape[1]]
+        slots = (tables[:, :, None] * size + np.arange(size)).reshape(len(tables), -1)[:, :width]
+        skipped = firsts % size
+        place = np.arange(width)
+        is_outside = place >= (skipped + ends - firsts)[:, None]
+        if skipped.any():
+            is_outside |= place < skipped[:, None]
+        if is_outside.any():
+            slots = np.where(is_outside, self.null_slots[group], slots)
+        return slots, is_outside
+
+    def tensor(self, values: IntArray) -> torch.Tensor:
+        """Indices as a tensor beside the cache."""
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+    def mask(self, is_hidden: BoolArray) -> torch.Tensor:
+        """What is added to scores: minus infinity where hidden, else zero."""
+        hidden = torch.from_numpy(is_hidden).to(self.device)
+        zeros = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+        return zeros.masked_fill_(hidden, float("-inf"))
