@@ -258,7 +258,7 @@ def _check_fits(options: ThroughputOptions, engine: Engine) -> None:
             f"prompt and answer make {tokens} tokens; the model's context is {config.max_seq_len}: "
             "lower --input-len or --output-len"
         )
-    room = config.num_blocks // -(-tokens // config.block_size)
+    room = config.num_blocks[0] // -(-tokens // config.block_size)
     if room < options.concurrency[-1]:
         raise ConfigError(
             f"the KV cache holds {room} requests of {tokens} tokens, not {options.concurrency[-1]}"

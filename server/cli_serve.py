@@ -215,14 +215,17 @@ def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
 def announce(service: Service, url: str) -> None:
     """Tell the person at the terminal what is served, and how to call it."""
     card, config = service.card, service.card.config
-    cache_bytes = config.num_blocks * config.block_size * card.info.cache_bytes_per_token
+    cache_bytes = config.block_size * sum(
+        count * group.bytes_per_token
+        for count, group in zip(config.num_blocks, card.info.cache_groups, strict=True)
+    )
     key = "" if service.settings.keys.is_empty else " -H 'Authorization: Bearer KEY'"
     lines = [
         f"model      {card.names[0]} ({card.info.num_parameters:,} parameters, "
         f"{card.info.weight_bytes / 2**20:.1f} MiB)",
         f"executed   {card.info.executed_form} by the {card.info.runner} runner",
         f"KV cache   {cache_bytes / 2**20:.1f} MiB of {card.info.cache_dtype}: "
-        f"{config.num_blocks} blocks of {config.block_size} tokens",
+        f"{sum(config.num_blocks)} blocks of {config.block_size} tokens",
         f"context    {config.max_seq_len} tokens, up to {config.max_num_seqs} sequences a step",
         f"page       {url}/",
         f"API        {url}/v1",

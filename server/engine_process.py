@@ -15,9 +15,9 @@ import sys
 import time
 
 from llmserve.checkpoint import Checkpoint
-from llmserve.engine.config import plan_cache
 from llmserve.engine.engine import Engine
 from llmserve.engine.request import FinishReason, Request, RequestOutput
+from llmserve.engine.startup import EngineOptions, start_engine
 from llmserve.errors import EngineError, LLMServeError
 from llmserve.runners.fake import FakeRunner
 from llmserve.runners.protocol import Runner
@@ -218,14 +218,15 @@ def _load(settings: EngineSettings) -> tuple[Runner, Engine]:
             device=settings.device,
             threads=settings.threads,
         )
-    config = plan_cache(
-        runner.info,
+    options = EngineOptions(
         cache_bytes=settings.cache_bytes,
         max_seq_len=settings.max_seq_len,
         max_batched_tokens=settings.max_batched_tokens,
         max_num_seqs=settings.max_num_seqs,
+        # Not before tenants are kept apart: a hit can be told by its time.
+        has_prefix_cache=False,
     )
-    return runner, Engine(runner, config)
+    return runner, start_engine(runner, options)
 
 
 if __name__ == "__main__":

@@ -88,11 +88,7 @@ class Generation:
             )
         self.requests = _make_requests(prompts, params, arrival_time, limits)
         for request in self.requests:
-            check_request(
-                request,
-                vocab_size=engine.info.vocab_size,
-                max_seq_len=engine.config.max_seq_len,
-            )
+            check_request(request, engine.info, engine.config)
         self.num_choices = len(prompts) * params.n
         self._open = set(range(self.num_choices))
         self._prompt_index = {

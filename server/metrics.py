@@ -124,7 +124,7 @@ class ServerMetrics(Collector):
         yield _gauge("num_requests_running", "Sequences in the batch.", running)
         yield _gauge("num_requests_waiting", "Sequences waiting for the batch.", waiting)
         yield _gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", usage)
-        yield _gauge("kv_cache_blocks", "KV blocks in the pool.", self._config.num_blocks)
+        yield _gauge("kv_cache_blocks", "KV blocks in the pool.", sum(self._config.num_blocks))
         yield _counter("engine_steps", "Steps computed.", stats.num_steps if stats else 0)
         preempted = stats.num_preemptions if stats else 0
         yield _counter("num_preemptions", "Sequences put back to waiting.", preempted)

@@ -237,7 +237,8 @@ def _choose(
 ) -> tuple[list[int], float, int, int]:
     """The best guesses where a row costs `row` tokens and a depth `depth`; gain, rows and depths.
 
-    The guess at place p (0, 1, ...) comes true with chance mean^(p + 1). It is worth its row if that
+    The guess at place p (0, 1, ...) comes true with chance mean^(p + 1). It is worth its row if
+    that
     is above the row's cost; a place is worth its draft step if what its guesses gain beyond their
     rows is above the step's cost. Both fall with p.
     """
