@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import uvicorn
 
-from llmserve.engine.config import plan_cache
+from llmserve.engine.sizing import plan_cache
 from llmserve.engine.engine import Engine
 from llmserve.limits import Limits
 from llmserve.runners.fake import FakeRunner, Script
