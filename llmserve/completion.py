@@ -36,8 +36,8 @@ class Completion:
     choices: list[Choice]
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Where asked for: entry i is of prompt token i + 1; nothing precedes the first."""
-    num_cached_tokens: int = 0
-    """Prompt tokens that the prefix cache had."""
+    num_cached_tokens: int = field(default=0, compare=False)
+    """Prompt tokens that the prefix cache had: not part of the answer, so not compared."""
 
     @property
     def text(self) -> str:

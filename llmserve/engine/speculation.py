@@ -1,7 +1,8 @@
 """How many tokens to guess, and whether to guess at all: as many as pay.
 
 A guess costs a row in the step, and saves a step if it is right. With acceptance a, k guesses bring
-(1 - a^(k+1)) / (1 - a) tokens on average (Leviathan et al. 2023, arXiv:2211.17192, section 3.1), and
+(1 - a^(k+1)) / (1 - a) tokens on average (Leviathan et al. 2023, arXiv:2211.17192, section 3.1),
+and
 what a step costs was measured at load. Of all numbers of guesses the policy takes those that bring
 the step the most tokens a second. Alone on a machine a sequence gets guesses that are nearly free;
 in a large batch, or beside a long prompt, every row costs in full, and only sure guesses pay.

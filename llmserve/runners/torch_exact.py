@@ -68,7 +68,8 @@ class TokenAttention:
         ]
 
     def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Write `k`, `v` [R, KV, D]; return the attention of `q` [R, H, D]: zero past the tokens."""
+        """Write `k`, `v` [R, KV, D]; return the attention of `q` [R, H, D]: zero past the
+        tokens."""
         group = self._cache.group_of[layer_index]
         keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
         keys.index_copy_(0, self._new_slots[group], k[: self._count])
