@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset(
             {
                 "checkpoint",
+                "config_rendering",
                 "config_values",
                 "durable",
                 "families",
@@ -51,6 +52,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"runners"}),),
     (frozenset({"engine"}),),
     (frozenset({"output"}),),
+    (frozenset({"completion"}),),
     (frozenset({"llm"}),),
     (frozenset({"__main__", "cli", "cli_*", "demo"}),),
 )

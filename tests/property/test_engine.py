@@ -22,7 +22,9 @@ class EngineLife(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = make_engine(num_blocks=24, max_seq_len=64, max_batched_tokens=16)
+        self.engine = make_engine(
+            num_blocks=24, max_seq_len=64, max_batched_tokens=16, policy="priority"
+        )
         self.now = 0.0
         self.prompts: dict[str, list[int]] = {}
         self.lengths: dict[str, int] = {}

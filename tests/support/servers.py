@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import uvicorn
 
-from llmserve.engine.sizing import plan_cache
 from llmserve.engine.engine import Engine
+from llmserve.engine.sizing import plan_cache
 from llmserve.limits import Limits
 from llmserve.runners.fake import FakeRunner, Script
 from llmserve.server.app import create_app, protect

@@ -65,7 +65,7 @@ def test_outputs_keep_infinite_logprobs_and_reasons() -> None:
     from llmserve.server.messages import Outputs
 
     names = EngineStats.__dataclass_fields__
-    stats = EngineStats(**dict.fromkeys(names, 1))
+    stats = EngineStats(**{**dict.fromkeys(names, 1), "accepted_per_position": [1]})
     event = Outputs([output], stats, 0.25)
     assert list(event_decoder().feed(encode_frame(event))) == [event]
 

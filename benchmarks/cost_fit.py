@@ -1,0 +1,212 @@
+"""A cost model from a real runner: time its steps, then fit the coefficients to the times.
+
+The engine itself makes the steps, from a few loads of growing size: prompts in chunks, decodes of
+one to many sequences at short and long contexts, and both together. Each load is run several times
+and each of its steps counts with its median. The fit minimizes relative errors, so that short steps
+count as much as long ones, with no coefficient below 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from llmserve.engine.engine import Engine
+from llmserve.engine.request import Request
+from llmserve.engine.startup import EngineOptions, start_engine
+from llmserve.errors import EngineError
+from llmserve.runners.protocol import Batch, Runner, StepResult
+from llmserve.sampling import SamplingParams
+
+from .cost_model import UNITS, CostModel, features
+
+__all__ = ["CostFit", "fit_cost_model", "non_negative_least_squares"]
+
+Clock = Callable[[], float]
+FloatArray = npt.NDArray[np.float64]
+
+NUM_SEQUENCES = (1, 2, 4, 8, 16, 32, 64)
+CONTEXT_SHARES = (0.1, 0.4, 0.9)
+LONGEST_PROMPT = 2048
+OUTPUT_LEN = 8
+REPEATS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostFit:
+    """A fitted model and how far it is from what was measured."""
+
+    cost: CostModel
+    num_steps: int
+    """Different steps measured."""
+    median_error: float
+    """Of |predicted / measured - 1| over the steps."""
+    p90_error: float
+    """Nine of ten steps are nearer than this."""
+    total_error: float
+    """Predicted over measured time of all steps together, minus 1."""
+    most_tokens: int
+    """Tokens of the largest step measured."""
+    most_sequences: int
+    most_context: int
+    """Context tokens of the step that read the most."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cost}\nfitted to {self.num_steps} steps of up to {self.most_tokens} tokens, "
+            f"{self.most_sequences} sequences and {self.most_context} context tokens; error of a "
+            f"step: median {self.median_error:.1%}, 9 of 10 within {self.p90_error:.1%}; "
+            f"of all together {self.total_error:+.1%}"
+        )
+
+
+def fit_cost_model(
+    runner: Runner,
+    *,
+    max_num_seqs: int,
+    max_batched_tokens: int,
+    max_s: float = 20.0,
+    clock: Clock = time.perf_counter,
+) -> CostFit:
+    """Time `runner` under the loads that the limits allow, and fit.
+
+    Loads come in growing size; the last one is that during which `max_s` seconds have passed. The
+    runner's cache is allocated, so it is not to be used for anything else afterwards.
+
+    Raises:
+        ConfigError: the runner cannot hold a sequence.
+    """
+    timed = _TimedRunner(runner, clock)
+    engine = start_engine(
+        timed,
+        EngineOptions(
+            max_num_seqs=max_num_seqs,
+            max_batched_tokens=max_batched_tokens,
+            has_prefix_cache=False,
+        ),
+    )
+    start_s = clock()
+    rows: list[tuple[int, ...]] = []
+    seconds: list[float] = []
+    loads = _loads(engine)
+    _run(engine, *loads[0])  # first calls allocate
+    for load in loads:
+        repeats = [timed.take(lambda load=load: _run(engine, *load)) for _ in range(REPEATS)]
+        rows += repeats[0][0]
+        seconds += np.median([times for _, times in repeats], axis=0).tolist()
+        if clock() - start_s > max_s:
+            break
+    return _fit(np.array(rows, dtype=np.float64), np.array(seconds))
+
+
+class _TimedRunner:
+    """A runner whose steps are computed in `submit` and noted with their time."""
+
+    overlaps = False
+
+    def __init__(self, runner: Runner, clock: Clock) -> None:
+        self.info = runner.info
+        self._runner = runner
+        self._clock = clock
+        self._result: StepResult | None = None
+        self._features: list[tuple[int, ...]] = []
+        self._seconds: list[float] = []
+
+    def take(self, work: Callable[[], None]) -> tuple[list[tuple[int, ...]], list[float]]:
+        """Features and seconds of the steps that `work` makes."""
+        self._features, self._seconds = [], []
+        work()
+        return self._features, self._seconds
+
+    def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
+        self._runner.allocate_cache(num_blocks, block_size)
+
+    def submit(self, batch: Batch) -> None:
+        self._features.append(features(batch))
+        start_s = self._clock()
+        self._runner.submit(batch)
+        self._result = self._runner.collect()
+        self._seconds.append(self._clock() - start_s)
+
+    def collect(self) -> StepResult:
+        assert self._result is not None, "no step is under way"
+        return self._result
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def _loads(engine: Engine) -> list[tuple[int, int]]:
+    """(sequences, tokens of each prompt), the lightest first."""
+    config = engine.config
+    longest = min(config.max_seq_len, LONGEST_PROMPT) - OUTPUT_LEN
+    lengths = sorted({max(1, int(longest * share)) for share in CONTEXT_SHARES})
+    counts = [count for count in NUM_SEQUENCES if count <= config.max_num_seqs]
+    pairs = [(count, length) for count in counts for length in lengths]
+    return sorted(pairs, key=lambda pair: pair[0] * pair[1])
+
+
+def _run(engine: Engine, num_sequences: int, prompt_len: int) -> None:
+    params = SamplingParams(max_tokens=OUTPUT_LEN, ignore_eos=True, temperature=0.0)
+    for index in range(num_sequences):
+        # The ids do not matter to the time; 0 is in every vocabulary.
+        engine.add_request(
+            Request(
+                request_id=f"fit-{index}",
+                prompt_token_ids=[0] * prompt_len,
+                sampling_params=params,
+                seed=0,
+            )
+        )
+    while engine.has_work:
+        for output in engine.step(0.0):
+            if output.error is not None:
+                raise EngineError(f"the model cannot be timed: {output.error}")
+
+
+def _fit(rows: FloatArray, seconds: FloatArray) -> CostFit:
+    """`rows` is [steps, features]."""
+    coefficients = non_negative_least_squares(rows / seconds[:, None], np.ones(len(rows)))
+    predicted = rows @ coefficients
+    errors = np.abs(predicted / seconds - 1)
+    fields = (field for field, _ in UNITS.values())
+    most = rows.max(axis=0).astype(np.int64).tolist()
+    return CostFit(
+        cost=CostModel(**dict(zip(fields, coefficients.tolist(), strict=True))),
+        num_steps=len(rows),
+        median_error=float(np.median(errors)),
+        p90_error=float(np.percentile(errors, 90)),
+        total_error=float(predicted.sum() / seconds.sum() - 1),
+        most_tokens=most[1],
+        most_sequences=most[2],
+        most_context=most[3],
+    )
+
+
+def non_negative_least_squares(columns: FloatArray, target: FloatArray) -> FloatArray:
+    """The x >= 0 with the least |columns @ x - target|, found by trying every set of columns.
+
+    The best x solves the plain problem over those columns where it is above 0 (the conditions of
+    Karush, Kuhn and Tucker), so with five columns there are 31 sets to try.
+    """
+    scale = np.linalg.norm(columns, axis=0)
+    scale[scale == 0] = 1.0
+    best, least = np.zeros(columns.shape[1]), float(target @ target)
+    for chosen in _sets(columns.shape[1]):
+        scaled = columns[:, chosen] / scale[chosen]
+        x, *_ = np.linalg.lstsq(scaled, target, rcond=None)
+        error = float(((scaled @ x - target) ** 2).sum())
+        if (x >= 0).all() and error < least:
+            best, least = np.zeros(columns.shape[1]), error
+            best[chosen] = x / scale[chosen]
+    return best
+
+
+def _sets(count: int) -> Iterator[list[int]]:
+    for size in range(1, count + 1):
+        yield from map(list, combinations(range(count), size))
