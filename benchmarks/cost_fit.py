@@ -19,7 +19,7 @@ import numpy.typing as npt
 from llmserve.engine.engine import Engine
 from llmserve.engine.request import Request
 from llmserve.engine.startup import EngineOptions, start_engine
-from llmserve.errors import EngineError
+from llmserve.errors import ConfigError, EngineError
 from llmserve.runners.protocol import Batch, Runner, StepResult
 from llmserve.sampling import SamplingParams
 
@@ -30,10 +30,10 @@ __all__ = ["CostFit", "fit_cost_model", "non_negative_least_squares"]
 Clock = Callable[[], float]
 FloatArray = npt.NDArray[np.float64]
 
-NUM_SEQUENCES = (1, 2, 4, 8, 16, 32, 64)
-CONTEXT_SHARES = (0.1, 0.4, 0.9)
+NUM_SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CONTEXT_SHARES = (0.1, 0.4, 0.8)
 LONGEST_PROMPT = 2048
-OUTPUT_LEN = 8
+STEPS_TOGETHER = 8
 REPEATS = 3
 
 
@@ -79,7 +79,7 @@ def fit_cost_model(
     runner's cache is allocated, so it is not to be used for anything else afterwards.
 
     Raises:
-        ConfigError: the runner cannot hold a sequence.
+        ConfigError: the model's context is too short to be timed.
     """
     timed = _TimedRunner(runner, clock)
     engine = start_engine(
@@ -94,11 +94,19 @@ def fit_cost_model(
     rows: list[tuple[int, ...]] = []
     seconds: list[float] = []
     loads = _loads(engine)
-    _run(engine, *loads[0])  # first calls allocate
+    if not loads:
+        raise ConfigError(
+            f"a context of {engine.config.max_seq_len} tokens is too short to time steps in"
+        )
+    loads[0].run(engine)  # first calls allocate
     for load in loads:
-        repeats = [timed.take(lambda load=load: _run(engine, *load)) for _ in range(REPEATS)]
-        rows += repeats[0][0]
-        seconds += np.median([times for _, times in repeats], axis=0).tolist()
+        runs = []
+        for _ in range(REPEATS):
+            timed.clear()
+            load.run(engine)
+            runs.append(timed.seconds)
+        rows += timed.features
+        seconds += np.median(runs, axis=0).tolist()
         if clock() - start_s > max_s:
             break
     return _fit(np.array(rows, dtype=np.float64), np.array(seconds))
@@ -114,24 +122,23 @@ class _TimedRunner:
         self._runner = runner
         self._clock = clock
         self._result: StepResult | None = None
-        self._features: list[tuple[int, ...]] = []
-        self._seconds: list[float] = []
+        self.features: list[tuple[int, ...]] = []
+        """Of the steps since `clear`."""
+        self.seconds: list[float] = []
 
-    def take(self, work: Callable[[], None]) -> tuple[list[tuple[int, ...]], list[float]]:
-        """Features and seconds of the steps that `work` makes."""
-        self._features, self._seconds = [], []
-        work()
-        return self._features, self._seconds
+    def clear(self) -> None:
+        """Begin a new list of steps."""
+        self.features, self.seconds = [], []
 
     def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
         self._runner.allocate_cache(num_blocks, block_size)
 
     def submit(self, batch: Batch) -> None:
-        self._features.append(features(batch))
+        self.features.append(features(batch))
         start_s = self._clock()
         self._runner.submit(batch)
         self._result = self._runner.collect()
-        self._seconds.append(self._clock() - start_s)
+        self.seconds.append(self._clock() - start_s)
 
     def collect(self) -> StepResult:
         assert self._result is not None, "no step is under way"
@@ -141,32 +148,44 @@ class _TimedRunner:
         self._runner.close()
 
 
-def _loads(engine: Engine) -> list[tuple[int, int]]:
-    """(sequences, tokens of each prompt), the lightest first."""
-    config = engine.config
-    longest = min(config.max_seq_len, LONGEST_PROMPT) - OUTPUT_LEN
-    lengths = sorted({max(1, int(longest * share)) for share in CONTEXT_SHARES})
-    counts = [count for count in NUM_SEQUENCES if count <= config.max_num_seqs]
-    pairs = [(count, length) for count in counts for length in lengths]
-    return sorted(pairs, key=lambda pair: pair[0] * pair[1])
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """Equal requests that begin together."""
 
+    num_sequences: int
+    input_len: int
+    output_len: int
 
-def _run(engine: Engine, num_sequences: int, prompt_len: int) -> None:
-    params = SamplingParams(max_tokens=OUTPUT_LEN, ignore_eos=True, temperature=0.0)
-    for index in range(num_sequences):
-        # The ids do not matter to the time; 0 is in every vocabulary.
-        engine.add_request(
-            Request(
+    def run(self, engine: Engine) -> None:
+        params = SamplingParams(max_tokens=self.output_len, ignore_eos=True, temperature=0.0)
+        for index in range(self.num_sequences):
+            # Which ids they are does not matter to the time; 0 is in every vocabulary.
+            request = Request(
                 request_id=f"fit-{index}",
-                prompt_token_ids=[0] * prompt_len,
+                prompt_token_ids=[0] * self.input_len,
                 sampling_params=params,
                 seed=0,
             )
-        )
-    while engine.has_work:
-        for output in engine.step(0.0):
-            if output.error is not None:
-                raise EngineError(f"the model cannot be timed: {output.error}")
+            engine.add_request(request)
+        while engine.has_work:
+            for output in engine.step(0.0):
+                if output.error is not None:
+                    raise EngineError(f"the model cannot be timed: {output.error}")
+
+
+def _loads(engine: Engine) -> list[_Load]:
+    """Loads for short and long contexts and one to many sequences, the lightest first."""
+    config = engine.config
+    longest = min(config.max_seq_len, LONGEST_PROMPT)
+    loads = []
+    for count in NUM_SEQUENCES:
+        for share in CONTEXT_SHARES:
+            input_len = max(1, int(longest * share))
+            # The first has to last until the last one's prompt is computed.
+            output_len = STEPS_TOGETHER + count * input_len // config.max_batched_tokens
+            if count <= config.max_num_seqs and input_len + output_len <= config.max_seq_len:
+                loads.append(_Load(count, input_len, output_len))
+    return sorted(loads, key=lambda load: load.num_sequences * load.input_len)
 
 
 def _fit(rows: FloatArray, seconds: FloatArray) -> CostFit:
