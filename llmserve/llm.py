@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
 
 from .checkpoint import Checkpoint
 from .completion import Choice, Completion, Job, Score
 from .engine.config import SpeculationConfig
 from .engine.request import Pooling, Request
 from .engine.startup import EngineOptions, start_engine
-from .engine.step_log import StepLog
+from .engine.step_log import StepLog, open_log
 from .errors import ConfigError, EngineError, RequestError
 from .limits import Limits
 from .output import TextDelta
@@ -94,7 +93,7 @@ class LLM:
         if draft_model is not None:
             draft = Checkpoint.open(draft_model, verify=verify)
             self._draft_runner = load_runner(runner, draft, dtype=dtype, device=device)
-        self._log = _open_log(record)
+        self._log = None if record is None else open_log(Path(record))
         self.info = self._runner.info
         self.engine = start_engine(
             self._runner,
@@ -332,15 +331,6 @@ class LLM:
     def _abort(self, open_jobs: dict[str, Job]) -> None:
         for request_id in open_jobs:
             self.engine.abort(request_id)
-
-
-def _open_log(path: str | Path | None) -> TextIO | None:
-    if path is None:
-        return None
-    try:
-        return Path(path).open("w", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: the step log cannot be written: {error.strerror}") from error
 
 
 def _normalized(vector: list[float]) -> list[float]:

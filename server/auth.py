@@ -3,6 +3,8 @@
 Every route needs a key with the scope `user` unless the table says otherwise, so a new route is
 closed until somebody opens it. Keys are kept as digests and all of them are compared in constant
 time. Without any keys (possible on loopback only, unless asked for) everybody may call everything.
+
+A key also names its tenant: the one on whose account a request runs.
 """
 
 from __future__ import annotations
@@ -15,9 +17,14 @@ from enum import StrEnum
 
 from starlette.types import Scope
 
+from llmserve.errors import ConfigError
+
 from .page import PAGE_FILES
 
-__all__ = ["PUBLIC_PATHS", "Access", "Key", "KeyRing", "RouteScope", "required_scope"]
+__all__ = ["PUBLIC_PATHS", "Access", "Caller", "Key", "KeyRing", "RouteScope", "required_scope"]
+
+TENANT_CHARS = 16
+"""Hexadecimal digits of a key's digest that name its tenant."""
 
 
 class RouteScope(StrEnum):
@@ -60,44 +67,82 @@ class Key:
 
     digest: bytes
     scopes: frozenset[RouteScope]
+    name: str | None = None
+    """What the operator calls it."""
 
     @classmethod
-    def of(cls, secret: str, scopes: Iterable[RouteScope]) -> Key:
+    def of(cls, secret: str, scopes: Iterable[RouteScope], *, name: str | None = None) -> Key:
         """The digest of `secret`, for `scopes`."""
-        return cls(hashlib.sha256(secret.encode()).digest(), frozenset(scopes))
+        return cls(hashlib.sha256(secret.encode()).digest(), frozenset(scopes), name)
+
+    @property
+    def tenant(self) -> str:
+        """On whose account its requests run: the beginning of the digest, in hexadecimal."""
+        return _tenant_of(self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, as far as the server must know."""
+
+    access: Access
+    tenant: str = ""
+    """Empty where no key was asked for."""
 
 
 class KeyRing:
     """All keys of a server."""
 
     def __init__(self, keys: Iterable[Key] = ()) -> None:
+        """Raises `ConfigError` where two keys go by one name."""
         self._keys = tuple(keys)
+        self._tenants: dict[str, str] = {}
+        for key in self._keys:
+            if key.name is not None and self._tenants.setdefault(key.name, key.tenant) != (
+                key.tenant
+            ):
+                raise ConfigError(f"two keys have the name {key.name!r}: give each its own")
 
     @property
     def is_empty(self) -> bool:
         """Whether the server asks for no key."""
         return not self._keys
 
-    def check(self, scope: Scope) -> Access:
-        """May this request be served? Reads its path and headers only."""
+    def tenant_named(self, name: str) -> str:
+        """The tenant of the key that the operator calls `name`.
+
+        Raises `ConfigError` where no key has that name.
+        """
+        if name not in self._tenants:
+            known = ", ".join(self._tenants) or "none; write KEY name=NAME in a key file"
+            raise ConfigError(f"no key has the name {name!r}; named keys: {known}")
+        return self._tenants[name]
+
+    def check(self, scope: Scope) -> Caller:
+        """May this request be served, and on whose account? Reads its path and headers only."""
         required = required_scope(scope["path"])
         if required is None or self.is_empty:
-            return Access.GRANTED
+            return Caller(Access.GRANTED)
         secret = _secret_of(scope)
         if secret is None:
-            return Access.UNKNOWN
-        scopes = self._scopes_of(secret)
-        if not scopes:
-            return Access.UNKNOWN
-        return Access.GRANTED if required in scopes else Access.FORBIDDEN
-
-    def _scopes_of(self, secret: bytes) -> frozenset[RouteScope]:
+            return Caller(Access.UNKNOWN)
         digest = hashlib.sha256(secret).digest()
+        scopes = self._scopes_of(digest)
+        if not scopes:
+            return Caller(Access.UNKNOWN)
+        access = Access.GRANTED if required in scopes else Access.FORBIDDEN
+        return Caller(access, _tenant_of(digest))
+
+    def _scopes_of(self, digest: bytes) -> frozenset[RouteScope]:
         found: frozenset[RouteScope] = frozenset()
         for key in self._keys:  # all of them: the time taken does not tell which one matched
             if hmac.compare_digest(key.digest, digest):
                 found |= key.scopes
         return found
+
+
+def _tenant_of(digest: bytes) -> str:
+    return digest.hex()[:TENANT_CHARS]
 
 
 def _secret_of(scope: Scope) -> bytes | None:

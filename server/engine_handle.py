@@ -33,6 +33,7 @@ class EngineHandle(ABC):
     def __init__(self, ready: Ready, *, limits: Limits) -> None:
         self.info: RunnerInfo = ready.info
         self.config: EngineConfig = ready.config
+        self.draft_info: RunnerInfo | None = ready.draft_info
         self.stats: EngineStats | None = None
         """After the latest step; None before the first."""
         self.requests = LiveRequests(

@@ -178,11 +178,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(channel: Channel) -> int:
-    runner: Runner | None = None
     try:
-        runner, engine = _load(_receive_start(channel))
-        channel.send(Ready(runner.info, engine.config))
-        EngineLoop(engine, channel).run()
+        with loaded_engine(_receive_start(channel)) as loaded:
+            channel.send(Ready(loaded.info, loaded.engine.config, loaded.draft_info))
+            EngineLoop(loaded.engine, channel).run()
     except ParentGoneError:
         raise
     except LLMServeError as error:
@@ -190,9 +189,6 @@ def _serve(channel: Channel) -> int:
     except Exception as error:
         _log.exception("the engine failed")
         channel.send(Failed(f"{type(error).__name__}: {error}"))
-    finally:
-        if runner is not None:
-            runner.close()
     return 1
 
 
@@ -203,30 +199,6 @@ def _receive_start(channel: Channel) -> EngineSettings:
     if len(commands) != 1 or not isinstance(commands[0], Start):
         raise EngineError("the first message to an engine must be its settings, alone")
     return commands[0].settings
-
-
-def _load(settings: EngineSettings) -> tuple[Runner, Engine]:
-    checkpoint = Checkpoint.open(settings.model, verify=False)
-    runner: Runner
-    if settings.runner == "fake":
-        runner = FakeRunner.for_config(checkpoint.config, step_s=settings.fake_step_s)
-    else:
-        runner = load_runner(
-            settings.runner,
-            checkpoint,
-            dtype=settings.dtype,
-            device=settings.device,
-            threads=settings.threads,
-        )
-    options = EngineOptions(
-        cache_bytes=settings.cache_bytes,
-        max_seq_len=settings.max_seq_len,
-        max_batched_tokens=settings.max_batched_tokens,
-        max_num_seqs=settings.max_num_seqs,
-        # Not before tenants are kept apart: a hit can be told by its time.
-        has_prefix_cache=False,
-    )
-    return runner, start_engine(runner, options)
 
 
 if __name__ == "__main__":

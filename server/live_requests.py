@@ -60,9 +60,13 @@ class Mailbox:
             ):
                 earlier.token_ids += output.token_ids
                 earlier.logprobs += output.logprobs
+                earlier.prompt_logprobs += output.prompt_logprobs
+                earlier.num_cached_tokens = output.num_cached_tokens
+                earlier.scheduled_time = output.scheduled_time
                 earlier.finish_reason = output.finish_reason
                 earlier.stop_token_id = output.stop_token_id
                 earlier.error = output.error
+                earlier.vector = output.vector
                 return True
         return False
 

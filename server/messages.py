@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from llmserve.engine.config import EngineConfig
+from llmserve.engine.config import EngineConfig, PolicyName, SpeculationConfig
 from llmserve.engine.engine import EngineStats
 from llmserve.engine.request import Request, RequestOutput
 from llmserve.errors import EngineError
@@ -51,14 +51,34 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`cpu`, `cuda` or `cuda:N`."""
     threads: int | None = None
     """Threads for one step; None: the library's own choice."""
+    deterministic: bool = False
+    """Answers equal bit for bit whatever else is in the batch; slower."""
+    adapters: dict[str, str] = {}
+    """LoRA adapters by name, each a folder."""
     max_seq_len: int | None = None
     """Tokens of context; None: the model's."""
     max_num_seqs: int = 64
     """Most sequences running at once."""
-    max_batched_tokens: int = 512
-    """Most tokens in one step."""
+    max_batched_tokens: int | None = None
+    """Most tokens in one step; None: as many as `max_step_s` allows, found by trying."""
+    max_step_s: float = 0.05
+    """Longest time of a full step, where its size is found by trying."""
     cache_bytes: int = 256 << 20
     """Memory for the KV cache."""
+    block_size: int = 16
+    """Tokens in one KV block."""
+    has_prefix_cache: bool = True
+    """Whether blocks are shared between requests with equal beginnings."""
+    policy: PolicyName = "fcfs"
+    """Who is served first."""
+    tenant_weights: dict[str, float] = {}
+    """Shares of tenants under the policy `fair`."""
+    speculation: SpeculationConfig | None = None
+    """How tokens are guessed ahead; None: not at all."""
+    draft_model: str | None = None
+    """Folder of the model that guesses, for the method `draft`."""
+    record: str | None = None
+    """File for the engine's step log; None: none is written."""
     fake_step_s: float = 0.0
     """For the runner `fake`: the least time of a step."""
 
@@ -93,6 +113,8 @@ class Ready(msgspec.Struct, tag="ready"):
 
     info: RunnerInfo
     config: EngineConfig
+    draft_info: RunnerInfo | None = None
+    """Of the model that guesses, where there is one."""
 
 
 class Outputs(msgspec.Struct, tag="outputs"):

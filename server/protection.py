@@ -1,6 +1,6 @@
 """The outermost layer of the application: what every request passes before any route sees it.
 
-Header bounds, the `Host` allow-list, keys; on the way out the security headers, the request id,
+Header bounds, the `Host` allow-list, keys (`request.state.tenant` says whose); on the way out the security headers, the request id,
 and one line of log that holds neither prompts nor keys.
 """
 
@@ -104,10 +104,11 @@ class Guard:
 
     def _check_key(self, scope: Scope) -> ASGIApp | None:
         limits = self._service.limits
-        access = self._service.settings.keys.check(scope)
-        if access is Access.GRANTED:
+        caller = self._service.settings.keys.check(scope)
+        if caller.access is Access.GRANTED:
+            scope["state"] = {**scope.get("state", {}), "tenant": caller.tenant}
             return None
-        if access is Access.FORBIDDEN:
+        if caller.access is Access.FORBIDDEN:
             return plain_error(limits, 403, "this key is not meant for this route")
         headers = {"www-authenticate": "Bearer"}
         message = "give an API key this server knows: Authorization: Bearer KEY"

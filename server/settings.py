@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,7 @@ API_KEY_VARIABLE = "LLMSERVE_API_KEY"
 """Environment variable that holds one user key."""
 
 MIN_KEY_CHARS = 8
+KEY_NAME = re.compile(r"name=([A-Za-z0-9._-]{1,64})")
 MAX_KEY_FILE_BYTES = 1 << 20
 
 
@@ -40,6 +43,8 @@ class ServerSettings:
     """Bounds on requests and connections."""
     keys: KeyRing = field(default_factory=KeyRing)
     """Who may call."""
+    shares_prefix_cache: bool = False
+    """Whether requests of different keys share prefix-cache blocks."""
     allow_unauthenticated: bool = False
     """Whether an address beyond this machine may be served without keys."""
     allowed_hosts: tuple[str, ...] = ()
@@ -59,6 +64,10 @@ class ServerSettings:
                 f"{self.host} can be reached from other machines and no API keys are set: give "
                 f"--api-key-file (or {API_KEY_VARIABLE}), listen on 127.0.0.1, or say "
                 "--allow-unauthenticated"
+            )
+        if self.shares_prefix_cache and not self.engine.has_prefix_cache:
+            raise ConfigError(
+                "--share-prefix-cache needs the prefix cache: leave out --no-enable-prefix-caching"
             )
 
     @property
@@ -82,25 +91,28 @@ def is_loopback(host: str) -> bool:
 def load_keys(
     *, user_file: Path | None, metrics_file: Path | None, admin_file: Path | None
 ) -> KeyRing:
-    """Keys from files (one a line, `#` begins a comment) and from the environment.
+    """Keys from files and from the environment.
 
-    Raises `ConfigError` for a file without keys, or a key that is too short or not printable.
+    A line of a file is `KEY` or `KEY name=NAME`; one that begins with `#` is a comment.
+
+    Raises `ConfigError` for a file without keys, a key that is too short or not printable, or a
+    name that two keys have.
     """
     keys = []
     if API_KEY_VARIABLE in os.environ:
-        secret = _checked(os.environ[API_KEY_VARIABLE], f"the variable {API_KEY_VARIABLE}")
-        keys.append(Key.of(secret, {RouteScope.USER}))
+        source = f"the variable {API_KEY_VARIABLE}"
+        keys.append(_key(os.environ[API_KEY_VARIABLE], {RouteScope.USER}, source))
     for path, scopes in (
         (user_file, {RouteScope.USER}),
         (metrics_file, {RouteScope.METRICS}),
         (admin_file, set(RouteScope)),
     ):
         if path is not None:
-            keys += [Key.of(secret, scopes) for secret in _read_keys(path)]
+            keys += [_parse_line(line, scopes, f"key file {path}") for line in _read_lines(path)]
     return KeyRing(keys)
 
 
-def _read_keys(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_KEY_FILE_BYTES + 1)
@@ -111,16 +123,31 @@ def _read_keys(path: Path) -> list[str]:
         raise ConfigError(f"key file {path} is not text") from error
     if len(data) > MAX_KEY_FILE_BYTES:
         raise ConfigError(f"key file {path} is larger than {MAX_KEY_FILE_BYTES} bytes")
-    secrets = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not secrets:
+    lines = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not lines:
         raise ConfigError(f"key file {path} holds no keys: write one key a line")
-    return [_checked(secret, f"key file {path}") for secret in secrets]
+    return lines
 
 
-def _checked(secret: str, source: str) -> str:
+def _parse_line(line: str, scopes: Iterable[RouteScope], source: str) -> Key:
+    secret, _, rest = line.partition(" ")
+    name = KEY_NAME.fullmatch(rest.strip())
+    if not rest:
+        return _key(secret, scopes, source)
+    if name is None:
+        raise ConfigError(
+            f"a key in {source} holds a space: write KEY, or KEY name=NAME with a name of up to "
+            "64 letters, digits, '.', '_' and '-'"
+        )
+    return _key(secret, scopes, source, name=name[1])
+
+
+def _key(
+    secret: str, scopes: Iterable[RouteScope], source: str, *, name: str | None = None
+) -> Key:
     """A usable key. The message never holds the key."""
     if len(secret) < MIN_KEY_CHARS:
         raise ConfigError(f"a key in {source} has fewer than {MIN_KEY_CHARS} characters")
     if not (secret.isascii() and secret.isprintable() and " " not in secret):
         raise ConfigError(f"a key in {source} holds a space or a character outside ASCII")
-    return secret
+    return Key.of(secret, scopes, name=name)

@@ -24,8 +24,8 @@ DEFAULT_COST = StepCost(base_s=32.0, token_s=1.0)
 """Where nothing was measured: a step costs as much as 32 tokens in it. Only the ratio matters."""
 DEFAULT_DRAFT_SHARE = 0.1
 """What a draft model's step costs beside the target's, where it was not measured."""
-SEQUENCE_MEMORY = 0.9
-"""Weight of an observation of a sequence after the next one: the last 10 or so count."""
+SEQUENCE_MEMORY = 0.95
+"""Weight of an observation of a sequence after the next one: the last 20 or so count."""
 ENGINE_MEMORY = 0.99
 FIRST_WAIT = 16
 """Steps of a sequence without guesses until it is probed. Each probe that fails doubles it."""

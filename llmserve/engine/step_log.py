@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,7 +25,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..durable import append_line
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..runners.protocol import CacheGroup, RunnerInfo, StepResult
 from ..sampling import SamplingParams
 from .config import EngineConfig, SpeculationConfig, StepCost
@@ -32,8 +33,8 @@ from .request import FinishReason, Pooling, Request
 from .step import Step
 from .watcher import Watcher
 
-__all__ = ["LOG_VERSION", "StepLog", "drawn_record", "parse_engine", "parse_request", "read_log",
-           "work_record"]  # fmt: skip
+__all__ = ["LOG_VERSION", "StepLog", "drawn_record", "open_log", "parse_engine", "parse_request",
+           "read_log", "work_record"]  # fmt: skip
 
 LOG_VERSION = 1
 
@@ -81,6 +82,22 @@ class StepLog(Watcher):
 
     def _write(self, record: Record) -> None:
         append_line(self._file, json.dumps(record, separators=(",", ":")))
+
+
+def open_log(path: Path) -> TextIO:
+    """The file for a log, emptied where there is one; a new one is readable by its owner alone.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+
+    def private(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600)
+
+    try:
+        return open(path, "w", encoding="utf-8", opener=private)
+    except OSError as error:
+        raise ConfigError(f"{path}: the step log cannot be written: {error.strerror}") from error
 
 
 def work_record(step: Step) -> Record:
