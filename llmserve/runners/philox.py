@@ -2,12 +2,15 @@
 easy as 1, 2, 3", section 3).
 
 A draw depends on its key and counter alone, so a request's tokens do not depend on its
-neighbours, on chunking or on a restart.
+neighbours, on chunking or on a restart. docs/sampling.md holds the layout and a test vector.
 """
 
 from __future__ import annotations
 
-__all__ = ["philox4x32", "uniform"]
+__all__ = ["RANDOM_BITS", "philox4x32", "random_number"]
+
+RANDOM_BITS = 53
+"""Bits of one draw."""
 
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -25,12 +28,12 @@ def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tupl
     return x0, x1, x2, x3
 
 
-def uniform(seed: int, choice_index: int, position: int) -> float:
-    """The number in [0, 1) that draws the token at `position` of one choice; 53 random bits.
+def random_number(seed: int, choice_index: int, position: int) -> int:
+    """The number in 0..2**53-1 that draws the token at `position` of one choice.
 
     The key is `seed` (64 bits); the counter holds `position` (64 bits) and `choice_index`.
     """
     words = philox4x32(
         (position & _MASK, position >> 32, choice_index, 0), (seed & _MASK, seed >> 32)
     )
-    return ((words[0] << 21) | (words[1] >> 11)) / (1 << 53)
+    return (words[0] << 21) | (words[1] >> 11)

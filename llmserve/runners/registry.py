@@ -26,6 +26,7 @@ def load_runner(
     dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    deterministic: bool = False,
 ) -> Runner:
     """Load a model folder into the runner called `name`.
 
@@ -35,6 +36,7 @@ def load_runner(
         dtype: Type of the arithmetic; None: as the folder says.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Threads for one step; None: one for a small model, else one for each core.
+        deterministic: Give every token the same bits whatever else is in its step (decision 6).
 
     Raises:
         ConfigError: an unknown runner, type or device.
@@ -48,7 +50,7 @@ def load_runner(
         raise MissingDependencyError("torch", extra="torch", feature="the torch runner")
     from .torch_runner import TorchRunner, use_threads
 
-    runner = TorchRunner(checkpoint, dtype=dtype, device=device)
+    runner = TorchRunner(checkpoint, dtype=dtype, device=device, deterministic=deterministic)
     if threads is None and runner.info.num_parameters < _SMALL_MODEL:
         threads = 1
     if threads is not None:

@@ -2,6 +2,7 @@
 
 It computes the scratch-built Transformer with the paged cache as its attention. Quantized folders
 are dequantized at load: it shows what a quantized model answers, not how fast integers could be.
+In deterministic mode (CPUs) a token's logits do not depend, to the bit, on how it was batched.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import Checkpoint
-from ..config import ModelConfig
 from ..errors import ConfigError, EngineError
 from ..failpoints import hit
-from ..model.attention import Attend
 from ..model.transformer import Transformer
 from ..model.weights import load_model
+from .cache_groups import group_layers
 from .protocol import (
     Batch,
     CacheGroup,
@@ -29,14 +29,13 @@ from .protocol import (
     TokenLogprobs,
 )
 from .sampler import prompt_logprobs, sample
-from .torch_attention import PagedAttention, PagedCache
+from .torch_cache import PagedCache
+from .torch_forward import Forward, TiledForward, WholeForward
 
 __all__ = ["TorchRunner", "use_threads"]
 
-PROMPT_SLICE = 64
+_PROMPT_SLICE = 64
 """Rows of logits made at once for the log-probabilities of a prompt."""
-
-Floats = npt.NDArray[np.float32]
 
 
 class TorchRunner:
@@ -45,7 +44,12 @@ class TorchRunner:
     overlaps = False
 
     def __init__(
-        self, checkpoint: Checkpoint, *, dtype: str | None = None, device: str = "cpu"
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: str | None = None,
+        device: str = "cpu",
+        deterministic: bool = False,
     ) -> None:
         """Load the weights.
 
@@ -53,90 +57,58 @@ class TorchRunner:
             checkpoint: An open model folder.
             dtype: `float32`, `bfloat16` or `float16`; None: as the folder says.
             device: `cpu`, `cuda` or `cuda:N`.
+            deterministic: Give every token the same bits whatever else is in its step. Slower;
+                on CPUs only.
+
+        Raises:
+            ConfigError: an unknown type, or a mode that the device does not have.
         """
         self._device = torch.device(device)
         self._dtype = _dtype_named(dtype or checkpoint.config.dtype)
+        if deterministic and self._device.type != "cpu":
+            raise ConfigError(f"the deterministic mode runs on cpu, not on {device}")
         self._model = load_model(checkpoint, dtype=self._dtype, device=device)
         if self._device.type == "cpu" and self._dtype is torch.float32:
-            _lay_out_for_one_row(self._model)
-        config = checkpoint.config
-        windows = [config.window_of(index) for index in range(config.num_layers)]
-        self._windows = sorted(set(windows), key=lambda window: (window is not None, window))
-        # Layer → its group, and its place within it.
-        self._places = [
-            (self._windows.index(window), windows[:index].count(window))
-            for index, window in enumerate(windows)
-        ]
-        self._caches: list[PagedCache] = []
-        self._block_size = 0
+            _lay_out_by_input(self._model, every_matrix=deterministic)
+        self._forward: Forward = (TiledForward if deterministic else WholeForward)(self._model)
+        self._groups = group_layers(checkpoint.config)
+        self._cache: PagedCache | None = None
         self._result: StepResult | None = None
-        self.info = self._describe(checkpoint)
+        self.info = self._describe(checkpoint, deterministic)
 
+    @torch.inference_mode()
     def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
-        """Make the KV cache, in the type of the arithmetic."""
+        """Make the KV cache, in the type of the arithmetic.
+
+        Raises:
+            ConfigError: the deterministic mode does not hold with the threads now in use.
+        """
+        self._forward.check()
         config = self._model.config
-        self._block_size = block_size
-        self._caches = [
-            PagedCache(
-                num_layers=group.num_layers,
-                num_slots=count * block_size,
-                num_kv_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
-                dtype=self._dtype,
-                device=self._device,
-            )
-            for group, count in zip(self.info.cache_groups, num_blocks, strict=True)
-        ]
+        self._cache = PagedCache(
+            self._groups,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            dtype=self._dtype,
+            device=self._device,
+        )
 
     @torch.inference_mode()
     def submit(self, batch: Batch) -> None:
         """Compute one step."""
-        if not self._caches:
+        if self._cache is None:
             raise EngineError("the runner has no cache yet: call allocate_cache first")
         hit("engine.forward")
-        token_ids = torch.from_numpy(batch.token_ids).to(self._device)
-        positions = torch.from_numpy(batch.positions).to(self._device)
-        hidden = self._model.hidden(token_ids, positions, self._attend(batch))
-        result = StepResult(token_ids=np.empty(0, dtype=np.int64))
-        if batch.sampling:
-            rows = hidden
-            if len(batch.logits_indices) != len(hidden):
-                rows = hidden[torch.from_numpy(batch.logits_indices).to(self._device)]
-            result = sample(self._logits(rows), batch.sampling)
-        result.prompt_logprobs = [
-            self._prompt_logprobs(hidden, asked) for asked in batch.prompt_rows
-        ]
-        result.hidden_sums = [_hidden_sum(hidden, asked) for asked in batch.hidden_sums]
+        for index, group in enumerate(batch.groups):
+            if len(group.block_copies):
+                self._cache.copy_blocks(index, group.block_copies)
+        hidden = self._forward.hidden(batch, self._cache)
+        result = self._sample(batch, hidden)
+        result.prompt_logprobs = [self._prompt_logprobs(hidden, rows) for rows in batch.prompt_rows]
+        result.hidden_sums = [_sum_hidden(hidden, wanted) for wanted in batch.hidden_sums]
         self._result = result
-
-    def _attend(self, batch: Batch) -> Attend:
-        """Attention of the step, layer by layer, each over its group's cache."""
-        groups = [
-            PagedAttention(batch, tables, cache, block_size=self._block_size, window=window)
-            for tables, cache, window in zip(batch.groups, self._caches, self._windows, strict=True)
-        ]
-        if len(groups) == 1:
-            return groups[0]
-
-        def attend(layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            group, place = self._places[layer_index]
-            return groups[group](place, q, k, v)
-
-        return attend
-
-    def _logits(self, hidden: Tensor) -> Floats:
-        logits: Floats = self._model.logits(hidden).cpu().numpy()
-        return logits
-
-    def _prompt_logprobs(self, hidden: Tensor, asked: PromptRows) -> list[TokenLogprobs]:
-        """In slices, so that the logits of a long prompt are never held at once."""
-        found: list[TokenLogprobs] = []
-        for start in range(0, len(asked.targets), PROMPT_SLICE):
-            targets = asked.targets[start : start + PROMPT_SLICE]
-            first = asked.start + start
-            logits = self._logits(hidden[first : first + len(targets)])
-            found += prompt_logprobs(logits, targets, asked.num_top)
-        return found
 
     def collect(self) -> StepResult:
         """The outcome of the last `submit`."""
@@ -147,21 +119,51 @@ class TorchRunner:
 
     def close(self) -> None:
         """Drop weights and cache."""
-        self._caches = []
-        del self._model
+        self._cache = None
+        del self._forward, self._model
 
-    def _describe(self, checkpoint: Checkpoint) -> RunnerInfo:
+    def _sample(self, batch: Batch, hidden: Tensor) -> StepResult:
+        if not batch.sampling:
+            return StepResult(token_ids=np.empty(0, dtype=np.int64))
+        if len(batch.logits_indices) != len(hidden):
+            hidden = hidden[torch.from_numpy(batch.logits_indices).to(self._device)]
+        return sample(self._logits(hidden), batch.sampling)
+
+    def _prompt_logprobs(self, hidden: Tensor, rows: PromptRows) -> list[TokenLogprobs]:
+        """In slices, so that the logits of a long prompt are never held at once."""
+        entries: list[TokenLogprobs] = []
+        for place in range(0, len(rows.targets), _PROMPT_SLICE):
+            targets = rows.targets[place : place + _PROMPT_SLICE]
+            start = rows.start + place
+            logits = self._logits(hidden[start : start + len(targets)])
+            entries += prompt_logprobs(logits, targets, rows.num_top)
+        return entries
+
+    def _logits(self, hidden: Tensor) -> npt.NDArray[np.float32]:
+        logits: npt.NDArray[np.float32] = self._forward.logits(hidden).cpu().numpy()
+        return logits
+
+    def _describe(self, checkpoint: Checkpoint, deterministic: bool) -> RunnerInfo:
         config = checkpoint.config
         parameters = list(self._model.parameters())
         name = str(self._dtype).removeprefix("torch.")
         stored = checkpoint.quantization
+        form = f"{stored.scheme} weights as {name}" if stored is not None else name
+        layer_bytes = 2 * config.kv_size * self._dtype.itemsize
         return RunnerInfo(
             vocab_size=config.vocab_size,
             max_seq_len=config.max_seq_len,
             eos_token_ids=config.eos_token_ids,
-            cache_groups=self._cache_groups(config),
+            cache_groups=tuple(
+                CacheGroup(
+                    num_layers=len(group.layers),
+                    window=group.window,
+                    bytes_per_token=layer_bytes * len(group.layers),
+                )
+                for group in self._groups
+            ),
             runner="torch",
-            executed_form=f"{stored.scheme} weights as {name}" if stored is not None else name,
+            executed_form=f"{form}, deterministic" if deterministic else form,
             cache_dtype=name,
             num_parameters=sum(parameter.numel() for parameter in parameters),
             weight_bytes=sum(parameter.numel() * parameter.itemsize for parameter in parameters),
@@ -169,37 +171,25 @@ class TorchRunner:
             hidden_size=config.hidden_size,
         )
 
-    def _cache_groups(self, config: ModelConfig) -> tuple[CacheGroup, ...]:
-        counts = [
-            sum(place[0] == group for place in self._places) for group in range(len(self._windows))
-        ]
-        return tuple(
-            CacheGroup(
-                num_layers=count,
-                window=window,
-                bytes_per_token=2 * count * config.kv_size * self._dtype.itemsize,
-            )
-            for count, window in zip(counts, self._windows, strict=True)
-        )
 
-
-def _lay_out_for_one_row(model: Transformer) -> None:
-    """Store matrices with more outputs than inputs input by input, their shape unchanged.
+def _lay_out_by_input(model: Transformer, *, every_matrix: bool) -> None:
+    """Store matrices input by input, their shape unchanged: those with more outputs than inputs.
 
     In float32 a product with one row is then up to twice as fast, and no slower for many rows; in
-    bfloat16 it would be slower (docs/lab-log.md, 2026-11-23).
+    bfloat16 it would be slower (docs/lab-log.md, 2026-11-23). The deterministic mode asks it of
+    every matrix: products of the other layout can round rows of a tile differently (decision 6).
     """
     for parameter in model.parameters():
-        if parameter.ndim == 2 and parameter.shape[0] > parameter.shape[1]:
+        if parameter.ndim == 2 and (every_matrix or parameter.shape[0] > parameter.shape[1]):
             parameter.data = parameter.data.t().contiguous().t()
 
 
-def _hidden_sum(hidden: Tensor, asked: HiddenSum) -> DoubleArray:
-    """The sum, token after token in float64, so that chunks of any size give the same bits."""
-    states = hidden[asked.start : asked.stop].double().cpu().numpy()
-    if asked.carry is not None:
-        states = np.concatenate([asked.carry[None], states])
-    total: DoubleArray = np.add.accumulate(states, axis=0)[-1]
+def _sum_hidden(hidden: Tensor, wanted: HiddenSum) -> DoubleArray:
+    """Row after row, so that chunks of any size give the same bits."""
+    rows = hidden[wanted.start : wanted.stop].double().cpu().numpy()
+    if wanted.carry is not None:
+        rows = np.concatenate([wanted.carry[None], rows])
+    total: DoubleArray = np.add.accumulate(rows, axis=0)[-1]
     return total
 
 

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from llmserve.runners.cache_groups import LayerGroup
 from llmserve.runners.protocol import Batch, GroupTables
-from llmserve.runners.torch_attention import PagedAttention, PagedCache
+from llmserve.runners.torch_attention import PagedAttention
+from llmserve.runners.torch_cache import PagedCache
+from llmserve.runners.torch_exact import TokenAttention
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 40
@@ -58,10 +61,11 @@ def make_batch(tables: list[list[int]], shares: list[tuple[int, int]]) -> Batch:
     )
 
 
-def make_cache(num_kv_heads: int, head_dim: int) -> PagedCache:
+def make_cache(num_kv_heads: int, head_dim: int, window: int | None = None) -> PagedCache:
     return PagedCache(
-        num_layers=1,
-        num_slots=NUM_BLOCKS * BLOCK_SIZE,
+        [LayerGroup(window=window, layers=(0,))],
+        num_blocks=(NUM_BLOCKS,),
+        block_size=BLOCK_SIZE,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         dtype=torch.float32,
@@ -76,6 +80,10 @@ SHARES = {
     "a whole prompt": [(0, 13)],
     "a later chunk": [(6, 7)],
     "decodes, a chunk and a prompt": [(5, 1), (17, 1), (8, 6), (0, 9)],
+    "a long chunk": [(5, 20)],
+    "whole prompts of equal length": [(0, 5), (0, 5)],
+    "drafts behind each other": [(4, 3), (10, 3), (21, 3)],
+    "drafts of several lengths": [(8, 1), (4, 3), (10, 2), (21, 3), (0, 2)],
     "a decode behind a chunk": [(4, 3), (10, 1)],
 }
 
@@ -85,7 +93,8 @@ SHARES = {
     ("num_heads", "num_kv_heads", "head_dim"), [(4, 4, 8), (6, 2, 6), (4, 1, 5)]
 )
 @pytest.mark.parametrize("garbage", [0.0, math.nan])
-@pytest.mark.parametrize("window", [None, 1, 6])
+@pytest.mark.parametrize("window", [None, 1, 3, 6, 16])
+@pytest.mark.parametrize("mode", ["fast", "token by token"])
 def test_attention_equals_dense_attention(
     shares: list[tuple[int, int]],
     num_heads: int,
@@ -93,11 +102,12 @@ def test_attention_equals_dense_attention(
     head_dim: int,
     garbage: float,
     window: int | None,
+    mode: str,
 ) -> None:
     rng = np.random.default_rng(len(shares) + head_dim)
-    cache = make_cache(num_kv_heads, head_dim)
-    cache.keys[0][: cache.null_slot] = garbage  # what former owners of the blocks left
-    cache.values[0][: cache.null_slot] = garbage
+    cache = make_cache(num_kv_heads, head_dim, window)
+    cache.keys[0][: cache.null_slots[0]] = garbage  # what former owners of the blocks left
+    cache.values[0][: cache.null_slots[0]] = garbage
     free = list(range(NUM_BLOCKS)) if len(shares) == 1 else rng.permutation(NUM_BLOCKS).tolist()
     tables = []
     for first, count in shares:
@@ -119,7 +129,10 @@ def test_attention_equals_dense_attention(
         new["k"].append(k[first:])
         new["v"].append(v[first:])
         wanted.append(dense(q, k, v, window))
-    attend = PagedAttention(batch, batch.groups[0], cache, block_size=BLOCK_SIZE, window=window)
+    tokens = np.arange(batch.num_tokens)
+    attend = (
+        PagedAttention(batch, cache) if mode == "fast" else TokenAttention(batch, cache, tokens)
+    )
     q, k, v = (torch.from_numpy(np.concatenate(new[name])) for name in "qkv")
     out = attend(0, q, k, v).numpy()
     np.testing.assert_allclose(out, np.concatenate(wanted), atol=TOLERANCE)
@@ -128,19 +141,8 @@ def test_attention_equals_dense_attention(
 def test_null_slot_stays_zero() -> None:
     cache = make_cache(2, 4)
     batch = make_batch([[3], [5, 6]], [(0, 1), (4, 1)])
-    attend = PagedAttention(batch, batch.groups[0], cache, block_size=BLOCK_SIZE)
+    attend = PagedAttention(batch, cache)
     attend(0, torch.ones(2, 4, 4), torch.ones(2, 2, 4), torch.ones(2, 2, 4))
-    assert not cache.keys[0][cache.null_slot].any()
-    assert not cache.values[0][cache.null_slot].any()
+    assert not cache.keys[0][cache.null_slots[0]].any()
+    assert not cache.values[0][cache.null_slots[0]].any()
     assert int(cache.keys[0].flatten(1).any(dim=1).sum()) == 2
-
-
-def test_copies_read_everything_before_they_write() -> None:
-    cache = make_cache(1, 2)
-    for block in range(3):
-        cache.keys[0][block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] = block + 1
-        cache.values[0][block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] = -block - 1
-    cache.copy_blocks(np.array([[0, 1], [1, 2]]), BLOCK_SIZE)
-    keys = cache.keys[0][: 3 * BLOCK_SIZE : BLOCK_SIZE, 0, 0].tolist()
-    values = cache.values[0][: 3 * BLOCK_SIZE : BLOCK_SIZE, 0, 0].tolist()
-    assert (keys, values) == ([1, 1, 2], [-1, -1, -2])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llmserve.checkpoint import Checkpoint, save_model
+from llmserve.engine.config import SpeculationConfig
 from llmserve.engine.engine import Engine
 from llmserve.engine.request import FinishReason
 from llmserve.errors import ConfigError, EngineError
@@ -18,6 +19,7 @@ from llmserve.model.weights import load_model
 from llmserve.runners.registry import load_runner
 from llmserve.runners.torch_runner import TorchRunner
 from support.engines import make_config, make_request, run, tokens_by_choice
+from support.engines import make_engine as make_engine_over
 from support.variants import VARIANTS, random_tensors
 
 PROMPTS = [[(5 * i + 3 * j) % 60 for j in range(1 + 4 * i)] for i in range(6)]
@@ -119,3 +121,49 @@ def test_unknown_setting_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load_runner(**{"name": "torch", "checkpoint": checkpoint, **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_batched_tokens": 9},
+        {"num_blocks": 26},
+        {"max_num_seqs": 1},
+        {
+            "speculation": SpeculationConfig(
+                method="ngram", num_draft_tokens=3, min_ngram=1, is_always_on=True
+            )
+        },
+    ],
+    ids=["chunks", "preemption", "one by one", "speculation"],
+)
+def test_deterministic_logprobs_are_equal_to_the_bit(
+    tmp_path: Path, dtype: str, changes: dict[str, object]
+) -> None:
+    config = dataclasses.replace(VARIANTS["llama"], eos_token_ids=())
+    save_model(tmp_path / "model", config, random_tensors(config))
+    checkpoint = Checkpoint.open(tmp_path / "model")
+
+    def answers(**changes: object) -> dict[str, list[object]]:
+        runner = load_runner("torch", checkpoint, dtype=dtype, deterministic=True)
+        assert runner.info.executed_form == f"{dtype}, deterministic"
+        values = {"num_blocks": 60, "max_seq_len": 48, "max_batched_tokens": 64, "max_num_seqs": 8}
+        engine = make_engine_over(runner, **{**values, **changes})
+        for index, prompt in enumerate(PROMPTS * 2):  # the second time from the prefix cache
+            engine.add_request(
+                make_request(str(index), prompt, max_tokens=16, seed=index, logprobs=2)
+            )
+        found: dict[str, list[object]] = {}
+        for output in run(engine):
+            found.setdefault(output.request_id, []).extend(
+                zip(output.token_ids, output.logprobs, strict=True)
+            )
+        return found
+
+    assert answers(**changes) == answers()
+
+
+def test_deterministic_mode_is_for_cpus(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ConfigError, match="deterministic mode runs on cpu"):
+        TorchRunner(checkpoint, device="cuda", deterministic=True)

@@ -1,0 +1,132 @@
+"""How a step goes through the model: whole, or in tiles that make its bits its own.
+
+A product's rounding depends on how many rows it has, an elementwise operation's on where its
+vectors end. `WholeForward` takes that for the speed: one pass over all tokens. `TiledForward`
+(deterministic mode, decision 6) computes tiles of one fixed number of rows, so that every
+operation has the same shape for ever, and attention token by token (`torch_exact.py`).
+
+Shapes: T tokens in the step, E hidden_size, V vocab_size, R rows of a tile.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..model.transformer import Transformer
+from .protocol import Batch, IntArray
+from .torch_attention import PagedAttention
+from .torch_cache import PagedCache
+from .torch_exact import TokenAttention
+
+__all__ = ["Forward", "TiledForward", "WholeForward"]
+
+_TILE_BYTES = 128
+"""Bytes of one column of a tile. Two of the widest vectors: flat arrays of any width are then whole
+vectors, and no value is computed by the scalar code for what is left over."""
+_NUM_TRIALS = 4
+
+
+class Forward(Protocol):
+    """The model over one step."""
+
+    def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
+        """The final hidden states of a step's tokens, [T, E]; their keys and values are cached."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, E] → float32 [rows, V]."""
+
+    def check(self) -> None:
+        """Raise `ConfigError` unless what the mode promises holds on this machine."""
+
+
+class WholeForward:
+    """All tokens of a step in one pass."""
+
+    def __init__(self, model: Transformer) -> None:
+        self._model = model
+
+    def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
+        """See `Forward`."""
+        attend = PagedAttention(batch, cache)
+        token_ids, positions = cache.tensor(batch.token_ids), cache.tensor(batch.positions)
+        return self._model.hidden(token_ids, positions, attend)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Forward`."""
+        return self._model.logits(hidden)
+
+    def check(self) -> None:
+        """Nothing is promised but the model's own arithmetic."""
+
+
+class TiledForward:
+    """Tiles of R rows, the last of a step filled up with rows that are thrown away."""
+
+    def __init__(self, model: Transformer) -> None:
+        self._model = model
+        self.num_rows = _TILE_BYTES // next(model.parameters()).itemsize
+        """R: 32 for float32, 64 for 16-bit types."""
+
+    def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
+        """See `Forward`.
+
+        Tokens go by ascending position: what one reads, a sequence's own tokens and those of a
+        prefix that another one computes in the same step, lies in its tile or an earlier one.
+        """
+        order = np.argsort(batch.positions, kind="stable")
+        tiles = [
+            self._tile(batch, cache, order[start : start + self.num_rows])
+            for start in range(0, len(order), self.num_rows)
+        ]
+        hidden = torch.cat(tiles)
+        return torch.empty_like(hidden).index_copy_(0, cache.tensor(order), hidden)
+
+    def _tile(self, batch: Batch, cache: PagedCache, tokens: IntArray) -> Tensor:
+        attend = TokenAttention(batch, cache, tokens)
+        token_ids = cache.tensor(self._filled(batch.token_ids[tokens]))
+        positions = cache.tensor(self._filled(batch.positions[tokens]))
+        return self._model.hidden(token_ids, positions, attend)[: len(tokens)]
+
+    def _filled(self, values: IntArray) -> IntArray:
+        return np.pad(values, (0, self.num_rows - len(values)))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Forward`."""
+        count, width = hidden.shape
+        padded = hidden.new_zeros(-(-count // self.num_rows) * self.num_rows, width)
+        padded[:count] = hidden
+        tiles = padded.view(-1, self.num_rows, width).unbind()
+        return torch.cat([self._model.logits(tile) for tile in tiles])[:count]
+
+    def check(self) -> None:
+        """Compute tiles of one token R times over: every row must come out alike.
+
+        Products are the machine's library's, and elementwise operations are cut into shares by
+        threads; that neither depends on a row's place in the tile is tried out, not assumed.
+
+        Raises:
+            ConfigError: rows differ, with this number of threads.
+        """
+        config = self._model.config
+        device = next(self._model.parameters()).device
+        for trial in range(_NUM_TRIALS):
+            place = torch.full((self.num_rows,), trial, device=device)
+            token_ids = place * (config.vocab_size // _NUM_TRIALS)
+            positions = place * (config.max_seq_len // _NUM_TRIALS)
+            hidden = self._model.hidden(token_ids, positions, self._attend_own_value)
+            for rows in (hidden, self._model.logits(hidden)):
+                if not ((rows == rows[:1]) | rows.isnan()).all():
+                    raise ConfigError(
+                        "the deterministic mode does not hold for this model on this machine with "
+                        f"{torch.get_num_threads()} threads: rows of one tile are rounded "
+                        "differently; try 1 thread"
+                    )
+
+    def _attend_own_value(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of a token that sees itself alone."""
+        return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
