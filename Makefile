@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types bench docs wheel try-wheel clean
+.PHONY: help setup demo test check lint format types soak mutants bench docs wheel try-wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -32,6 +32,12 @@ demo: $(VENV)/.demo  ## train, quantize, serve, load-test (ARGS=--once: then exi
 
 test: $(VENV)/.dev  ## all tests but the soak
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: $(VENV)/.dev  ## the long tests: a million random operations on the engine
+	$(BIN)/python -m pytest -m soak tests/soak $(ARGS)
+
+mutants: $(VENV)/.dev  ## break the engine's rules in turn: a test must catch each
+	$(BIN)/python tests/mutation/engine_rules.py $(ARGS)
 
 check:  ## exactly what CI runs
 	bash .ci/run
