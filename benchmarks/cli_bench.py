@@ -1,4 +1,5 @@
-"""`llmserve bench`: `serve` loads a running server, `throughput` times a model in process."""
+"""`llmserve bench`: `serve` loads a running server, `throughput` times a model in process, `engine`
+the engine without one."""
 
 from __future__ import annotations
 
@@ -41,6 +42,18 @@ examples:
   llmserve bench throughput models/demo --baseline plain --input-len 64 --output-len 64
 """
 
+ENGINE_DESCRIPTION = """\
+Measure what the engine costs beside the model: microseconds of a step with 1, 32, 256 and 1,024
+decoding sequences, over a runner that answers at once and whose own time is taken off.
+The last line is one JSON document.
+"""
+
+ENGINE_EXAMPLES = """\
+examples:
+  llmserve bench engine
+  llmserve bench engine --num-seqs 64,512 --steps 1000
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-verbs and their options."""
@@ -57,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_throughput(throughput)
     throughput.set_defaults(sub_run=_run_throughput)
+    engine = _add_verb(
+        verbs, "engine", "time the engine without a model", ENGINE_DESCRIPTION, ENGINE_EXAMPLES
+    )
+    _add_engine(engine)
+    engine.set_defaults(sub_run=_run_engine)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,6 +94,12 @@ def _run_throughput(args: argparse.Namespace) -> int:
     from .throughput import bench_throughput, throughput_options
 
     return bench_throughput(throughput_options(args))
+
+
+def _run_engine(args: argparse.Namespace) -> int:
+    from .engine_cost import bench_engine_cost, engine_cost_options
+
+    return bench_engine_cost(engine_cost_options(args))
 
 
 def _add_verb(
@@ -265,6 +289,21 @@ def _add_figures(parser: argparse.ArgumentParser) -> None:
         help="file (default: LABEL-RATEqps-MODEL-DATE.json)",
     )
     group.add_argument("--label", metavar="NAME", help="kept in the result and in its file's name")
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--num-seqs",
+        metavar="N,N",
+        default="1,32,256,1024",
+        help="running sequences (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--steps", metavar="N", type=int, default=300, help="steps of one run (default: 300)"
+    )
+    parser.add_argument(
+        "--repeats", metavar="N", type=int, default=3, help="runs of each (default: 3)"
+    )
 
 
 def _add_throughput(parser: argparse.ArgumentParser) -> None:
