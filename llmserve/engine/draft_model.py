@@ -165,15 +165,15 @@ class DraftModelDrafter:
 
     def _pass_over(self, draft: _Draft, request: DraftRequest) -> None:
         """Count the blocks as computed that were written for the same tokens before."""
-        index, offset = divmod(draft.num_computed, self._block_size)
-        if request.block_keys is None or offset or draft.num_pending < self._block_size:
+        if request.block_keys is None or draft.num_pending < self._block_size:
             return
         names = request.block_keys.full(draft.num_known // self._block_size)
         table = request.block_tables[0]
+        index = draft.num_computed // self._block_size
         while index < len(names) and self._notes.get(table[index]) == names[index]:
             index += 1
-        draft.num_computed = min(index * self._block_size, draft.num_known - 1)
-        draft.num_noted = index
+        passed = min(index * self._block_size, draft.num_known - 1)
+        draft.num_computed = max(draft.num_computed, passed)
 
     def _choose_chunks(self, turns: list[_Turn]) -> list[_Turn]:
         """Who computes how many known tokens, those with one token first.

@@ -218,6 +218,7 @@ class Engine:
         if scheduler.speculator is not None:
             running = {sequence.uid for sequence in scheduler.running.sequences}
             scheduler.speculator.drafter.check(running)
+            scheduler.speculator.policy.check(running)
 
     def _make_sequence(self, request: Request, index: int, made: list[int]) -> Sequence:
         info, params = self._runner.info, request.sampling_params

@@ -134,7 +134,7 @@ class SpeculationPolicy:
         )
         for place, sequence in enumerate(sequences):
             if counts[place]:
-                self._pay(sequence)
+                sequence.wait, sequence.next_wait = FIRST_WAIT, 2 * FIRST_WAIT
             else:
                 counts[place] = self._probe(sequence)
         return counts
@@ -169,10 +169,10 @@ class SpeculationPolicy:
         assert self._sequences.keys() <= keys, "an estimate outlived its sequence"
 
     def _start(self, key: int) -> _Sequence:
-        """A new sequence. Should it get no guesses, it goes on where others left off waiting.
+        """A new sequence, which waits for its probes, if it must, as long as others had to lately.
 
-        First probes are spread over the wait: some come at once, so that the engine learns even
-        where all sequences are short, and not all in one step.
+        First probes are spread over that wait: not all come in one step, and some at once, so that
+        the engine learns of better times even where all sequences are short.
         """
         wait = 1 + self._num_started % self._first_wait
         acceptance = _Acceptance(self._acceptance.mean, SEQUENCE_MEMORY)
@@ -180,11 +180,6 @@ class SpeculationPolicy:
         self._sequences[key] = sequence
         self._num_started += 1
         return sequence
-
-    def _pay(self, sequence: _Sequence) -> None:
-        """Guesses pay for this sequence: should they stop to, its waits begin anew."""
-        sequence.wait = self._first_wait = FIRST_WAIT
-        sequence.next_wait = 2 * FIRST_WAIT
 
     def _probe(self, sequence: _Sequence) -> int:
         """Guesses for a sequence for which they do not pay: none, or a few to see what has changed.

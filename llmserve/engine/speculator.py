@@ -75,7 +75,11 @@ class Speculator:
             [group.held(sequence.row) for group in kv.groups] if self.drafter.reads_blocks else []
         )
         return DraftRequest(
-            key=sequence.uid, row=sequence.sampling, num_tokens=num_tokens, block_tables=tables
+            key=sequence.uid,
+            row=sequence.sampling,
+            num_tokens=num_tokens,
+            block_tables=tables,
+            block_keys=sequence.block_keys if sequence.shares_blocks else None,
         )
 
     def _add_guesses(

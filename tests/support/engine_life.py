@@ -17,6 +17,7 @@ from llmserve.engine.engine import Engine
 from llmserve.engine.request import FinishReason, Request
 from llmserve.engine.sizing import blocks_of_one
 from llmserve.engine.speculator import make_drafter
+from llmserve.engine.watcher import Watcher
 from llmserve.runners.fake import FakeRunner, next_token
 from llmserve.runners.protocol import Batch, CacheGroup, StepResult
 from llmserve.sampling import SamplingParams
@@ -27,9 +28,9 @@ __all__ = ["BASES", "EngineLife", "OverlappingRunner", "Setting", "answer", "ran
 
 MAX_SEQ_LEN = 64
 
-BASES = [
-    [random.Random(seed).randrange(VOCAB) for _ in range(40)] for seed in range(3)
-] + [[1, 2, 3, 4] * 10]  # something for n-grams to find
+BASES = [[random.Random(seed).randrange(VOCAB) for _ in range(40)] for seed in range(3)] + [
+    [1, 2, 3, 4] * 10
+]  # something for n-grams to find
 """Beginnings that prompts have in common."""
 
 
@@ -126,6 +127,7 @@ class EngineLife:
     """An engine, what was asked of it, and what must come of it."""
 
     setting: Setting
+    watcher: Watcher | None = None
     engine: Engine = field(init=False)
     requests: dict[str, list[_Known]] = field(default_factory=dict)
     now: float = 0.0
@@ -138,7 +140,8 @@ class EngineLife:
         info = make_info(cache_groups=groups)
         kind = OverlappingRunner if self.setting.overlaps else FakeRunner
         config = self.setting.config
-        self.engine = Engine(kind(info), config, drafter=make_drafter(info, config))
+        drafter = make_drafter(info, config)
+        self.engine = Engine(kind(info), config, drafter=drafter, watcher=self.watcher)
 
     @classmethod
     def random(cls, seed: int, *, num_operations: int) -> EngineLife:

@@ -1,0 +1,88 @@
+"""Choosing the size of a step, on a clock that the runner moves: nothing is timed."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmserve.engine.calibration import calibrate, measure_cost
+from llmserve.engine.config import EngineConfig
+from llmserve.engine.startup import EngineOptions, plan_engine, start_engine
+from llmserve.runners.fake import FakeRunner
+from llmserve.runners.protocol import Batch, CacheGroup
+from support.engines import make_config, make_info
+
+
+class TimedRunner(FakeRunner):
+    """Takes a time that follows from the batch."""
+
+    def __init__(self, *, base_s: float, token_s: float, **info: object) -> None:
+        super().__init__(make_info(**info))
+        self.base_s, self.token_s = base_s, token_s
+        self.now = 0.0
+        self.batches: list[Batch] = []
+
+    def submit(self, batch: Batch) -> None:
+        self.now += self.base_s + self.token_s * batch.num_tokens
+        self.batches.append(batch)
+        super().submit(batch)
+
+    def clock(self) -> float:
+        return self.now
+
+
+def config_of(**changes: object) -> EngineConfig:
+    return make_config(**{"block_size": 16, "max_batched_tokens": 2048, **changes})
+
+
+@pytest.mark.parametrize("token_s", [1e-5, 1e-4, 3e-4])
+def test_full_step_stays_under_the_time_and_uses_it(token_s: float) -> None:
+    runner = TimedRunner(base_s=0.005, token_s=token_s)
+    found = calibrate(runner, config_of(), max_step_s=0.05, clock=runner.clock)
+    seconds = 0.005 + token_s * found.max_batched_tokens
+    assert seconds <= 0.05
+    assert found.max_batched_tokens == 2048 or seconds > 0.05 - 17 * token_s
+    assert found.full_step_s == pytest.approx(seconds, rel=0.02)
+    assert found.step_cost.base_s == pytest.approx(0.005, rel=0.05)
+    assert found.step_cost.token_s == pytest.approx(token_s, rel=0.05)
+
+
+def test_step_is_never_too_small_for_every_sequence() -> None:
+    runner = TimedRunner(base_s=1.0, token_s=1.0)
+    found = calibrate(runner, config_of(max_num_seqs=40), max_step_s=0.05, clock=runner.clock)
+    assert found.max_batched_tokens == 40
+    assert found.full_step_s > 0.05
+
+
+def test_steps_tried_are_full_ones_at_the_end_of_the_longest_prompt() -> None:
+    runner = TimedRunner(base_s=1e-6, token_s=1e-6)
+    calibrate(runner, config_of(max_num_seqs=8), max_step_s=1.0, clock=runner.clock)
+    largest = max(runner.batches, key=lambda batch: batch.num_tokens)
+    assert largest.num_tokens == 2048
+    assert set(largest.context_lens.tolist()) == {128}
+    assert (largest.cu_seqlens[1:8] - largest.cu_seqlens[:7]).tolist() == [1] * 7
+
+
+def test_windowed_pools_smaller_than_the_context_are_enough() -> None:
+    group = CacheGroup(num_layers=1, window=20, bytes_per_token=8)
+    runner = TimedRunner(base_s=1e-4, token_s=1e-5, cache_groups=(group,), max_seq_len=4096)
+    config = config_of(max_seq_len=4096, max_batched_tokens=64)
+    cost = measure_cost(runner, config, clock=runner.clock)
+    assert cost.base_s == pytest.approx(1e-4, rel=0.05)
+
+
+def test_size_that_is_given_is_taken_without_trying() -> None:
+    runner = TimedRunner(base_s=1.0, token_s=1.0)
+    config = plan_engine(runner, EngineOptions(max_batched_tokens=96, max_seq_len=64))
+    assert config.max_batched_tokens == 96
+    assert config.step_cost is None
+    assert not runner.batches
+
+
+def test_engine_keeps_what_was_found_for_the_run() -> None:
+    engine = start_engine(
+        FakeRunner(make_info(max_seq_len=64)), EngineOptions(max_num_seqs=4, max_step_s=10.0)
+    )
+    config = engine.config
+    assert config.max_batched_tokens == 2048
+    assert config.step_cost is not None
+    assert config.full_step_s is not None
