@@ -1,11 +1,12 @@
 """A runner without a model, for tests and simulation: its tokens follow from the context alone.
 
-It keeps a cache as every runner does, but what it stores for a token is the token's id. The next
-token is a digest of the ids it reads back through the block tables, of each cache group what its
-window shows, so a wrong slot, block table, release or context length in the engine changes the
-answer, and nothing else does: not the batch, not chunking, not preemption. `next_token` computes
-the same from the plain list of ids. Nothing is cleared when blocks change hands; slots never
-written hold -1.
+It keeps a cache as every runner does. What it stores for a token is a digest of the token and of
+what is stored for the one before it, as a model's keys and values depend on all that precedes
+them. The next token is a digest of everything that it reads back through the block tables, of each
+cache group what its window shows: a wrong slot, block table, release, context length or shared
+block in the engine changes the answer, and nothing else does: not the batch, not chunking, not
+preemption. `Context` computes the same from the plain list of ids. Nothing is cleared when blocks
+change hands; slots never written hold -1.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .protocol import (
     TokenLogprobs,
 )
 
-__all__ = ["FakeRunner", "next_token"]
+__all__ = ["Context", "FakeRunner", "next_token"]
 
 Script = Callable[[SamplingRow], int | None]
 """Chooses a row's token; None leaves it to the digest."""
@@ -101,7 +102,7 @@ class FakeRunner:
         for cache, group in zip(self._caches, batch.groups, strict=True):
             blocks = cache.reshape(-1, self._block_size)
             blocks[group.block_copies[:, 1]] = blocks[group.block_copies[:, 0]]
-            cache[group.slot_mapping] = batch.token_ids
+        self._store(batch)
         rows = zip(batch.logits_indices.tolist(), batch.sampling, strict=True)
         tokens = [self._draw(batch, index, row) for index, row in rows]
         self._result = StepResult(
@@ -125,11 +126,27 @@ class FakeRunner:
         """Drop the cache."""
         self._caches = []
 
+    def _store(self, batch: Batch) -> None:
+        """By ascending position: a token may follow one that another sequence computes now."""
+        sequences = np.repeat(np.arange(len(batch.context_lens)), np.diff(batch.cu_seqlens))
+        size = self._block_size
+        for index in np.argsort(batch.positions, kind="stable").tolist():
+            sequence, before = int(sequences[index]), int(batch.positions[index]) - 1
+            for cache, group, kind in zip(
+                self._caches, batch.groups, self.info.cache_groups, strict=True
+            ):
+                past = _adapter_of(batch, sequence)
+                if before >= 0 and kind.window != 1:
+                    block = int(group.block_tables[sequence, before // size])
+                    past = int(cache[block * size + before % size])
+                token_id = int(batch.token_ids[index])
+                cache[group.slot_mapping[index]] = _stored(token_id, past)
+
     def _digest(self, batch: Batch, index: int) -> int:
         """Of what the packed token `index` attends to, itself included."""
         sequence = int(np.searchsorted(batch.cu_seqlens, index, side="right")) - 1
         position = int(batch.positions[index])
-        digest = 0 if batch.adapter_ids is None else int(batch.adapter_ids[sequence])
+        digest = _adapter_of(batch, sequence)
         for cache, group, kind in zip(
             self._caches, batch.groups, self.info.cache_groups, strict=True
         ):
@@ -176,18 +193,52 @@ class FakeRunner:
         return TokenLogprobs(logprob=half, top=top)
 
 
+class Context:
+    """What the runner stores of one sequence and draws from it, without blocks: the oracle."""
+
+    def __init__(
+        self,
+        token_ids: Sequence[int] = (),
+        windows: Sequence[int | None] = (None,),
+        *,
+        adapter_id: int = 0,
+    ) -> None:
+        """`windows` are those of the cache groups, in their order."""
+        self._windows = windows
+        self._adapter_id = adapter_id
+        self._stored: list[list[int]] = [[] for _ in windows]
+        for token_id in token_ids:
+            self.append(token_id)
+
+    def append(self, token_id: int) -> None:
+        """Go on by one token."""
+        for stored, window in zip(self._stored, self._windows, strict=True):
+            past = stored[-1] if stored and window != 1 else self._adapter_id
+            stored.append(_stored(token_id, past))
+
+    def digest(self) -> int:
+        """What the next token follows from."""
+        digest = self._adapter_id
+        for stored, window in zip(self._stored, self._windows, strict=True):
+            seen = stored if window is None else stored[-window:]
+            digest = zlib.crc32(np.array(seen, dtype=np.int64).tobytes(), digest)
+        return digest
+
+
 def next_token(
     token_ids: Sequence[int], vocab_size: int, *windows: int | None, adapter_id: int = 0
 ) -> int:
-    """The token that a greedy row follows `token_ids` with: the oracle of the engine's tests.
+    """The token that a greedy row follows `token_ids` with; no windows are one group without."""
+    context = Context(token_ids, windows or (None,), adapter_id=adapter_id)
+    return context.digest() % vocab_size
 
-    `windows` are those of the cache groups; none at all is one group without a window.
-    """
-    ids = np.array(token_ids, dtype=np.int64)
-    digest = adapter_id
-    for window in windows or (None,):
-        digest = zlib.crc32(ids[-window:].tobytes() if window else ids.tobytes(), digest)
-    return digest % vocab_size
+
+def _stored(token_id: int, past: int) -> int:
+    return zlib.crc32(token_id.to_bytes(8, "little"), past)
+
+
+def _adapter_of(batch: Batch, sequence: int) -> int:
+    return 0 if batch.adapter_ids is None else int(batch.adapter_ids[sequence])
 
 
 def _choose(digest: int, row: SamplingRow, vocab_size: int) -> int:

@@ -18,7 +18,7 @@ from llmserve.engine.request import FinishReason, Request
 from llmserve.engine.sizing import blocks_of_one
 from llmserve.engine.speculator import make_drafter
 from llmserve.engine.watcher import Watcher
-from llmserve.runners.fake import FakeRunner, next_token
+from llmserve.runners.fake import Context, FakeRunner
 from llmserve.runners.protocol import Batch, CacheGroup, StepResult
 from llmserve.sampling import SamplingParams
 
@@ -102,15 +102,15 @@ def answer(
     choice_index: int = 0,
 ) -> list[int]:
     """The `count` ids that follow `prompt` by the scripted runner's rule; greedy without a seed."""
-    ids = list(prompt)
-    for _ in range(count):
-        if seed is None:
-            ids.append(next_token(ids, VOCAB, *windows))
-            continue
-        digest = next_token(ids, 1 << 32, *windows)
-        key = np.array([seed, choice_index, len(ids)], dtype=np.int64)
-        ids.append(zlib.crc32(key.tobytes(), digest) % VOCAB)
-    return ids[len(prompt) :]
+    context, made = Context(prompt, windows), []
+    for position in range(len(prompt), len(prompt) + count):
+        digest = context.digest()
+        if seed is not None:
+            key = np.array([seed, choice_index, position], dtype=np.int64)
+            digest = zlib.crc32(key.tobytes(), digest)
+        made.append(digest % VOCAB)
+        context.append(made[-1])
+    return made
 
 
 @dataclass(slots=True)

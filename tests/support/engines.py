@@ -10,7 +10,7 @@ from llmserve.engine.engine import Engine
 from llmserve.engine.ngram import NgramDrafter
 from llmserve.engine.request import Request, RequestOutput
 from llmserve.engine.watcher import Watcher
-from llmserve.runners.fake import FakeRunner, next_token
+from llmserve.runners.fake import Context, FakeRunner
 from llmserve.runners.protocol import CacheGroup, Runner, RunnerInfo
 from llmserve.sampling import SamplingParams
 
@@ -97,7 +97,8 @@ def tokens_by_choice(outputs: list[RequestOutput]) -> dict[tuple[str, int], list
 
 def expected(prompt: list[int], count: int) -> list[int]:
     """The ids that follow `prompt` by the scripted runner's rule, computed without an engine."""
-    ids = list(prompt)
+    context, made = Context(prompt), []
     for _ in range(count):
-        ids.append(next_token(ids, VOCAB))
-    return ids[len(prompt) :]
+        made.append(context.digest() % VOCAB)
+        context.append(made[-1])
+    return made
