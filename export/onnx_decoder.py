@@ -8,7 +8,9 @@ Everything is float32 or int64; batch, sequence and past vary freely.
 
 Standard operators only. Attention gets an explicit mask, because operator sets disagree on how
 `is_causal` lines up with a past. A padded token attends to itself, so that no row of the softmax
-is empty; nothing else attends to it. Source of the operators: ONNX 1.18, operator set 23.
+is empty; nothing else attends to it. Layers with a sliding window have a mask of their own; a row's
+padding moves its queries and keys alike, so that their distance stays. Source of the operators:
+ONNX 1.18, operator set 23.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def build_decoder(config: ModelConfig, read: ReadTensor) -> GraphBuilder:
     decoder = _Decoder(graph, config, read)
     hidden = graph.node("Gather", [decoder.weight("model.embed_tokens.weight"), ids], "embedded")
     hidden = decoder.with_positions(hidden)
-    decoder.add_mask()
+    decoder.add_masks()
     for index in range(config.num_layers):
         hidden = decoder.layer(hidden, index)
     hidden = decoder.norm(hidden, "model.norm")
@@ -102,8 +104,11 @@ class _Decoder:
         stacked = graph.node("Concat", pairs, "sin_cos", axis=-1)
         return graph.node("Reshape", [stacked, graph.integers(0, 0, width)], "positions")
 
-    def add_mask(self) -> None:
-        """`mask` [batch, 1, sequence, total]: which tokens each token attends to."""
+    def add_masks(self) -> None:
+        """`mask` [batch, 1, sequence, total]: which tokens each token attends to.
+
+        Where the model has a sliding window, `window_mask` is the same within it.
+        """
         graph = self.graph
         zero, one = graph.weight("zero", np.array(0)), graph.weight("one", np.array(1))
         total = graph.node("Shape", ["attention_mask"], "total", start=1, end=2)
@@ -120,6 +125,11 @@ class _Decoder:
         tokens = graph.node("Unsqueeze", [tokens, graph.integers(1, 2)], "is_token_row")
         seen = graph.node("And", [causal, tokens], "seen")
         graph.node("Or", [seen, itself], "mask")
+        if self.config.sliding_window is not None:
+            window = graph.weight("window", np.array(self.config.sliding_window))
+            first = graph.node("Sub", [queries, window], "before_window")
+            near = graph.node("Greater", [keys, first], "near")
+            graph.node("And", ["mask", near], "window_mask")
 
     def layer(self, hidden: str, index: int) -> str:
         """Attention and feed-forward of one block, each with its norm and its residual."""
@@ -160,7 +170,8 @@ class _Decoder:
             key = self._rotate(key, f"{name}.key", config.num_kv_heads)
         past_key, past_value, present_key, present_value = cache_names(index)
         cache_axes: Axes = ["batch", config.num_kv_heads, "past", config.head_dim]
-        inputs = [query, key, value, "mask"]
+        mask = "mask" if config.window_of(index) is None else "window_mask"
+        inputs = [query, key, value, mask]
         inputs += [graph.input(past, "float32", cache_axes) for past in (past_key, past_value)]
         mixed, *_ = graph.nodes_out(
             "Attention",

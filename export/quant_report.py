@@ -154,7 +154,7 @@ def _bnb_group(linear: BitsAndBytesLinear) -> int | None:
 
 
 def _notes(source: Checkpoint, layers: tuple[LayerReport, ...], scheme: str) -> Iterator[str]:
-    if family_of(source.config) != "llama":
+    if family_of(source.config) not in ("llama", "mistral"):
         yield "the model is no Llama: llmserve alone opens its quantized form"
         return
     if scheme == "int8":

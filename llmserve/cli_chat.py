@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .cli_sampling import add_model_arguments, add_sampling_arguments, load_llm, sampling_params
+from .cli_sampling import (
+    adapter_name,
+    add_model_arguments,
+    add_sampling_arguments,
+    load_llm,
+    sampling_params,
+)
 from .console import console
 from .errors import RequestError
 
@@ -30,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read lines and answer them until an empty one."""
-    params = sampling_params(args)
+    params, adapter = sampling_params(args), adapter_name(args)
     opening = [{"role": "system", "content": args.system}] if args.system else []
     messages = list(opening)
     with load_llm(args) as llm:
@@ -42,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             messages.append({"role": "user", "content": line})
             answer = ""
             try:
-                for delta in llm.stream(llm.render_chat(messages), params):
+                for delta in llm.stream(llm.render_chat(messages), params, adapter=adapter):
                     answer += delta.text
                     sys.stdout.write(delta.text)
                     sys.stdout.flush()

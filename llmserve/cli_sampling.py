@@ -1,22 +1,50 @@
-"""The sampling options that `generate` and `chat` share, and loading a model for them."""
+"""The options that `generate` and `chat` share, and loading a model for them."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
+from .assignments import parse_assignments
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
     from .llm import LLM
 
-__all__ = ["add_model_arguments", "add_sampling_arguments", "load_llm", "sampling_params"]
+__all__ = [
+    "adapter_name",
+    "add_model_arguments",
+    "add_runner_arguments",
+    "add_sampling_arguments",
+    "load_llm",
+    "sampling_params",
+]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The model folder and how to run it."""
     parser.add_argument("model", metavar="MODEL", help="the model folder")
     group = parser.add_argument_group("running")
+    add_runner_arguments(group)
+    group.add_argument(
+        "--adapter", metavar="NAME=PATH", help="answer with this LoRA adapter, a folder"
+    )
+    group.add_argument(
+        "--speculative-config",
+        metavar="JSON",
+        help="guess tokens ahead, as in vLLM: method (ngram or draft), num_speculative_tokens, "
+        "prompt_lookup_min, prompt_lookup_max, model (the draft model's folder), always",
+    )
+    group.add_argument(
+        "--record",
+        metavar="FILE",
+        help="write down what the engine does, for llmserve replay; the file holds prompts and "
+        "answers",
+    )
+
+
+def add_runner_arguments(group: argparse._ArgumentGroup) -> None:
+    """How a model is loaded and computed."""
     group.add_argument("--runner", default="auto", help="auto or torch (default: auto)")
     group.add_argument(
         "--dtype",
@@ -26,6 +54,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     group.add_argument(
         "--threads", type=int, help="threads for one step (default: 1 for a small model, else all)"
+    )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="answers equal bit for bit whatever else is in the batch; slower",
     )
     group.add_argument(
         "--no-verify", action="store_true", help="do not check the files against the manifest"
@@ -47,6 +80,12 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) 
         "--min-p", type=float, default=0.0, help="keep tokens at least this likely, relative"
     )
     group.add_argument(
+        "--typical-p",
+        type=float,
+        default=1.0,
+        help="keep the most typical tokens of this share of probability; 1: all",
+    )
+    group.add_argument(
         "--repetition-penalty", type=float, default=1.0, help="above 1: against repeats"
     )
     group.add_argument("--seed", type=int, help="the same seed gives the same text")
@@ -56,17 +95,40 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_tokens: int) 
 
 
 def load_llm(args: argparse.Namespace) -> LLM:
-    """The model that the arguments name."""
-    from .llm import LLM
+    """The model that the arguments name.
 
+    Raises:
+        CheckpointError: a folder cannot be used.
+        ConfigError: an argument cannot be used.
+    """
+    from .llm import LLM
+    from .speculative_config import parse_speculation
+
+    speculation = None
+    if args.speculative_config is not None:
+        speculation = parse_speculation(args.speculative_config)
     return LLM(
         args.model,
         runner=args.runner,
         dtype=args.dtype,
         device=args.device,
         threads=args.threads,
+        deterministic=args.deterministic,
+        adapters=_adapters(args),
+        speculation=None if speculation is None else speculation.config,
+        draft_model=None if speculation is None else speculation.draft_model,
+        record=args.record,
         verify=not args.no_verify,
     )
+
+
+def adapter_name(args: argparse.Namespace) -> str | None:
+    """The adapter to answer with."""
+    return next(iter(_adapters(args)), None)
+
+
+def _adapters(args: argparse.Namespace) -> dict[str, str]:
+    return parse_assignments([args.adapter] if args.adapter is not None else [], "--adapter")
 
 
 def sampling_params(args: argparse.Namespace, *, n: int = 1) -> SamplingParams:
@@ -78,6 +140,7 @@ def sampling_params(args: argparse.Namespace, *, n: int = 1) -> SamplingParams:
         top_k=args.top_k,
         top_p=args.top_p,
         min_p=args.min_p,
+        typical_p=args.typical_p,
         repetition_penalty=args.repetition_penalty,
         seed=args.seed,
         stop=tuple(args.stop),

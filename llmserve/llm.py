@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -45,11 +45,13 @@ class LLM:
         dtype: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
+        deterministic: bool = False,
         max_seq_len: int | None = None,
         max_num_seqs: int = 64,
         max_batched_tokens: int | None = 512,
         cache_bytes: int = 256 << 20,
         prefix_cache: bool = True,
+        adapters: Mapping[str, str | Path] | None = None,
         speculation: SpeculationConfig | None = None,
         draft_model: str | Path | None = None,
         record: str | Path | None = None,
@@ -64,11 +66,13 @@ class LLM:
             dtype: Type of the arithmetic; None: as the folder says.
             device: `cpu`, `cuda` or `cuda:N`.
             threads: Threads for one step; None: one for a small model, else one for each core.
+            deterministic: Answers equal bit for bit whatever else is in the batch; slower.
             max_seq_len: Tokens of context; None: the model's.
             max_num_seqs: Most sequences running at once.
             max_batched_tokens: Most tokens in one step; None: found by trying, as the server does.
             cache_bytes: Memory for the KV cache.
             prefix_cache: Whether what equal beginnings have in common is computed once.
+            adapters: LoRA adapters by name, each a folder in PEFT's format.
             speculation: How tokens are guessed ahead; None: not at all.
             draft_model: Folder of the model that guesses, for the method `draft`.
             record: File to write the engine's step log to; it holds prompts and answers.
@@ -88,6 +92,8 @@ class LLM:
             dtype=dtype,
             device=device,
             threads=threads,
+            deterministic=deterministic,
+            adapters={name: Path(path) for name, path in (adapters or {}).items()},
         )
         self._draft_runner: Runner | None = None
         if draft_model is not None:

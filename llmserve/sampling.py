@@ -79,18 +79,7 @@ class SamplingParams:
         _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_number("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
-        for token_id, bias in self.logit_bias.items():
-            _check_int("logit_bias", token_id, 0, MAX_TOKENS)
-            _check_number("logit_bias", bias, -100.0, 100.0)
-        for name in ("stop_token_ids", "banned_token_ids", "allowed_token_ids"):
-            for token_id in getattr(self, name) or ():
-                _check_int(name, token_id, 0, MAX_TOKENS)
-        allowed = self.allowed_token_ids
-        if allowed is not None and not set(allowed) - set(self.banned_token_ids):
-            raise RequestError(
-                "allowed_token_ids leaves no id to generate: name one that is not banned",
-                param="allowed_token_ids",
-            )
+        self._check_ids()
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise RequestError("stop takes non-empty strings", param="stop")
         _check_int("logprobs", self.logprobs, 0, MAX_TOKENS, none=True)
@@ -99,6 +88,28 @@ class SamplingParams:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
                 f"min_tokens is {self.min_tokens}, above max_tokens {self.max_tokens}",
+                param="min_tokens",
+            )
+
+    def _check_ids(self) -> None:
+        for token_id, bias in self.logit_bias.items():
+            _check_int("logit_bias", token_id, 0, MAX_TOKENS)
+            _check_number("logit_bias", bias, -100.0, 100.0)
+        for name in ("stop_token_ids", "banned_token_ids", "allowed_token_ids"):
+            for token_id in getattr(self, name) or ():
+                _check_int(name, token_id, 0, MAX_TOKENS)
+        if self.allowed_token_ids is None:
+            return
+        left = set(self.allowed_token_ids) - set(self.banned_token_ids)
+        if not left:
+            raise RequestError(
+                "allowed_token_ids leaves no id to generate: name one that is not banned",
+                param="allowed_token_ids",
+            )
+        if self.min_tokens > 0 and left <= set(self.stop_token_ids):
+            raise RequestError(
+                f"min_tokens is {self.min_tokens}, but every allowed id is a stop id: name an "
+                "allowed id that is none",
                 param="min_tokens",
             )
 
@@ -122,11 +133,19 @@ class SamplingParams:
         _check_most("logit_bias", len(self.logit_bias), limits.max_logit_bias)
 
     def check_token_ids(self, vocab_size: int) -> None:
-        """Raise `RequestError` for an id outside 0..vocab_size-1, the model's output width."""
+        """Raise `RequestError` for an id outside 0..vocab_size-1, or where all of them are banned.
+
+        `vocab_size` is the width of the model's output.
+        """
         check_token_ids(self.logit_bias, vocab_size, param="logit_bias")
         check_token_ids(self.stop_token_ids, vocab_size, param="stop_token_ids")
         check_token_ids(self.banned_token_ids, vocab_size, param="banned_token_ids")
         check_token_ids(self.allowed_token_ids or (), vocab_size, param="allowed_token_ids")
+        if len(set(self.banned_token_ids)) == vocab_size:
+            raise RequestError(
+                f"banned_token_ids names all {vocab_size} ids of this model: leave one out",
+                param="banned_token_ids",
+            )
 
 
 def check_token_ids(token_ids: Iterable[int], vocab_size: int, *, param: str) -> None:

@@ -56,9 +56,9 @@ def parse_speculation(text: str) -> Speculation:
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     _check_types(values)
-    method = values.get("method")
+    method = values.get("method", "")
     if method not in METHODS:
-        raise ConfigError(f"{OPTION} needs a method, {' or '.join(METHODS)}; got {method!r}")
+        raise ConfigError(f"{OPTION} needs the method {' or '.join(METHODS)}, got {method!r}")
     _check_keys(values, method)
     defaults = SpeculationConfig(method=method)
     longest = values.get("prompt_lookup_max", defaults.max_ngram)

@@ -86,7 +86,8 @@ class Trainer:
         self._parameters = list(model.parameters())
         self._is_bfloat16 = precision == "bfloat16"
         is_small = recipe.max_seq_len <= _MAX_MATRIX_CONTEXT
-        self._attend = MatrixAttention() if self._is_bfloat16 and is_small else CausalAttention()
+        attention = MatrixAttention if self._is_bfloat16 and is_small else CausalAttention
+        self._attend = attention(model.config)
 
     @property
     def tokens_per_step(self) -> int:

@@ -68,6 +68,15 @@ def _check_features(request: Request, info: RunnerInfo, config: EngineConfig) ->
         raise RequestError(f"the {info.runner} runner gives no vectors", param="pooling")
     if request.pooling is not None and request.sampling_params.n != 1:
         raise RequestError("a vector has one choice: leave n at 1", param="n")
+    params = request.sampling_params
+    ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(info.eos_token_ids))
+    allowed = set(params.allowed_token_ids or ()) - set(params.banned_token_ids)
+    if params.min_tokens and allowed and ends.issuperset(allowed):
+        raise RequestError(
+            "allowed_token_ids leaves end ids alone, and min_tokens forbids those: allow another id "
+            "or leave out min_tokens",
+            param="min_tokens",
+        )
     num_blocks = -(-len(request.prompt_token_ids) // config.block_size)
     if request.block_keys is not None and len(request.block_keys) != num_blocks:
         raise RequestError(

@@ -20,7 +20,10 @@ from .step import Chunk, Step
 
 __all__ = ["Advance"]
 
-NOT_FINITE = "the model's logits are not finite numbers"
+NOT_FINITE = (
+    "no token can be drawn: the model's logits are not finite numbers, or the request's masks "
+    "leave none"
+)
 
 
 class Advance:

@@ -3,7 +3,9 @@
 `CausalAttention` keeps nothing (training, evaluation); `DenseCache` keeps the keys and values of
 one batch in plain tensors (the plain loop, the oracle of exports); the paged cache of the torch
 runner is a third. Grouped heads are left to the kernel, which reads each key head once: on CPUs
-faster than copies of the keys for every query head, at one row and at many.
+faster than copies of the keys for every query head, at one row and at many. In a layer with a
+sliding window each token sees the last `window` tokens, itself included (Mistral 7B, arXiv
+2310.06825, section 2).
 
 Shapes: B batch, T new tokens, S all tokens so far, H query heads, KV key heads, D head_dim.
 """
@@ -32,9 +34,13 @@ class Attend(Protocol):
 class CausalAttention:
     """Every token of a whole row [B, T] attends to itself and those before it."""
 
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+
     def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, T, H, D], k and v [B, T, KV, D] → [B, T, H, D]."""
-        return _attend(q, k.transpose(1, 2), v.transpose(1, 2), mask=None, is_causal=True)
+        window = self._config.window_of(layer_index)
+        return _attend(q, k.transpose(1, 2), v.transpose(1, 2), window)
 
 
 class DenseCache:
@@ -53,6 +59,7 @@ class DenseCache:
         device: torch.device | str = "cpu",
     ) -> None:
         """Allocate room for `max_len` tokens in each row (None: the model's whole context)."""
+        self._config = config
         self.length = 0
         """Tokens kept in each row."""
         self.max_len = max_len or config.max_seq_len
@@ -75,20 +82,27 @@ class DenseCache:
         values[:, :, start:] = v.transpose(1, 2)
         if layer_index == len(self._keys) - 1:
             self.length = end
-        mask = None
-        if start and num_new > 1:
-            mask = torch.ones(num_new, end, dtype=torch.bool, device=q.device).tril(start)
-        return _attend(q, keys, values, mask=mask, is_causal=not start and num_new > 1)
+        return _attend(q, keys, values, self._config.window_of(layer_index))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """q [B, T, H, D], k and v [B, KV, S, D] → [B, T, H, D]."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """q [B, T, H, D] of the last T tokens, k and v [B, KV, S, D] of all → [B, T, H, D]."""
+    num_new, past = q.shape[1], k.shape[2] - q.shape[1]
+    if window is not None and past >= window:  # what no query sees is not read
+        first = past - window + 1
+        k, v, past = k[:, :, first:], v[:, :, first:], past - first
+    is_banded = window is not None and past + num_new > window
+    mask = None
+    if num_new > 1 and (past or is_banded):
+        mask = torch.ones(num_new, past + num_new, dtype=torch.bool, device=q.device).tril_(past)
+        if window is not None:
+            mask.triu_(past - window + 1)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k,
         v,
         attn_mask=mask,
-        is_causal=is_causal,
+        is_causal=mask is None and num_new > 1,
         enable_gqa=k.shape[1] != q.shape[2],
     )
     return out.transpose(1, 2)

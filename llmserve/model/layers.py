@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from .adapt import Adapt, project
 from .attention import Attend
 
 __all__ = [
@@ -178,23 +179,27 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(config.hidden_size, fused, bias=config.attention_bias)
         self.o_proj = Linear(config.q_size, config.hidden_size, bias=config.attention_output_bias)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Rotation | None, attend: Attend, adapt: Adapt | None = None
+    ) -> Tensor:
         """[..., T, E] → [..., T, E]."""
-        qkv = self.qkv_proj(x).view(*x.shape[:-1], -1, self.head_dim)  # [..., T, H + 2 KV, D]
-        qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=-2)
+        qkv = project(self.qkv_proj, x, adapt, self.layer_index, "qkv_proj")
+        qkv = qkv.view(*x.shape[:-1], -1, self.head_dim)  # [..., T, H + 2 KV, D]
+        num_rotated = self.num_heads + self.num_kv_heads
+        qk, v = torch.split(qkv, [num_rotated, self.num_kv_heads], dim=-2)
         if rotation is not None:
             qk = rotate(qk, rotation)
-        q, k = qk.split((self.num_heads, self.num_kv_heads), dim=-2)
+        q, k = torch.split(qk, [self.num_heads, self.num_kv_heads], dim=-2)
         out = attend(self.layer_index, q, k, v)  # [..., T, H, D]
-        projected: Tensor = self.o_proj(out.flatten(-2))
-        return projected
+        return project(self.o_proj, out.flatten(-2), adapt, self.layer_index, "o_proj")
 
 
 class Mlp(nn.Module):
     """Feed-forward: gated SiLU, or one hidden layer with GELU."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer_index: int) -> None:
         super().__init__()
+        self.layer_index = layer_index
         width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.activation = config.activation
         if config.is_gated:
@@ -203,13 +208,14 @@ class Mlp(nn.Module):
             self.up_proj = Linear(width, inner, bias=bias)
         self.down_proj = Linear(inner, width, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, adapt: Adapt | None = None) -> Tensor:
         """[..., E] → [..., E]."""
         if self.activation == "swiglu":
-            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+            both = project(self.gate_up_proj, x, adapt, self.layer_index, "gate_up_proj")
+            gate, up = both.chunk(2, dim=-1)
             inner = F.silu(gate) * up
         else:
             approximate = "tanh" if self.activation == "gelu_tanh" else "none"
-            inner = F.gelu(self.up_proj(x), approximate=approximate)
-        out: Tensor = self.down_proj(inner)
-        return out
+            inner = project(self.up_proj, x, adapt, self.layer_index, "up_proj")
+            inner = F.gelu(inner, approximate=approximate)
+        return project(self.down_proj, inner, adapt, self.layer_index, "down_proj")

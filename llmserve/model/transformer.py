@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from .adapt import Adapt
 from .attention import Attend, CausalAttention
 from .layers import (
     Attention,
@@ -39,13 +40,15 @@ class Block(nn.Module):
         self.input_layernorm = make_norm(config)
         self.self_attn = Attention(config, layer_index)
         self.post_attention_layernorm = make_norm(config)
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(config, layer_index)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Rotation | None, attend: Attend, adapt: Adapt | None = None
+    ) -> Tensor:
         """[..., T, E] → [..., T, E]."""
-        x = x + self._drop(self.self_attn(self.input_layernorm(x), rotation, attend))
-        return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
+        x = x + self._drop(self.self_attn(self.input_layernorm(x), rotation, attend, adapt))
+        return x + self._drop(self.mlp(self.post_attention_layernorm(x), adapt))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
@@ -101,13 +104,16 @@ class Transformer(nn.Module):
                     std = residual_std if feeds_residual else _INIT_STD
                     parameter.normal_(0.0, std, generator=generator)
 
-    def hidden(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def hidden(
+        self, token_ids: Tensor, positions: Tensor, attend: Attend, adapt: Adapt | None = None
+    ) -> Tensor:
         """The normalized output of the last block.
 
         Args:
             token_ids: [..., T], 0..V-1.
             positions: Place of each token in its sequence, [..., T] or [T], 0..max_seq_len-1.
             attend: Attention and what it keeps.
+            adapt: Adapters of these tokens; None: the model alone.
 
         Returns:
             [..., T, E], in the type of the weights.
@@ -121,7 +127,7 @@ class Transformer(nn.Module):
             x = F.dropout(x, self.dropout)
         rotation = None if self._rotary is None else self._rotary.rotation(positions, x.dtype)
         for block in self.layers:
-            x = block(x, rotation, attend)
+            x = block(x, rotation, attend, adapt)
         normalized: Tensor = self.norm(x)
         return normalized
 
@@ -133,4 +139,5 @@ class Transformer(nn.Module):
     def forward(self, token_ids: Tensor, attend: Attend | None = None) -> Tensor:
         """Whole rows from position 0: token_ids [B, T] → float32 logits [B, T, V]."""
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-        return self.logits(self.hidden(token_ids, positions, attend or CausalAttention()))
+        attend = attend or CausalAttention(self.config)
+        return self.logits(self.hidden(token_ids, positions, attend))

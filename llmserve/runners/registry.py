@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 
+from ..adapters import load_adapter
 from ..checkpoint import Checkpoint
 from ..errors import ConfigError, MissingDependencyError
 from .protocol import Runner
@@ -27,6 +30,7 @@ def load_runner(
     device: str = "cpu",
     threads: int | None = None,
     deterministic: bool = False,
+    adapters: Mapping[str, Path] | None = None,
 ) -> Runner:
     """Load a model folder into the runner called `name`.
 
@@ -37,9 +41,11 @@ def load_runner(
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Threads for one step; None: one for a small model, else one for each core.
         deterministic: Give every token the same bits whatever else is in its step (decision 6).
+        adapters: LoRA adapters by the name that requests give, each a folder in PEFT's format.
 
     Raises:
         ConfigError: an unknown runner, type or device.
+        CheckpointError: an adapter cannot be read or does not fit the model.
         MissingDependencyError: the runner's package is not installed.
     """
     if name not in RUNNERS:
@@ -50,7 +56,13 @@ def load_runner(
         raise MissingDependencyError("torch", extra="torch", feature="the torch runner")
     from .torch_runner import TorchRunner, use_threads
 
-    runner = TorchRunner(checkpoint, dtype=dtype, device=device, deterministic=deterministic)
+    runner = TorchRunner(
+        checkpoint,
+        dtype=dtype,
+        device=device,
+        deterministic=deterministic,
+        adapters=[load_adapter(name, path) for name, path in (adapters or {}).items()],
+    )
     if threads is None and runner.info.num_parameters < _SMALL_MODEL:
         threads = 1
     if threads is not None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .philox import random_number
 from .protocol import SamplingRow, StepResult, TokenLogprobs
-from .weights import (
+from .token_weights import (
     MAX_VOCAB_SIZE,
     by_mass,
     by_ratio,
@@ -38,6 +38,7 @@ def sample(logits: Floats, rows: list[SamplingRow]) -> StepResult:
     token_ids = logits.argmax(axis=1).astype(np.int64, copy=False)
     # NaN wins argmax, so the largest value tells whether a row can be used at all.
     is_finite = np.isfinite(logits[np.arange(len(rows)), token_ids])
+    token_ids[~is_finite] = 0
     wants_logprobs = False
     for index, row in enumerate(rows):
         wants_logprobs |= row.params.logprobs is not None
@@ -108,7 +109,7 @@ def _draw_by_chance(logits: Floats, largest: float, row: SamplingRow) -> int:
 
 
 def _penalize(raw: Floats, row: SamplingRow) -> Floats:
-    """A copy with penalties and bias, each rounded to float32."""
+    """A copy with penalties and bias, each computed in float64 and rounded to float32."""
     params = row.params
     logits = raw.copy()
     with np.errstate(over="ignore"):
@@ -121,9 +122,10 @@ def _penalize(raw: Floats, row: SamplingRow) -> Floats:
             generated = np.array(row.token_ids[row.num_prompt_tokens :], dtype=np.int64)
             seen, counts = np.unique_counts(generated)
             penalties = params.presence_penalty + params.frequency_penalty * counts
-            logits[seen] -= penalties.astype(np.float32)
-        for token_id, bias in params.logit_bias.items():
-            logits[token_id] += np.float32(bias)
+            logits[seen] = logits[seen] - penalties
+        if params.logit_bias:
+            ids = list(params.logit_bias)
+            logits[ids] = logits[ids] + np.array(list(params.logit_bias.values()), dtype=np.float64)
     return logits
 
 
@@ -165,6 +167,8 @@ def _logprobs(raw: Floats, token_id: int, num_top: int) -> TokenLogprobs:
 
 def _likeliest(raw: Floats, count: int) -> Ids:
     """Ids of the `count` largest finite logits, largest first, ties to the lowest id."""
-    ids = _largest(raw, count) if 0 < count < len(raw) else np.arange(len(raw))
+    if count == 0:
+        return np.empty(0, dtype=np.int64)
+    ids = _largest(raw, count) if count < len(raw) else np.arange(len(raw))
     ids = ids[raw[ids] > -np.inf]
     return ids[np.argsort(-raw[ids], kind="stable")][:count]

@@ -10,6 +10,7 @@ Shapes: T tokens in the step, E hidden_size, V vocab_size, R rows of a tile.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Protocol
 
 import numpy as np
@@ -17,11 +18,13 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..model.adapt import Adapt
 from ..model.transformer import Transformer
 from .protocol import Batch, IntArray
 from .torch_attention import PagedAttention
 from .torch_cache import PagedCache
 from .torch_exact import TokenAttention
+from .torch_lora import LoraSet
 
 __all__ = ["Forward", "TiledForward", "WholeForward"]
 
@@ -47,14 +50,18 @@ class Forward(Protocol):
 class WholeForward:
     """All tokens of a step in one pass."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, adapters: LoraSet | None = None) -> None:
         self._model = model
+        self._adapters = adapters
 
     def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
         """See `Forward`."""
         attend = PagedAttention(batch, cache)
+        adapt = None
+        if self._adapters is not None:
+            adapt = self._adapters.for_step(batch.adapter_ids, batch.cu_seqlens)
         token_ids, positions = cache.tensor(batch.token_ids), cache.tensor(batch.positions)
-        return self._model.hidden(token_ids, positions, attend)
+        return self._model.hidden(token_ids, positions, attend, adapt)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Forward`."""
@@ -67,8 +74,9 @@ class WholeForward:
 class TiledForward:
     """Tiles of R rows, the last of a step filled up with rows that are thrown away."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, adapters: LoraSet | None = None) -> None:
         self._model = model
+        self._adapters = adapters
         self.num_rows = _TILE_BYTES // next(model.parameters()).itemsize
         """R: 32 for float32, 64 for 16-bit types."""
 
@@ -90,7 +98,17 @@ class TiledForward:
         attend = TokenAttention(batch, cache, tokens)
         token_ids = cache.tensor(self._filled(batch.token_ids[tokens]))
         positions = cache.tensor(self._filled(batch.positions[tokens]))
-        return self._model.hidden(token_ids, positions, attend)[: len(tokens)]
+        adapt = self._adapt(batch, tokens)
+        return self._model.hidden(token_ids, positions, attend, adapt)[: len(tokens)]
+
+    def _adapt(self, batch: Batch, tokens: IntArray) -> Adapt | None:
+        """What the adapters add in a tile: each row is a sequence of its own."""
+        if self._adapters is None or batch.adapter_ids is None:
+            return None
+        sequences = np.searchsorted(batch.cu_seqlens, tokens, side="right") - 1
+        return self._adapters.for_step(
+            self._filled(batch.adapter_ids[sequences]), np.arange(self.num_rows + 1)
+        )
 
     def _filled(self, values: IntArray) -> IntArray:
         return np.pad(values, (0, self.num_rows - len(values)))
@@ -114,11 +132,11 @@ class TiledForward:
         """
         config = self._model.config
         device = next(self._model.parameters()).device
-        for trial in range(_NUM_TRIALS):
+        for trial, adapt in product(range(_NUM_TRIALS), self._adaptations()):
             place = torch.full((self.num_rows,), trial, device=device)
             token_ids = place * (config.vocab_size // _NUM_TRIALS)
             positions = place * (config.max_seq_len // _NUM_TRIALS)
-            hidden = self._model.hidden(token_ids, positions, self._attend_own_value)
+            hidden = self._model.hidden(token_ids, positions, self._attend_own_value, adapt)
             for rows in (hidden, self._model.logits(hidden)):
                 if not ((rows == rows[:1]) | rows.isnan()).all():
                     raise ConfigError(
@@ -126,6 +144,16 @@ class TiledForward:
                         f"{torch.get_num_threads()} threads: rows of one tile are rounded "
                         "differently; try 1 thread"
                     )
+
+    def _adaptations(self) -> list[Adapt | None]:
+        """None, and each adapter on every row of a tile."""
+        adapters = self._adapters
+        if adapters is None:
+            return [None]
+        rows = np.ones(self.num_rows, dtype=np.int64)
+        offsets = np.arange(self.num_rows + 1)
+        count = len(adapters.names)
+        return [adapters.for_step(rows * index, offsets) for index in range(count + 1)]
 
     def _attend_own_value(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of a token that sees itself alone."""

@@ -7,11 +7,14 @@ In deterministic mode (CPUs) a token's logits do not depend, to the bit, on how 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..adapters import Adapter
 from ..checkpoint import Checkpoint
 from ..errors import ConfigError, EngineError
 from ..failpoints import hit
@@ -31,6 +34,7 @@ from .protocol import (
 from .sampler import prompt_logprobs, sample
 from .torch_cache import PagedCache
 from .torch_forward import Forward, TiledForward, WholeForward
+from .torch_lora import LoraSet
 
 __all__ = ["TorchRunner", "use_threads"]
 
@@ -50,6 +54,7 @@ class TorchRunner:
         dtype: str | None = None,
         device: str = "cpu",
         deterministic: bool = False,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         """Load the weights.
 
@@ -59,9 +64,11 @@ class TorchRunner:
             device: `cpu`, `cuda` or `cuda:N`.
             deterministic: Give every token the same bits whatever else is in its step. Slower;
                 on CPUs only.
+            adapters: LoRA adapters that requests may name.
 
         Raises:
             ConfigError: an unknown type, or a mode that the device does not have.
+            CheckpointError: an adapter does not fit the model.
         """
         self._device = torch.device(device)
         self._dtype = _dtype_named(dtype or checkpoint.config.dtype)
@@ -70,11 +77,21 @@ class TorchRunner:
         self._model = load_model(checkpoint, dtype=self._dtype, device=device)
         if self._device.type == "cpu" and self._dtype is torch.float32:
             _lay_out_by_input(self._model, every_matrix=deterministic)
-        self._forward: Forward = (TiledForward if deterministic else WholeForward)(self._model)
+        lora = None
+        if adapters:
+            lora = LoraSet(
+                checkpoint.config,
+                adapters,
+                dtype=self._dtype,
+                device=device,
+                deterministic=deterministic,
+            )
+        kind = TiledForward if deterministic else WholeForward
+        self._forward: Forward = kind(self._model, lora)
         self._groups = group_layers(checkpoint.config)
         self._cache: PagedCache | None = None
         self._result: StepResult | None = None
-        self.info = self._describe(checkpoint, deterministic)
+        self.info = self._describe(checkpoint, deterministic, adapters)
 
     @torch.inference_mode()
     def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
@@ -143,7 +160,9 @@ class TorchRunner:
         logits: npt.NDArray[np.float32] = self._forward.logits(hidden).cpu().numpy()
         return logits
 
-    def _describe(self, checkpoint: Checkpoint, deterministic: bool) -> RunnerInfo:
+    def _describe(
+        self, checkpoint: Checkpoint, deterministic: bool, adapters: Sequence[Adapter]
+    ) -> RunnerInfo:
         config = checkpoint.config
         parameters = list(self._model.parameters())
         name = str(self._dtype).removeprefix("torch.")
@@ -167,8 +186,12 @@ class TorchRunner:
             cache_dtype=name,
             num_parameters=sum(parameter.numel() for parameter in parameters),
             weight_bytes=sum(parameter.numel() * parameter.itemsize for parameter in parameters),
-            fingerprint=checkpoint.fingerprint,
+            # Blocks of the KV cache are named by this and an adapter's name: its content counts.
+            fingerprint="|".join(
+                [checkpoint.fingerprint, *(f"{one.name}={one.fingerprint}" for one in adapters)]
+            ),
             hidden_size=config.hidden_size,
+            adapters=tuple(adapter.name for adapter in adapters),
         )
 
 

@@ -29,12 +29,15 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset({"failpoints"}),
         frozenset({"strict_json"}),
         frozenset({"console"}),
+        frozenset({"assignments"}),
     ),
     (frozenset({"sampling"}), frozenset({"config"})),
     (frozenset({"text"}), frozenset({"quant"})),
     (
         frozenset(
             {
+                "adapter_config",
+                "adapters",
                 "checkpoint",
                 "config_rendering",
                 "config_values",
@@ -51,7 +54,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"model"}),),
     (frozenset({"runners"}),),
     (frozenset({"engine"}),),
-    (frozenset({"output"}),),
+    (frozenset({"output"}), frozenset({"speculative_config"})),
     (frozenset({"completion"}),),
     (frozenset({"llm"}),),
     (frozenset({"__main__", "cli", "cli_*", "demo"}),),
@@ -68,6 +71,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "numpy": (
         "benchmarks/*",
         "export/*",
+        "llmserve/adapters.py",
         "llmserve/checkpoint.py",
         "llmserve/engine/*",
         "llmserve/model/*",

@@ -35,6 +35,7 @@ LLAMA: dict[str, Any] = {
     "intermediate_size": 56,
     "max_position_embeddings": 64,
 }
+MISTRAL = {**LLAMA, "sliding_window": 7}
 GPT2 = {"vocab_size": 67, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
 GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
 LLAMA3 = {
@@ -59,6 +60,15 @@ THEIRS: dict[str, dict[str, Any]] = {
     },
     "llama-llama3": {**LLAMA, "rope_parameters": LLAMA3},
     "llama-eps": {**LLAMA, "rms_norm_eps": 0.1},
+    "mistral": MISTRAL,
+    "mistral-window-of-one": {**MISTRAL, "sliding_window": 1},
+    "mistral-wide-window": {**MISTRAL, "sliding_window": 200},
+    "mistral-no-window": {**MISTRAL, "sliding_window": None},
+    "mistral-wide-heads": {**MISTRAL, "head_dim": 20, "tie_word_embeddings": True},
+    "mistral-linear": {
+        **MISTRAL,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},
+    },
     "gpt2": GPT2,
     "gpt2-untied": {**GPT2, "tie_word_embeddings": False},
     "gpt2-inner": {**GPT2, "n_inner": 40},
@@ -79,12 +89,13 @@ def transformers() -> Iterator[Any]:
 
 def make_theirs(transformers: Any, name: str) -> Any:
     """A model of transformers with random weights, its biases and norms too."""
-    settings = dict(THEIRS[name])
-    kind = "GPT2" if name.startswith("gpt2") else "Llama"
-    config = getattr(transformers, f"{kind}Config")(**settings)
-    model = getattr(transformers, "GPT2LMHeadModel" if kind == "GPT2" else "LlamaForCausalLM")(
-        config
-    ).eval()
+    config_name, model_name = {
+        "llama": ("LlamaConfig", "LlamaForCausalLM"),
+        "mistral": ("MistralConfig", "MistralForCausalLM"),
+        "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
+    }[name.split("-")[0]]
+    config = getattr(transformers, config_name)(**THEIRS[name])
+    model = getattr(transformers, model_name)(config).eval()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():

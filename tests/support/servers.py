@@ -7,6 +7,7 @@ through a real socket and uvicorn where the test is about bytes and connections.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -20,13 +21,14 @@ from typing import Any, TypeVar
 import uvicorn
 
 from llmserve.engine.engine import Engine
-from llmserve.engine.sizing import plan_cache
+from llmserve.engine.startup import start_engine
 from llmserve.limits import Limits
 from llmserve.runners.fake import FakeRunner, Script
 from llmserve.server.app import create_app, protect
 from llmserve.server.engine_handle import EngineHandle
+from llmserve.server.engine_setup import LoadedEngine, engine_options, loaded_engine
 from llmserve.server.http_protocol import protocol_for
-from llmserve.server.lifecycle import build_service, open_model
+from llmserve.server.lifecycle import build_service
 from llmserve.server.messages import (
     Abort,
     AddRequest,
@@ -36,6 +38,7 @@ from llmserve.server.messages import (
     Outputs,
     Ready,
 )
+from llmserve.server.served_model import Model, open_model
 from llmserve.server.service import Service
 from llmserve.server.settings import ServerSettings
 
@@ -224,22 +227,38 @@ def local_server(
     *,
     script: Script | None = None,
     step_s: float = 0.0,
-    cache_bytes: int = 1 << 20,
-    max_num_seqs: int = 16,
+    engine: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[LocalServer]:
-    """A server for the model in `folder`, over the scripted runner."""
-    values = ServerSettings(engine=EngineSettings(model=str(folder), runner="fake"), **settings)
+    """A server for the model in `folder`, over the scripted runner unless `engine` names another.
+
+    `engine` holds fields of `EngineSettings`, `settings` those of `ServerSettings`.
+    """
+    sizes = {"cache_bytes": 1 << 20, "max_num_seqs": 16, "max_batched_tokens": 512}
+    asked = EngineSettings(model=str(folder), **{"runner": "fake", **sizes, **(engine or {})})
+    values = ServerSettings(engine=asked, **settings)
     model = open_model(values)
-    runner = FakeRunner.for_config(model.checkpoint.config, script=script)
-    config = plan_cache(runner.info, cache_bytes=cache_bytes, max_num_seqs=max_num_seqs)
-    engine = Engine(runner, config)
+    with contextlib.ExitStack() as stack:
+        if script is None:
+            loaded = stack.enter_context(loaded_engine(asked))
+        else:
+            runner = FakeRunner.for_config(model.checkpoint.config, script=script)
+            stepped = start_engine(runner, engine_options(asked))
+            loaded = LoadedEngine(engine=stepped, info=runner.info, draft_info=None)
+        yield stack.enter_context(_running(values, model, loaded, step_s))
+
+
+@contextmanager
+def _running(
+    values: ServerSettings, model: Model, loaded: LoadedEngine, step_s: float
+) -> Iterator[LocalServer]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
     async def start() -> tuple[LocalEngine, Service, Any, Any]:
-        handle = LocalEngine(engine, Ready(runner.info, config), values.limits, step_s)
+        ready = Ready(loaded.info, loaded.engine.config, loaded.draft_info)
+        handle = LocalEngine(loaded.engine, ready, values.limits, step_s)
         service = build_service(values, model, handle)
         app = create_app(service)
         return handle, service, protect(app, service), app.routes

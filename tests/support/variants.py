@@ -35,6 +35,7 @@ GPT2 = dataclasses.replace(
     mlp_bias=True,
     eos_token_ids=(2,),
 )
+MISTRAL = dataclasses.replace(LLAMA, sliding_window=5)
 _LLAMA3 = RopeScaling(kind="llama3", factor=4.0, original_max_seq_len=16)
 
 
@@ -52,6 +53,9 @@ VARIANTS: dict[str, ModelConfig] = {
     "llama-llama3": _llama(rope_scaling=_LLAMA3, rope_theta=500.0),
     "llama-wide-heads": _llama(head_dim=16),
     "llama-no-ids": _llama(bos_token_id=None, eos_token_ids=(), pad_token_id=None),
+    "mistral": MISTRAL,
+    "mistral-untied-wide": dataclasses.replace(MISTRAL, tie_word_embeddings=False, head_dim=16),
+    "mistral-window-of-two": dataclasses.replace(MISTRAL, sliding_window=2),
     "gpt2": GPT2,
     "gpt2-exact-gelu": dataclasses.replace(GPT2, activation="gelu"),
     "gpt2-untied": dataclasses.replace(GPT2, tie_word_embeddings=False),
@@ -64,6 +68,11 @@ VARIANTS: dict[str, ModelConfig] = {
     "own-layernorm-gelu": _llama(norm="layernorm", activation="gelu"),
     "own-qkv-bias": _llama(attention_bias=True),
     "own-odd-heads": _llama(num_heads=5, num_kv_heads=5, head_dim=4),
+    "own-mixed-windows": _llama(sliding_window=4, full_attention_layers=(1,)),
+    "own-window-gpt2": dataclasses.replace(GPT2, sliding_window=7),
+    "own-window-biases": _llama(
+        sliding_window=6, attention_bias=True, attention_output_bias=True, mlp_bias=True
+    ),
     "own-scaled-rope": _llama(rope_scaling=_LLAMA3, norm="layernorm"),
 }
 """Name → configuration; the name's first word is the family that it is written as."""

@@ -27,6 +27,7 @@ MINIMAL_LLAMA: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
 }
+MINIMAL_MISTRAL = {**MINIMAL_LLAMA, "model_type": "mistral", "num_key_value_heads": 2}
 MINIMAL_GPT2 = {"model_type": "gpt2", "vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -62,6 +63,56 @@ def test_absent_settings_are_transformers_defaults() -> None:
     )
     assert config.tie_word_embeddings
     assert config.eos_token_ids == ()
+
+
+def test_absent_settings_of_mistral_are_its_own_defaults() -> None:
+    values = {**MINIMAL_MISTRAL, "num_attention_heads": 16}
+    del values["num_key_value_heads"]
+    config = parse_config(values)
+    assert (config.num_kv_heads, config.max_seq_len, config.sliding_window) == (8, 131_072, 4096)
+    assert (config.norm_eps, config.rope_theta, config.tie_word_embeddings) == (1e-6, 1e4, False)
+
+
+def test_mistral_without_a_window_is_a_llama() -> None:
+    layers = {"layer_types": ["full_attention"] * 2}
+    config = parse(MINIMAL_MISTRAL, sliding_window=None, **layers)
+    assert config == parse(MINIMAL_LLAMA, num_key_value_heads=2, max_position_embeddings=131_072)
+    assert render_config(config)["model_type"] == "llama"
+
+
+def test_window_of_mistral_holds_in_every_layer() -> None:
+    layers = {"layer_types": ["sliding_attention"] * 2}
+    config = parse(MINIMAL_MISTRAL, sliding_window=3, **layers)
+    assert [config.window_of(index) for index in range(2)] == [3, 3]
+
+
+def test_some_layers_may_be_without_the_window_in_our_own_files() -> None:
+    values = render_config(LLAMA, "llmserve")
+    config = parse(values, sliding_window=3, full_attention_layers=[1])
+    assert [config.window_of(index) for index in range(2)] == [3, None]
+    del values["sliding_window"], values["full_attention_layers"]
+    assert parse_config(values) == LLAMA
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sliding_window": 0}, "sliding_window"),
+        ({"sliding_window": "4"}, "sliding_window"),
+        ({"layer_types": ["full_attention"] * 2}, "layer_types"),
+        ({"sliding_window": None, "layer_types": ["sliding_attention"] * 2}, "layer_types"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"hidden_act": "gelu"}, "gelu"),
+    ],
+)
+def test_mistral_settings_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        parse(MINIMAL_MISTRAL, **changes)
+
+
+def test_biases_in_a_mistral_file_are_named_as_unknown(caplog: pytest.LogCaptureFixture) -> None:
+    assert not parse(MINIMAL_MISTRAL, attention_bias=True).attention_bias
+    assert "attention_bias" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -186,6 +237,16 @@ def test_gpt2_settings_are_refused_by_name(changes: dict[str, Any], named: str) 
         ({"bos_token_id": True}, "bos_token_id"),
         ({"eos_token_ids": [999]}, "999"),
         ({"mlp_bias": 1}, "mlp_bias"),
+        ({"sliding_window": 0}, "sliding_window"),
+        ({"sliding_window": True}, "sliding_window"),
+        ({"sliding_window": 4, "full_attention_layers": [0, 1]}, "every layer"),
+        ({"sliding_window": 4, "full_attention_layers": [2]}, r"0 to 1, ascending, got \[2\]"),
+        ({"sliding_window": 4, "full_attention_layers": [-1]}, "full_attention_layers"),
+        ({"sliding_window": 4, "full_attention_layers": [0, 0]}, "ascending"),
+        ({"sliding_window": 4, "full_attention_layers": [True]}, "full_attention_layers"),
+        ({"sliding_window": 4, "full_attention_layers": "1"}, "full_attention_layers"),
+        ({"sliding_window": 4, "full_attention_layers": 1}, "llmserve"),
+        ({"full_attention_layers": [1]}, "needs sliding_window"),
     ],
 )
 def test_our_own_files_are_read_strictly(changes: dict[str, Any], named: str) -> None:

@@ -53,4 +53,6 @@ def test_names_without_prefix_and_constants_of_others_are_known() -> None:
     assert stored_name("model.norm.weight", "llama") == "model.norm.weight"
     assert is_ignored("h.0.attn.bias", "gpt2")
     assert not is_ignored("h.0.attn.c_attn.bias", "gpt2")
-    assert is_ignored("model.layers.0.self_attn.rotary_emb.inv_freq", "llama")
+    for family in ("llama", "mistral"):
+        assert is_ignored("model.layers.0.self_attn.rotary_emb.inv_freq", family)
+    assert not is_ignored("model.layers.0.self_attn.rotary_emb.inv_freq", "llmserve")

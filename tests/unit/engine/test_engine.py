@@ -201,6 +201,7 @@ def test_fail_running_makes_the_engine_usable_after_a_runner_error() -> None:
         ({"output_token_ids": [[1], [2]]}, "output_token_ids"),
         ({"output_token_ids": [[1] * 8]}, "output_token_ids"),
         ({"output_token_ids": [[97]]}, "output_token_ids"),
+        ({"allowed_token_ids": (5, 6), "min_tokens": 1, "stop_token_ids": (5, 6, 7)}, "min_tokens"),
         ({"adapter": "unknown"}, "model"),
         ({"priority": 1}, "priority"),
         ({"block_keys": [1, 2]}, "block_keys"),

@@ -83,7 +83,7 @@ def gelu_tanh(x: Any) -> Any:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("activation", ["swiglu", "gelu", "gelu_tanh"])
 def test_mlp_is_its_definition(activation: Any, bias: bool) -> None:
-    mlp = filled(Mlp(dataclasses.replace(LLAMA, activation=activation, mlp_bias=bias)))
+    mlp = filled(Mlp(dataclasses.replace(LLAMA, activation=activation, mlp_bias=bias), 0))
     x = 0.1 * random(5, 24)
 
     def apply(linear: Linear, values: Any) -> Any:

@@ -16,10 +16,10 @@ from llmserve.errors import ConfigError
 from llmserve.model.plain import generate_plain
 from llmserve.model.transformer import Transformer
 from llmserve.model.weights import load_model
-from support.variants import GPT2, LLAMA
+from support.variants import GPT2, LLAMA, MISTRAL
 
 
-@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("config", [LLAMA, MISTRAL, GPT2], ids=["llama", "mistral", "gpt2"])
 def test_tokens_are_those_of_the_model_without_a_cache(config: ModelConfig) -> None:
     model = Transformer(config).eval()
     model.initialize(torch.Generator().manual_seed(3))

@@ -15,9 +15,10 @@ from llmserve.model.weights import load_canonical
 from support.variants import LLAMA, VARIANTS, random_tensors
 
 
-def make_model(name: str) -> Transformer:
-    model = Transformer(VARIANTS[name]).eval()
-    tensors = random_tensors(VARIANTS[name], scale=0.15)
+def make_model(name: str, **changes: Any) -> Transformer:
+    config = dataclasses.replace(VARIANTS[name], **changes)
+    model = Transformer(config).eval()
+    tensors = random_tensors(config, scale=0.15)
     load_canonical(model, {key: torch.from_numpy(value) for key, value in tensors.items()})
     return model
 
@@ -50,7 +51,7 @@ def test_packed_tokens_without_a_batch_axis_equal_rows() -> None:
     def packed(layer_index: int, q: Any, k: Any, v: Any) -> torch.Tensor:
         assert q.shape == (7, 4, 6)
         assert k.shape == v.shape == (7, 2, 6)
-        return CausalAttention()(layer_index, q[None], k[None], v[None])[0]
+        return CausalAttention(LLAMA)(layer_index, q[None], k[None], v[None])[0]
 
     hidden = model.hidden(ids[0], torch.arange(7), packed)
     torch.testing.assert_close(model.logits(hidden), model(ids)[0], rtol=0, atol=1e-5)
@@ -66,6 +67,53 @@ def test_a_later_token_changes_nothing_before_it() -> None:
     assert (a[:, 6:] - b[:, 6:]).abs().amax() > 1e-3
 
 
+@torch.inference_mode()
+def test_a_token_changes_nothing_beyond_the_reach_of_all_windows() -> None:
+    """Two layers of 5 carry a token 4 places on each: 8 after it, and no further."""
+    model = make_model("mistral")
+    first, second = random_ids(1, 20), random_ids(1, 20)
+    second[0, 3] += 1
+    a, b = model(first), model(second)
+    torch.testing.assert_close(a[:, 12:], b[:, 12:], rtol=0, atol=0)
+    assert (a[:, 11] - b[:, 11]).abs().amax() > 1e-4
+
+
+@pytest.mark.parametrize(("name", "up"), [("llama", "gate_up_proj"), ("gpt2", "up_proj")])
+@torch.inference_mode()
+def test_adapt_gets_the_input_of_every_projection_and_adds_to_its_output(
+    name: str, up: str
+) -> None:
+    """Adding W x doubles a projection, as doubling its weight does."""
+    biases = ("attention_bias", "attention_output_bias", "mlp_bias")
+    model = make_model(name, **dict.fromkeys(biases, False))
+    doubled = make_model(name, **dict.fromkeys(biases, False))
+    for key, parameter in doubled.named_parameters():
+        if "_proj" in key:
+            parameter.mul_(2.0)
+    calls = []
+
+    def adapt(layer_index: int, projection: str, x: torch.Tensor) -> torch.Tensor:
+        calls.append((layer_index, projection))
+        half = "self_attn" if projection in ("qkv_proj", "o_proj") else "mlp"
+        added: torch.Tensor = model.get_submodule(f"layers.{layer_index}.{half}.{projection}")(x)
+        return added
+
+    ids, positions, attend = random_ids(2, 9), torch.arange(9), CausalAttention(model.config)
+    found = model.hidden(ids, positions, attend, adapt)
+    wanted = doubled.hidden(ids, positions, attend)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    names = ["qkv_proj", "o_proj", up, "down_proj"]
+    assert calls == [(layer, name) for layer in range(2) for name in names]
+
+
+@torch.inference_mode()
+def test_adapt_that_adds_nothing_changes_nothing() -> None:
+    model = make_model("llama")
+    ids, positions, attend = random_ids(2, 9), torch.arange(9), CausalAttention(LLAMA)
+    plain = model.hidden(ids, positions, attend)
+    assert torch.equal(model.hidden(ids, positions, attend, lambda *_: None), plain)
+
+
 @pytest.mark.parametrize("name", ["own-none", "own-sinusoidal", "own-learned-rmsnorm", "llama"])
 @torch.inference_mode()
 def test_positions_reach_the_model(name: str) -> None:
@@ -75,10 +123,10 @@ def test_positions_reach_the_model(name: str) -> None:
     turned = model(torch.tensor([[3, 7, 5]]))[0, -1]
     is_blind = bool((first - turned).abs().amax() < 1e-5)
     # Without positions two layers see the order all the same: by what each token saw itself.
-    one_layer = Transformer(dataclasses.replace(model.config, num_layers=1)).eval()
+    one_layer = make_model(name, num_layers=1)
     blind = one_layer(torch.tensor([[7, 3, 5]])) - one_layer(torch.tensor([[3, 7, 5]]))
     assert not is_blind
-    assert bool(blind[0, -1].abs().amax() < 1e-6) == (name == "own-none")
+    assert bool(blind[0, -1].abs().amax() < 1e-5) == (name == "own-none")
 
 
 def test_loss_of_fresh_weights_is_that_of_a_uniform_guess() -> None:
