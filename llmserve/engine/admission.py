@@ -73,8 +73,8 @@ def _check_features(request: Request, info: RunnerInfo, config: EngineConfig) ->
     allowed = set(params.allowed_token_ids or ()) - set(params.banned_token_ids)
     if params.min_tokens and allowed and ends.issuperset(allowed):
         raise RequestError(
-            "allowed_token_ids leaves end ids alone, and min_tokens forbids those: allow another id "
-            "or leave out min_tokens",
+            "allowed_token_ids leaves end ids alone, and min_tokens forbids those: allow another "
+            "id or leave out min_tokens",
             param="min_tokens",
         )
     num_blocks = -(-len(request.prompt_token_ids) // config.block_size)

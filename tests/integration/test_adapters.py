@@ -1,4 +1,4 @@
-"""Several LoRA adapters over one base, chosen by request, in one batch: each answers as if merged."""
+"""Several LoRA adapters over one base in one batch, chosen by request: each as if merged."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ MUTANTS = (
     Mutant(
         "RNG key: the position counts the output alone",
         "llmserve/runners/protocol.py",
-        "        return len(self.token_ids)\n",
-        "        return len(self.token_ids) - self.num_prompt_tokens\n",
+        'token being 0."""\n        return len(self.token_ids)\n',
+        'token being 0."""\n        return len(self.token_ids) - self.num_prompt_tokens\n',
         (
             "tests/unit/engine",
             "tests/unit/runners/test_sampler.py",
