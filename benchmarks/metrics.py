@@ -8,15 +8,28 @@ it, which show how much of it the client itself spent waiting.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from llmserve.errors import ConfigError
+
 from .record import RequestRecord
 
-__all__ = ["LATENCIES", "SLO_NAMES", "LoadMetrics", "Summary", "compute_metrics", "summarize"]
+__all__ = [
+    "LATENCIES",
+    "SLO_NAMES",
+    "LoadMetrics",
+    "Summary",
+    "compute_metrics",
+    "meets_slos",
+    "parse_slos",
+    "statistics_of",
+    "summarize",
+]
 
 LATENCIES = (
     "ttft",
@@ -100,6 +113,34 @@ def compute_metrics(
     )
 
 
+def parse_slos(pairs: Sequence[str]) -> dict[str, float]:
+    """Upper bounds in milliseconds by `SLO_NAMES`, from texts like `ttft:200`.
+
+    Raises:
+        ConfigError: an unknown name, or no number of at least 0.
+    """
+    slos = {}
+    for pair in pairs:
+        name, _, value = pair.partition(":")
+        try:
+            slos[name] = float(value)
+        except ValueError:
+            slos[name] = math.nan
+        if name not in SLO_NAMES or not slos[name] >= 0:
+            raise ConfigError(
+                f"--goodput takes NAME:MILLISECONDS with {', '.join(SLO_NAMES)}, got {pair!r}"
+            )
+    return slos
+
+
+def meets_slos(
+    slos_ms: Mapping[str, float], *, ttft_s: float, tpot_s: float | None, e2e_s: float
+) -> bool:
+    """Whether a request met every bound; without a TPOT (below two tokens) it counts as 0."""
+    measured = {"ttft": ttft_s, "tpot": tpot_s or 0.0, "e2el": e2e_s}
+    return all(measured[name] * 1000.0 <= bound for name, bound in slos_ms.items())
+
+
 def summarize(values_s: Sequence[float], percentiles: Sequence[float]) -> Summary | None:
     """The distribution of `values_s` (seconds) in milliseconds; None for no values."""
     if not values_s:
@@ -111,6 +152,16 @@ def summarize(values_s: Sequence[float], percentiles: Sequence[float]) -> Summar
         std=float(values_ms.std()),
         percentiles={q: float(np.percentile(values_ms, q)) for q in percentiles},
     )
+
+
+def statistics_of(
+    summary: Summary | None, percentiles: Sequence[float]
+) -> Iterator[tuple[str, float | None]]:
+    """Name and value of each statistic, `mean` to `p99`; values are None without a summary."""
+    for name in ("mean", "median", "std"):
+        yield name, None if summary is None else getattr(summary, name)
+    for q in percentiles:
+        yield f"p{q:g}", None if summary is None else summary.percentiles[q]
 
 
 def _samples(good: Sequence[RequestRecord]) -> dict[str, list[float]]:
@@ -127,8 +178,7 @@ def _samples(good: Sequence[RequestRecord]) -> dict[str, list[float]]:
 
 
 def _meets(record: RequestRecord, slos_ms: Mapping[str, float]) -> bool:
-    measured = {"ttft": record.ttft_s, "tpot": record.tpot_s or 0.0, "e2el": record.e2e_s}
-    return all(measured[name] * 1000.0 <= bound for name, bound in slos_ms.items())
+    return meets_slos(slos_ms, ttft_s=record.ttft_s, tpot_s=record.tpot_s, e2e_s=record.e2e_s)
 
 
 def _peak_tokens(good: Sequence[RequestRecord]) -> float:

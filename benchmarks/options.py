@@ -16,7 +16,7 @@ import orjson
 from llmserve.errors import ConfigError
 
 from .client import CHAT_ENDPOINT
-from .metrics import LATENCIES, SLO_NAMES
+from .metrics import LATENCIES, parse_slos
 from .workload import RandomLengths
 
 __all__ = ["ServeOptions", "options_from"]
@@ -99,7 +99,7 @@ def options_from(args: argparse.Namespace) -> ServeOptions:
         seed=_at_least("--seed", args.seed, 0),
         latencies=tuple(dict.fromkeys((*_names(args.percentile_metrics), *extra))),
         percentiles=_percentiles(args.metric_percentiles),
-        slos_ms=_slos(args.goodput),
+        slos_ms=parse_slos(args.goodput),
         ready_timeout_s=_at_least("--ready-check-timeout-sec", args.ready_check_timeout_sec, 0),
         request_timeout_s=_above_zero("--request-timeout-sec", args.request_timeout_sec),
         label=args.label,
@@ -225,21 +225,6 @@ def _percentiles(text: str) -> tuple[float, ...]:
     if not values or not all(0 <= value <= 100 for value in values):
         raise ConfigError(f"--metric-percentiles takes numbers from 0 to 100, got {text!r}")
     return values
-
-
-def _slos(pairs: Sequence[str]) -> dict[str, float]:
-    slos = {}
-    for pair in pairs:
-        name, _, value = pair.partition(":")
-        try:
-            slos[name] = float(value)
-        except ValueError:
-            slos[name] = math.nan
-        if name not in SLO_NAMES or not slos[name] >= 0:
-            raise ConfigError(
-                f"--goodput takes NAME:MILLISECONDS with {', '.join(SLO_NAMES)}, got {pair!r}"
-            )
-    return slos
 
 
 def _at_least(name: str, value: int, least: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from .machine import command_line, machine, versions
-from .metrics import LoadMetrics, Summary
+from .metrics import LoadMetrics, statistics_of
 from .options import ServeOptions
 from .record import RequestRecord
 
@@ -126,17 +126,8 @@ def load_table(options: ServeOptions, model: str, metrics: LoadMetrics) -> str:
 def _latency_items(options: ServeOptions, metrics: LoadMetrics) -> Iterator[tuple[str, object]]:
     for name in options.latencies:
         summary = metrics.latencies[name]
-        for statistic, value in _statistics(summary, options.percentiles):
+        for statistic, value in statistics_of(summary, options.percentiles):
             yield f"{statistic}_{name}_ms", value
-
-
-def _statistics(
-    summary: Summary | None, percentiles: Sequence[float]
-) -> Iterator[tuple[str, float | None]]:
-    for name in ("mean", "median", "std"):
-        yield name, None if summary is None else getattr(summary, name)
-    for q in percentiles:
-        yield f"p{q:g}", None if summary is None else summary.percentiles[q]
 
 
 def _output_lens_from(records: Sequence[RequestRecord]) -> str:
@@ -179,10 +170,10 @@ def _rates(metrics: LoadMetrics) -> Iterator[str]:
 
 
 def _grid(options: ServeOptions, metrics: LoadMetrics) -> Iterator[str]:
-    names = [name for name, _ in _statistics(None, options.percentiles)]
+    names = [name for name, _ in statistics_of(None, options.percentiles)]
     yield f"{'milliseconds':<26}" + "".join(f"{name:>10}" for name in names)
     for latency in options.latencies:
-        values = _statistics(metrics.latencies[latency], options.percentiles)
+        values = statistics_of(metrics.latencies[latency], options.percentiles)
         cells = "".join(f"{_number(value):>10}" for _, value in values)
         yield f"{LATENCY_TITLES[latency]:<26}{cells}"
 

@@ -18,7 +18,7 @@ from typing import Any
 from llmserve.engine.config import EngineConfig, PolicyName
 from llmserve.engine.engine import Engine, EngineStats
 from llmserve.engine.request import FinishReason, Request
-from llmserve.errors import DataError, EngineError
+from llmserve.errors import ConfigError, DataError, EngineError
 from llmserve.sampling import SamplingParams
 
 from .cost_model import CostModel
@@ -52,22 +52,43 @@ class SimulatedEngine:
     has_prefix_cache: bool = True
     """Whether blocks are shared between requests with equal beginnings."""
 
-    def config_for(self, size: TraceSize) -> EngineConfig:
-        """The engine's sizes for a trace. Raises `ConfigError` for what an engine refuses.
+    def config_for(self, trace: Trace, size: TraceSize) -> EngineConfig:
+        """The engine's sizes for a trace.
 
-        Without a number of blocks each request gets its own, a copy of a shared tail and the block
-        that admission keeps in hand for every running sequence.
+        Where no block is ever missed and the trace names none, the prefix cache can find nothing,
+        and is left out: it would keep every block.
+
+        Raises:
+            ConfigError: the sizes do not fit each other, or not the trace's longest request.
         """
-        unbounded = size.num_blocks + size.num_requests + self.max_num_seqs
+        longest = -(-size.max_len // self.block_size)
+        if self.num_blocks is not None and self.num_blocks < longest:
+            raise ConfigError(
+                f"{self.num_blocks} KV blocks of {self.block_size} tokens cannot hold the trace's "
+                f"longest request, {size.max_len} tokens in {longest} blocks: give more blocks, or "
+                "scale the lengths down"
+            )
+        has_hits = self.num_blocks is not None or trace.block_size is not None
         return EngineConfig(
-            num_blocks=(self.num_blocks or unbounded,),
+            num_blocks=(self.num_blocks or self._enough_blocks(trace, size),),
             block_size=self.block_size,
             max_seq_len=size.max_len,
             max_batched_tokens=self.max_batched_tokens,
             max_num_seqs=self.max_num_seqs,
             policy=self.policy,
-            has_prefix_cache=self.has_prefix_cache,
+            has_prefix_cache=self.has_prefix_cache and has_hits,
         )
+
+    def _enough_blocks(self, trace: Trace, size: TraceSize) -> int:
+        """Blocks of which none is ever missed or evicted.
+
+        For a cache, each request's own and a copy of a shared tail; else what can run at a time;
+        and one for every running sequence, which admission keeps in hand.
+        """
+        kept = size.num_blocks + size.num_requests
+        if trace.block_size is None or not self.has_prefix_cache:
+            kept = min(kept, self.max_num_seqs * -(-size.max_len // self.block_size))
+        return kept + self.max_num_seqs
 
 
 class RequestTimes:
@@ -127,7 +148,7 @@ def simulate(
     """
     start_s = time.perf_counter()
     clock = VirtualClock()
-    config = simulated.config_for(size)
+    config = simulated.config_for(trace, size)
     runner = VirtualRunner(simulated.cost, clock, max_seq_len=size.max_len)
     run = _Run(trace, Engine(runner, config), clock)
     run.play(on_progress)

@@ -135,7 +135,10 @@ def _number(cell: str) -> int | str:
 
 
 def _mooncake_request(number: int, line: str) -> TraceRequest:
-    row = orjson.loads(line)
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise ValueError("expected a JSON object")
     if missing := sorted({"timestamp", "input_length", "output_length", "hash_ids"} - row.keys()):

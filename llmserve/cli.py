@@ -25,7 +25,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("llmserve.cli_generate", "complete prompts on this machine, without a server"),
     "chat": ("llmserve.cli_chat", "talk with a model in the terminal"),
     "serve": ("llmserve.server.cli_serve", "serve a model over HTTP"),
+    "replay": ("llmserve.cli_replay", "play a recorded run again and say whether it went alike"),
     "bench": ("llmserve.benchmarks.cli_bench", "load-test a server, or time a model offline"),
+    "simulate": (
+        "llmserve.benchmarks.cli_simulate",
+        "replay recorded traffic on the engine with a virtual clock",
+    ),
 }
 """Verb → module that defines `add_arguments(parser)` and `run(args) -> int`, and a summary."""
 

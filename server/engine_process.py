@@ -14,15 +14,11 @@ import socket
 import sys
 import time
 
-from llmserve.checkpoint import Checkpoint
 from llmserve.engine.engine import Engine
 from llmserve.engine.request import FinishReason, Request, RequestOutput
-from llmserve.engine.startup import EngineOptions, start_engine
 from llmserve.errors import EngineError, LLMServeError
-from llmserve.runners.fake import FakeRunner
-from llmserve.runners.protocol import Runner
-from llmserve.runners.registry import load_runner
 
+from .engine_setup import loaded_engine
 from .messages import (
     Abort,
     AddRequest,

@@ -35,9 +35,7 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1,),
-    "prompt_logprobs": (),
     "logprob_token_ids": ([],),
-    "allowed_token_ids": ([],),
     "bad_words": ([],),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
@@ -47,9 +45,7 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "priority": (0,),
     "request_id": (),
-    "cache_salt": (),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "stream_interval": (1,),
@@ -63,6 +59,7 @@ COMPLETION_ONLY: Mapping[str, tuple[Any, ...]] = {"suffix": ("",)}
 """As `UNSUPPORTED`, for completions."""
 
 CHAT_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "prompt_logprobs": (),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),

@@ -5,9 +5,7 @@ A choice's index counts over all prompts: choice c of prompt p is `p * n + c`, a
 
 from __future__ import annotations
 
-import secrets
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +14,7 @@ from llmserve.engine.request import FinishReason, Request, RequestOutput
 from llmserve.errors import EngineDeadError, EngineError, RequestError
 from llmserve.limits import Limits
 from llmserve.output import OutputProcessor, TextDelta
-from llmserve.sampling import MAX_SEED, SamplingParams
+from llmserve.runners.protocol import TokenLogprobs
 from llmserve.text.tokenizer import Tokenizer
 
 from .engine_handle import EngineHandle
@@ -45,13 +43,15 @@ class Usage:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Update:
     """What one step did for one choice."""
 
     index: int
     """The choice's index over all prompts."""
     delta: TextDelta
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Where asked for, with a choice's first update: one entry per prompt token but the first."""
 
 
 class Generation:
@@ -66,41 +66,42 @@ class Generation:
         tokenizer: Tokenizer,
         metrics: ServerMetrics,
         *,
-        prompts: Sequence[list[int]],
-        params: SamplingParams,
+        requests: Sequence[Request],
         limits: Limits,
-        arrival_time: float,
     ) -> None:
-        """Check the request against the model and the limits; nothing is queued yet.
+        """Check the requests against the model and the limits; nothing is queued yet.
+
+        `requests` has one for each prompt, at least one, all with the same parameters.
 
         Raises `RequestError` for what can never be served.
         """
         self._engine = engine
         self._metrics = metrics
-        self._arrival_time = arrival_time
+        self._params = params = requests[0].sampling_params
+        self._arrival_time = requests[0].arrival_time
+        self.requests = requests
         self.limits = limits
         params.check_limits(limits)
-        if len(prompts) * params.n > limits.max_sequences_per_request:
+        if len(requests) * params.n > limits.max_sequences_per_request:
             raise RequestError(
-                f"{len(prompts)} prompts with n={params.n} are above this server's "
+                f"{len(requests)} prompts with n={params.n} are above this server's "
                 f"{limits.max_sequences_per_request} choices for one request",
                 param="n",
             )
-        self.requests = _make_requests(prompts, params, arrival_time, limits)
-        for request in self.requests:
+        for request in requests:
             check_request(request, engine.info, engine.config)
-        self.num_choices = len(prompts) * params.n
+        self.num_choices = len(requests) * params.n
         self._open = set(range(self.num_choices))
-        self._prompt_index = {
-            request.request_id: index for index, request in enumerate(self.requests)
+        self._prompts = {
+            request.request_id: _Prompt(index, len(request.prompt_token_ids))
+            for index, request in enumerate(requests)
         }
         self._processors = [
             OutputProcessor(tokenizer, params, request.prompt_token_ids)
-            for request in self.requests
+            for request in requests
             for _ in range(params.n)
         ]
         self._last_token_times = [0.0] * self.num_choices
-        self._num_cached_tokens = [0] * len(self.requests)
         self._mailbox = Mailbox()
         self._is_submitted = False
 
@@ -115,7 +116,7 @@ class Generation:
         return Usage(
             prompt_tokens=sum(len(request.prompt_token_ids) for request in self.requests),
             completion_tokens=sum(processor.num_tokens for processor in self._processors),
-            cached_tokens=sum(self._num_cached_tokens),
+            cached_tokens=sum(prompt.num_cached_tokens for prompt in self._prompts.values()),
         )
 
     def start(self) -> None:
@@ -130,7 +131,7 @@ class Generation:
         self._metrics.num_prompt_tokens += self.usage.prompt_tokens
 
     async def updates(self) -> list[Update]:
-        """What has happened since the last call, at least one thing. Call it until `is_done`.
+        """What has happened since the last call; may be nothing to show. Call it until `is_done`.
 
         Raises:
             EngineError: the engine failed on a choice; the others are aborted by `close`.
@@ -138,7 +139,7 @@ class Generation:
         """
         outputs = await self._mailbox.take()
         now = time.monotonic()
-        return [update for output in outputs if (update := self._advance(output, now))]
+        return [update for output in outputs for update in self._advance(output, now)]
 
     def close(self) -> None:
         """Abort what has not ended, and count it. Idempotent."""
@@ -151,15 +152,21 @@ class Generation:
             self._end(index, FinishReason.ABORT)
         self._metrics.request.observe(time.monotonic() - self._arrival_time)
 
-    def _advance(self, output: RequestOutput, now: float) -> Update | None:
-        prompt_index = self._prompt_index[output.request_id]
-        index = prompt_index * self.requests[0].sampling_params.n + output.choice_index
+    def _advance(self, output: RequestOutput, now: float) -> list[Update]:
+        prompt = self._prompts[output.request_id]
+        index = prompt.index * self._params.n + output.choice_index
         if index not in self._open:
-            return None  # ended here a moment ago
+            return []  # ended here a moment ago
         self._check(index, output)
-        self._num_cached_tokens[prompt_index] = max(
-            self._num_cached_tokens[prompt_index], output.num_cached_tokens
-        )
+        update = self._take(index, output, now)
+        if output.choice_index == 0:
+            prompt.learn(output)
+        if self._params.prompt_logprobs is None:
+            return [] if update is None else [update]
+        return prompt.release(update)
+
+    def _take(self, index: int, output: RequestOutput, now: float) -> Update | None:
+        """What an output adds to its choice; None when there is nothing to show."""
         if output.token_ids:
             self._observe(index, output, now)
         processor = self._processors[index]
@@ -196,18 +203,41 @@ class Generation:
         self._metrics.count_end(reason)
 
 
-def _make_requests(
-    prompts: Sequence[list[int]], params: SamplingParams, arrival_time: float, limits: Limits
-) -> list[Request]:
-    """One engine request for each prompt; each has its own random numbers."""
-    return [
-        Request(
-            request_id=uuid.uuid4().hex,
-            prompt_token_ids=prompt,
-            sampling_params=params,
-            seed=params.seed if params.seed is not None else secrets.randbelow(MAX_SEED + 1),
-            arrival_time=arrival_time,
-            deadline=arrival_time + limits.max_deadline_s,
-        )
-        for prompt in prompts
-    ]
+class _Prompt:
+    """What the choices of one prompt have in common; the engine tells it with the first one.
+
+    Its siblings find the prompt's blocks in the cache, computed a moment ago: that is no hit to
+    report. And they may have a token before the prompt's log-probabilities are there, which come
+    first in every choice: such updates wait here.
+    """
+
+    def __init__(self, index: int, num_tokens: int) -> None:
+        self.index = index
+        self.num_cached_tokens = 0
+        self._num_tokens = num_tokens
+        self._is_told = False
+        self._logprobs: list[TokenLogprobs] | None = None
+        self._waiting: list[Update] = []
+        self._begun: set[int] = set()
+
+    def learn(self, output: RequestOutput) -> None:
+        """Take what an output of the first choice says about the prompt."""
+        self.num_cached_tokens = output.num_cached_tokens
+        if not self._is_told:
+            self._is_told = True
+            # A choice that timed out before its first token has none to tell.
+            if len(output.prompt_logprobs) == self._num_tokens - 1:
+                self._logprobs = output.prompt_logprobs
+
+    def release(self, update: Update | None) -> list[Update]:
+        """The updates that may be shown now, each choice's first with the log-probabilities."""
+        if update is not None:
+            self._waiting.append(update)
+        if not self._is_told:
+            return []
+        released, self._waiting = self._waiting, []
+        for one in released:
+            if one.index not in self._begun:
+                self._begun.add(one.index)
+                one.prompt_logprobs = self._logprobs
+        return released

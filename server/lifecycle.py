@@ -14,14 +14,10 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 
 import uvicorn
 
-from llmserve.checkpoint import Checkpoint
-from llmserve.errors import ConfigError, EngineDeadError, TemplateError
-from llmserve.text.chat_template import ChatTemplate
-from llmserve.text.tokenizer import Tokenizer
+from llmserve.errors import EngineDeadError
 
 from .app import create_app, protect
 from .engine_client import start_engine
@@ -29,11 +25,13 @@ from .engine_handle import EngineHandle
 from .http_protocol import GuardedProtocol, protocol_for
 from .listener import bound_socket, raise_file_limit, url_of
 from .metrics import ServerMetrics
+from .model_card import ModelCard
 from .prompts import PromptReader
-from .service import ModelCard, Service
+from .served_model import Model, open_model
+from .service import Service
 from .settings import ServerSettings
 
-__all__ = ["Model", "build_service", "load_template", "open_model", "serve"]
+__all__ = ["build_service", "serve"]
 
 BACKLOG = 2048
 FLUSH_S = 1.0
@@ -44,15 +42,6 @@ SPARE_FILES = 256
 _log = logging.getLogger("llmserve.server")
 
 Announce = Callable[[Service, str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What the API process needs of a model folder."""
-
-    checkpoint: Checkpoint
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
 
 
 def serve(settings: ServerSettings, announce: Announce) -> int:
@@ -75,30 +64,6 @@ def serve(settings: ServerSettings, announce: Announce) -> int:
         return runner.run(_Server(settings, model, protocol, announce).run(listener))
 
 
-def open_model(settings: ServerSettings) -> Model:
-    """Check the model folder and read what the API process needs of it."""
-    checkpoint = Checkpoint.open(settings.engine.model)
-    tokenizer = Tokenizer.load(checkpoint.path)
-    return Model(checkpoint, tokenizer, load_template(tokenizer, settings))
-
-
-def load_template(tokenizer: Tokenizer, settings: ServerSettings) -> ChatTemplate | None:
-    """The operator's template, else the folder's; None, with a warning, if the latter is bad."""
-    path = settings.chat_template
-    if path is None and tokenizer.chat_template is None:
-        return None
-    try:
-        source = None if path is None else path.read_text(encoding="utf-8")
-        return ChatTemplate.for_tokenizer(tokenizer, settings.limits, source=source)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"chat template {path} cannot be read: {error}") from error
-    except TemplateError as error:
-        if path is not None:
-            raise ConfigError(f"{path}: {error}") from error
-        _log.warning("chat is off: %s", error)
-        return None
-
-
 def build_service(settings: ServerSettings, model: Model, engine: EngineHandle) -> Service:
     """Everything that the routes work with."""
     prompts = PromptReader(
@@ -107,14 +72,14 @@ def build_service(settings: ServerSettings, model: Model, engine: EngineHandle) 
         max_seq_len=engine.config.max_seq_len,
         limits=settings.limits,
     )
+    card = ModelCard.of(model.checkpoint, settings, engine, has_chat_template=prompts.has_template)
     return Service(
         settings=settings,
         engine=engine,
         tokenizer=model.tokenizer,
         prompts=prompts,
-        card=ModelCard.of(
-            model.checkpoint, settings, engine, has_chat_template=prompts.has_template
-        ),
+        card=card,
+        adapter_cards=tuple(map(card.with_adapter, model.adapters)),
         metrics=ServerMetrics(engine.config, lambda: engine.stats),
     )
 

@@ -1,8 +1,8 @@
 """Every request the engine has not finished yet, as the API process knows it.
 
-For each one it keeps the prompt ids, the parameters and the ids received so far: all that would
-be needed to hand it to another engine. Outputs leave through mailboxes; each choice of each
-request ends exactly once, whoever ends it.
+For each one it keeps the request, the ids received so far and the prefix-cache hit first reported:
+all that would be needed to hand it to another engine. Outputs leave through mailboxes; each choice
+of each request ends exactly once, whoever ends it.
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ class LiveRequest:
     """Ids received so far, one list per choice."""
     open_choices: set[int]
     """Choices that have not ended."""
+    num_cached_tokens: int | None = None
+    """Prefix-cache hit as the first choice first reported it."""
     has_output: bool = False
 
 
@@ -185,6 +187,8 @@ class LiveRequests:
             if live is None or output.choice_index not in live.open_choices:
                 continue
             live.output_token_ids[output.choice_index] += output.token_ids
+            if output.choice_index == 0 and live.num_cached_tokens is None:
+                live.num_cached_tokens = output.num_cached_tokens
             self._note_first_output(live)
             if output.finish_reason is not None:
                 self._close_choice(live, output.choice_index)

@@ -73,6 +73,7 @@ class ServerMetrics(Collector):
     def __init__(self, config: EngineConfig, read_stats: Callable[[], EngineStats | None]) -> None:
         self._config = config
         self._read_stats = read_stats
+        self._nothing = _nothing_yet(sum(config.num_blocks))
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self.first_token = Histogram(FIRST_TOKEN_BUCKETS)
@@ -118,16 +119,46 @@ class ServerMetrics(Collector):
         yield replies
 
     def _engine_families(self) -> Iterable[Metric]:
-        stats = self._read_stats()
-        running, waiting = (stats.num_running, stats.num_waiting) if stats else (0, 0)
-        usage = 1 - stats.num_free_blocks / stats.num_blocks if stats else 0.0
+        stats, pools = self._read_stats() or self._nothing, self._config.num_blocks
+        running, waiting = stats.num_running, stats.num_waiting
         yield _gauge("num_requests_running", "Sequences in the batch.", running)
         yield _gauge("num_requests_waiting", "Sequences waiting for the batch.", waiting)
-        yield _gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", usage)
-        yield _gauge("kv_cache_blocks", "KV blocks in the pool.", sum(self._config.num_blocks))
-        yield _counter("engine_steps", "Steps computed.", stats.num_steps if stats else 0)
-        preempted = stats.num_preemptions if stats else 0
-        yield _counter("num_preemptions", "Sequences put back to waiting.", preempted)
+        yield _gauge(
+            "kv_cache_usage_perc",
+            "Share of KV blocks in use, in the fullest pool, 0 to 1.",
+            stats.cache_usage,
+        )
+        yield _gauge("kv_cache_blocks", "KV blocks in all pools.", sum(pools))
+        yield _counter("engine_steps", "Steps computed.", stats.num_steps)
+        yield _counter("num_preemptions", "Sequences put back to waiting.", stats.num_preemptions)
+        yield _counter(
+            "prefix_cache_queries",
+            "Prompt tokens looked up in the prefix cache.",
+            stats.num_prefix_queries,
+        )
+        yield _counter(
+            "prefix_cache_hits",
+            "Prompt tokens found in the prefix cache.",
+            stats.num_prefix_hits,
+        )
+        if self._config.speculation is not None:
+            yield from self._speculation_families(stats, self._config.speculation.num_draft_tokens)
+
+    def _speculation_families(self, stats: EngineStats, most: int) -> Iterable[Metric]:
+        prefix = "spec_decode_num_"
+        yield _counter(prefix + "drafts", "Times that tokens were guessed.", stats.num_drafts)
+        yield _counter(prefix + "draft_tokens", "Tokens guessed.", stats.num_draft_tokens)
+        yield _counter(
+            prefix + "accepted_tokens", "Guesses that were right.", stats.num_accepted_tokens
+        )
+        by_place = CounterMetricFamily(
+            PREFIX + prefix + "accepted_tokens_per_pos",
+            "Guesses that were right, by their place from 0.",
+            labels=["position"],
+        )
+        for place, count in enumerate(stats.accepted_per_position or [0] * most):
+            by_place.add_metric([str(place)], count)
+        yield by_place
 
     def _histogram_families(self) -> Iterable[Metric]:
         for name, documentation, histogram in (
@@ -146,3 +177,18 @@ def _gauge(name: str, documentation: str, value: float) -> Metric:
 
 def _counter(name: str, documentation: str, value: float) -> Metric:
     return CounterMetricFamily(PREFIX + name, documentation, value=value)
+
+
+def _nothing_yet(num_blocks: int) -> EngineStats:
+    """An engine before its first step."""
+    return EngineStats(
+        num_running=0,
+        num_waiting=0,
+        num_waiting_tokens=0,
+        num_free_blocks=num_blocks,
+        num_blocks=num_blocks,
+        num_steps=0,
+        num_prefill_tokens=0,
+        num_decode_tokens=0,
+        num_preemptions=0,
+    )

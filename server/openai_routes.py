@@ -13,9 +13,14 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .error_replies import NotFoundError
+from llmserve.sampling import SamplingParams
+
+from .chat_reply import ChatFormat
+from .completion_reply import CompletionFormat, PromptPart
+from .engine_requests import make_requests
 from .generation import Generation
-from .replies import ChatFormat, CompletionFormat, ReplyFormat, ReplyHead
+from .model_card import ModelCard
+from .replies import ReplyFormat, ReplyHead
 from .request_body import read_object
 from .schemas import ChatRequest, CompletionRequest, GenerationRequest, parse_request
 from .service import Service
@@ -48,15 +53,14 @@ def openai_router(service: Service) -> APIRouter:
     @router.get("/v1/models")
     async def models() -> Response:
         """The models that requests may name."""
-        card = service.card
-        return json_reply({"object": "list", "data": [card.as_dict(name) for name in card.names]})
+        cards = (service.card, *service.adapter_cards)
+        models = [card.as_dict(name) for card in cards for name in card.names]
+        return json_reply({"object": "list", "data": models})
 
     @router.get("/v1/models/{model_id:path}")
     async def model(model_id: str) -> Response:
         """One model's facts."""
-        if model_id not in service.card.names:
-            raise NotFoundError(f"the model {model_id[:64]!r} is not served here", param="model")
-        return json_reply(service.card.as_dict(model_id))
+        return json_reply(service.card_named(model_id).as_dict(model_id))
 
     return router
 
@@ -75,25 +79,20 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
 async def _complete(service: Service, request: Request) -> Response:
     arrival_time = time.monotonic()
     service.check_open()
-    asked, ignored = await _read(service, request, CompletionRequest)
+    asked, card, ignored = await _read(service, request, CompletionRequest)
     params = asked.sampling_params()
     prompts = await service.prompts.read(asked.prompt, add_special_tokens=asked.add_special_tokens)
     if params.max_tokens is None:
         params = replace(params, max_tokens=_default_budget(service, prompts))
-    generation = Generation(
-        service.engine,
-        service.tokenizer,
-        service.metrics,
-        prompts=prompts,
-        params=params,
-        limits=service.limits,
-        arrival_time=arrival_time,
-    )
+    generation = _generation(service, request, asked, prompts, params, card, arrival_time)
     reply = CompletionFormat(
-        _head(service, generation),
+        _head(card, generation),
         service.tokenizer,
-        echoes=_echoes(service, asked, params.n),
-        with_logprobs=params.logprobs is not None,
+        prompts=_prompt_parts(service, asked, prompts),
+        n=params.n,
+        num_logprobs=params.logprobs,
+        echoes_logprobs=asked.echoes_logprobs,
+        num_prompt_logprobs=asked.prompt_logprobs,
         continuous_usage=_wants(asked, "continuous_usage_stats"),
     )
     return _answer(generation, reply, asked, ignored)
@@ -102,22 +101,14 @@ async def _complete(service: Service, request: Request) -> Response:
 async def _chat(service: Service, request: Request) -> Response:
     arrival_time = time.monotonic()
     service.check_open()
-    asked, ignored = await _read(service, request, ChatRequest)
+    asked, card, ignored = await _read(service, request, ChatRequest)
     params = asked.sampling_params()
     prompt = await service.prompts.read_messages(
         asked.messages, add_generation_prompt=asked.add_generation_prompt
     )
-    generation = Generation(
-        service.engine,
-        service.tokenizer,
-        service.metrics,
-        prompts=[prompt],
-        params=params,
-        limits=service.limits,
-        arrival_time=arrival_time,
-    )
+    generation = _generation(service, request, asked, [prompt], params, card, arrival_time)
     reply = ChatFormat(
-        _head(service, generation),
+        _head(card, generation),
         service.tokenizer,
         num_choices=generation.num_choices,
         with_logprobs=params.logprobs is not None,
@@ -126,13 +117,43 @@ async def _chat(service: Service, request: Request) -> Response:
     return _answer(generation, reply, asked, ignored)
 
 
-async def _read(service: Service, request: Request, kind: type[R]) -> tuple[R, list[str]]:
+def _generation(
+    service: Service,
+    request: Request,
+    asked: GenerationRequest,
+    prompts: Sequence[list[int]],
+    params: SamplingParams,
+    card: ModelCard,
+    arrival_time: float,
+) -> Generation:
+    requests = make_requests(
+        asked,
+        prompts,
+        params,
+        tenant=request.state.tenant,
+        shares_prefix_cache=service.settings.shares_prefix_cache,
+        adapter=card.adapter,
+        arrival_time=arrival_time,
+        limits=service.limits,
+    )
+    return Generation(
+        service.engine,
+        service.tokenizer,
+        service.metrics,
+        requests=requests,
+        limits=service.limits,
+    )
+
+
+async def _read(
+    service: Service, request: Request, kind: type[R]
+) -> tuple[R, ModelCard, list[str]]:
+    """The request, the model it names, and the fields that were ignored."""
     body = await read_object(request, service.limits)
     asked, ignored = parse_request(
         kind, body, ignore_unknown=service.settings.ignore_unknown_fields
     )
-    service.check_model(asked.model)
-    return asked, ignored
+    return asked, service.card_named(asked.model), ignored
 
 
 def _default_budget(service: Service, prompts: Sequence[list[int]]) -> int:
@@ -141,22 +162,22 @@ def _default_budget(service: Service, prompts: Sequence[list[int]]) -> int:
     return max(1, min(DEFAULT_MAX_TOKENS, room))
 
 
-def _echoes(service: Service, asked: CompletionRequest, num_choices: int) -> list[str]:
-    """The text before each choice of each prompt."""
-    if not asked.echo:
-        return [""] * (len(asked.prompt) * num_choices)
-    return [
-        prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt)
-        for prompt in asked.prompt
-        for _ in range(num_choices)
-    ]
+def _prompt_parts(
+    service: Service, asked: CompletionRequest, prompts: Sequence[list[int]]
+) -> list[PromptPart]:
+    """The prompts as their choices tell of them; a text is echoed as it was sent."""
+    parts = []
+    for given, token_ids in zip(asked.prompt, prompts, strict=True):
+        text = given if isinstance(given, str) else service.tokenizer.decode(token_ids)
+        parts.append(PromptPart(token_ids=token_ids, echo=text if asked.echo else ""))
+    return parts
 
 
-def _head(service: Service, generation: Generation) -> ReplyHead:
+def _head(card: ModelCard, generation: Generation) -> ReplyHead:
     return ReplyHead(
         request_id=generation.requests[0].request_id,
-        model=service.card.names[0],
-        system_fingerprint=service.card.system_fingerprint,
+        model=card.names[0],
+        system_fingerprint=card.system_fingerprint,
     )
 
 

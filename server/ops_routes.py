@@ -67,7 +67,7 @@ def ops_router(service: Service) -> APIRouter:
 async def _tokenize(service: Service, request: Request) -> Response:
     body = await read_object(request, service.limits)
     asked, _ = parse_request(TokenizeRequest, body)
-    service.check_model(asked.model)
+    service.card_named(asked.model)
     ids = await _ids_of(service, asked)
     reply: dict[str, object] = {
         "tokens": ids,
@@ -93,7 +93,7 @@ async def _ids_of(service: Service, asked: TokenizeRequest) -> list[int]:
 async def _detokenize(service: Service, request: Request) -> Response:
     body = await read_object(request, service.limits)
     asked, _ = parse_request(DetokenizeRequest, body)
-    service.check_model(asked.model)
+    service.card_named(asked.model)
     check_token_ids(asked.tokens, service.card.info.vocab_size, param="tokens")
     text = service.tokenizer.decode(list(asked.tokens), skip_special_tokens=False)
     return json_reply({"prompt": text})

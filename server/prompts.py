@@ -15,7 +15,7 @@ from llmserve.limits import Limits
 from llmserve.text.chat_template import ChatTemplate
 from llmserve.text.tokenizer import Tokenizer
 
-from .schemas import Message
+from .conversations import Message
 
 __all__ = ["PromptReader"]
 

@@ -1,7 +1,8 @@
 """The outermost layer of the application: what every request passes before any route sees it.
 
-Header bounds, the `Host` allow-list, keys (`request.state.tenant` says whose); on the way out the security headers, the request id,
-and one line of log that holds neither prompts nor keys.
+Header bounds, the `Host` allow-list, keys (routes find the caller's tenant in `request.state`); on
+the way out the security headers, the request id, and one line of log that holds neither prompts nor
+keys.
 """
 
 from __future__ import annotations

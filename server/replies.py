@@ -13,21 +13,11 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from llmserve.engine.request import FinishReason
 from llmserve.output import TextDelta
-from llmserve.text.tokenizer import Tokenizer
 
 from .generation import Update, Usage
-from .logprobs import LegacyLogprobs, chat_logprobs
 
-__all__ = [
-    "ChatFormat",
-    "CompletionFormat",
-    "ReplyFormat",
-    "ReplyHead",
-    "done_event",
-    "event",
-]
+__all__ = ["ReplyFormat", "ReplyHead", "done_event", "event"]
 
 Json = dict[str, object]
 
@@ -72,9 +62,9 @@ class ReplyFormat(ABC):
         opening = orjson.dumps({"object": self.stream_kind, **self._fields})[:-1]
         self._event_head = b"data: " + opening + b',"choices":['
 
-    def whole(self, choices: Sequence[Sequence[TextDelta]], usage: Usage) -> bytes:
+    def whole(self, choices: Sequence[Sequence[Update]], usage: Usage) -> bytes:
         """The reply to a request that was not streamed; `choices` holds each one's pieces."""
-        bodies = [self._whole_choice(index, deltas) for index, deltas in enumerate(choices)]
+        bodies = [self._whole_choice(_join(updates)) for updates in choices]
         return orjson.dumps(
             {"object": self.kind, **self._fields, "choices": bodies, "usage": usage.as_dict()}
         )
@@ -91,7 +81,7 @@ class ReplyFormat(ABC):
         return self._event_head + b'],"usage":' + orjson.dumps(usage.as_dict()) + b"}\n\n"
 
     @abstractmethod
-    def _whole_choice(self, index: int, deltas: Sequence[TextDelta]) -> Json:
+    def _whole_choice(self, update: Update) -> Json:
         """One choice of a whole reply."""
 
     @abstractmethod
@@ -99,94 +89,14 @@ class ReplyFormat(ABC):
         """One choice of a streamed chunk."""
 
 
-class CompletionFormat(ReplyFormat):
-    """`/v1/completions`."""
-
-    kind = stream_kind = "text_completion"
-    id_prefix = "cmpl"
-
-    def __init__(
-        self,
-        head: ReplyHead,
-        tokenizer: Tokenizer,
-        *,
-        echoes: Sequence[str],
-        with_logprobs: bool,
-        continuous_usage: bool = False,
-    ) -> None:
-        """`echoes` is the text to put before each choice, one for each."""
-        super().__init__(head, continuous_usage=continuous_usage)
-        self._echoes = list(echoes)
-        self._logprobs = [LegacyLogprobs(tokenizer) for _ in echoes] if with_logprobs else None
-
-    def _whole_choice(self, index: int, deltas: Sequence[TextDelta]) -> Json:
-        return self._choice(index, _join(deltas))
-
-    def _chunk_choice(self, update: Update) -> Json:
-        return self._choice(update.index, update.delta)
-
-    def _choice(self, index: int, delta: TextDelta) -> Json:
-        echo, self._echoes[index] = self._echoes[index], ""
-        return {
-            "index": index,
-            "text": echo + delta.text,
-            "logprobs": self._logprobs[index].render(delta) if self._logprobs else None,
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
-        }
-
-
-class ChatFormat(ReplyFormat):
-    """`/v1/chat/completions`."""
-
-    kind = "chat.completion"
-    stream_kind = "chat.completion.chunk"
-    id_prefix = "chatcmpl"
-
-    def __init__(
-        self,
-        head: ReplyHead,
-        tokenizer: Tokenizer,
-        *,
-        num_choices: int,
-        with_logprobs: bool,
-        continuous_usage: bool = False,
-    ) -> None:
-        super().__init__(head, continuous_usage=continuous_usage)
-        self._tokenizer = tokenizer
-        self._with_logprobs = with_logprobs
-        self._has_role = [False] * num_choices
-
-    def _whole_choice(self, index: int, deltas: Sequence[TextDelta]) -> Json:
-        delta = _join(deltas)
-        message = {"role": "assistant", "content": delta.text, "refusal": None}
-        return {"index": index, "message": message, **self._end_of_choice(delta)}
-
-    def _chunk_choice(self, update: Update) -> Json:
-        content: Json = {"content": update.delta.text}
-        if not self._has_role[update.index]:  # together with the first token, not before it
-            self._has_role[update.index] = True
-            content = {"role": "assistant", **content}
-        return {"index": update.index, "delta": content, **self._end_of_choice(update.delta)}
-
-    def _end_of_choice(self, delta: TextDelta) -> Json:
-        logprobs: Json | None = None
-        if self._with_logprobs:
-            logprobs = {"content": chat_logprobs(self._tokenizer, delta)}
-        return {
-            "logprobs": logprobs,
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
-        }
-
-
-def _join(deltas: Sequence[TextDelta]) -> TextDelta:
+def _join(updates: Sequence[Update]) -> Update:
     """One piece in place of several."""
-    finish_reason: FinishReason | None = deltas[-1].finish_reason
-    return TextDelta(
+    deltas = [update.delta for update in updates]
+    delta = TextDelta(
         text="".join(delta.text for delta in deltas),
         token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
         logprobs=[entry for delta in deltas for entry in delta.logprobs],
-        finish_reason=finish_reason,
+        finish_reason=deltas[-1].finish_reason,
         stop_reason=deltas[-1].stop_reason,
     )
+    return Update(updates[0].index, delta, updates[0].prompt_logprobs)

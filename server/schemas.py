@@ -10,72 +10,29 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    WithJsonSchema,
-)
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from llmserve.errors import RequestError
 from llmserve.sampling import SamplingParams
 
+from .conversations import Messages
 from .field_values import LogitBias, Prompts, StopStrings, TokenIds
 from .fields import CHAT_ONLY, COMPLETION_ONLY, UNSUPPORTED, sort_fields
+from .validation import Strict, first_fault
 
 __all__ = [
     "ChatRequest",
     "CompletionRequest",
     "DetokenizeRequest",
     "GenerationRequest",
-    "Message",
     "StreamOptions",
     "TokenizeRequest",
     "parse_request",
 ]
 
 M = TypeVar("M", bound=BaseModel)
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-def _parse_messages(value: Any) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise ValueError("takes a list of at least one message")
-    return [_parse_message(item, index) for index, item in enumerate(value)]
-
-
-def _parse_message(item: Any, index: int) -> Message:
-    where = f"messages[{index}]"
-    if not isinstance(item, dict):
-        raise ValueError(f"must hold objects; {where} is none")
-    for name in item:
-        if name not in Message.model_fields and item[name] is not None:
-            raise ValueError(f"{where}.{name[:64]} is not supported by this server")
-    known = {name: item[name] for name in item if name in Message.model_fields}
-    if isinstance(known.get("content"), list):
-        known["content"] = _join_parts(known["content"], where)
-    try:
-        return Message.model_validate(known)
-    except ValidationError as error:
-        raise ValueError(f"{where}.{_first_fault(error)[1]}") from error
-
-
-def _join_parts(parts: list[Any], where: str) -> str:
-    """The text of a content that comes as a list of parts."""
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            raise ValueError(f"{where}.content may hold parts of type 'text' only")
-        if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
-            raise ValueError(f"{where}.content holds a part that is not {{type, text}}")
-    return "".join(part["text"] for part in parts)
 
 
 def _check_stream_options(value: Any) -> Any:
@@ -87,26 +44,6 @@ def _check_stream_options(value: Any) -> Any:
     return {name: option for name, option in value.items() if option is not None}
 
 
-_PART_SCHEMA = {
-    "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-    "required": ["type", "text"],
-    "additionalProperties": False,
-}
-_MESSAGES_SCHEMA = {
-    "type": "array",
-    "minItems": 1,
-    "items": {
-        "type": "object",
-        "properties": {
-            "role": {"enum": ["system", "developer", "user", "assistant"]},
-            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA}]},
-            "name": {"type": "string"},
-        },
-        "required": ["role", "content"],
-        "additionalProperties": False,
-    },
-}
 _STREAM_OPTIONS_SCHEMA = {
     "type": "object",
     "properties": {
@@ -117,22 +54,14 @@ _STREAM_OPTIONS_SCHEMA = {
 }
 
 
-class Message(_Strict):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str
-    name: str | None = None
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream tells besides the text."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
-class GenerationRequest(_Strict):
+class GenerationRequest(Strict):
     """What completions and chat have in common."""
 
     model: str | None = None
@@ -143,15 +72,20 @@ class GenerationRequest(_Strict):
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: LogitBias = Field(default_factory=dict)
+    allowed_token_ids: TokenIds | None = None
+    banned_token_ids: TokenIds = ()
     stop: StopStrings = ()
     stop_token_ids: TokenIds = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     seed: int | None = None
+    priority: int = Field(default=0, ge=-(2**31), lt=2**31)
+    cache_salt: str = ""
     stream: bool = False
     stream_options: Annotated[
         StreamOptions | None,
@@ -166,23 +100,34 @@ class GenerationRequest(_Strict):
         """
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream: true", param="stream_options")
+        budget = self.token_budget()
+        if budget == 0 and not self.asks_for_prompt():
+            raise RequestError(
+                "max_tokens is 0, which generates nothing: ask for at least 1 token, or in a "
+                "completion for the prompt's, with echo or prompt_logprobs",
+                param="max_tokens",
+            )
         return SamplingParams(
-            max_tokens=self.token_budget(),
+            max_tokens=budget,
             min_tokens=self.min_tokens,
             n=self.n,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,
+            typical_p=self.typical_p,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
             logit_bias=self.logit_bias,
+            allowed_token_ids=self.allowed_token_ids,
+            banned_token_ids=self.banned_token_ids,
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
             include_stop=self.include_stop_str_in_output,
             logprobs=self.num_logprobs(),
+            prompt_logprobs=self.num_prompt_logprobs(),
             seed=self.seed,
         )
 
@@ -190,9 +135,17 @@ class GenerationRequest(_Strict):
         """Most tokens asked for; None: the route's default."""
         return self.max_tokens
 
+    def asks_for_prompt(self) -> bool:
+        """Whether the reply tells of the prompt, so that it needs no generated token."""
+        return False
+
     @abstractmethod
     def num_logprobs(self) -> int | None:
         """Alternatives to report for each token; None: no log-probabilities."""
+
+    def num_prompt_logprobs(self) -> int | None:
+        """The same for the prompt's tokens."""
+        return None
 
 
 class CompletionRequest(GenerationRequest):
@@ -201,24 +154,32 @@ class CompletionRequest(GenerationRequest):
     prompt: Prompts
     echo: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     add_special_tokens: bool = True
 
+    @property
+    def echoes_logprobs(self) -> bool:
+        """Whether `logprobs` of the reply begin with the prompt's."""
+        return self.echo and self.logprobs is not None
+
+    def asks_for_prompt(self) -> bool:
+        """By `echo` or `prompt_logprobs`."""
+        return self.echo or self.prompt_logprobs is not None
+
     def num_logprobs(self) -> int | None:
-        """The field `logprobs`; not together with `echo`, which would ask for the prompt's."""
-        if self.echo and self.logprobs is not None:
-            raise RequestError(
-                "logprobs of the prompt are not supported: leave out echo or logprobs",
-                param="logprobs",
-            )
+        """The field `logprobs`."""
         return self.logprobs
+
+    def num_prompt_logprobs(self) -> int | None:
+        """As many as the fields that report them need."""
+        asked = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((count for count in asked if count is not None), default=None)
 
 
 class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[
-        list[Message], PlainValidator(_parse_messages), WithJsonSchema(_MESSAGES_SCHEMA)
-    ]
+    messages: Messages
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
@@ -243,20 +204,18 @@ class ChatRequest(GenerationRequest):
         return None
 
 
-class TokenizeRequest(_Strict):
+class TokenizeRequest(Strict):
     """`POST /tokenize`: a text or a conversation."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[
-        list[Message] | None, PlainValidator(_parse_messages), WithJsonSchema(_MESSAGES_SCHEMA)
-    ] = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     return_token_strs: bool = False
 
 
-class DetokenizeRequest(_Strict):
+class DetokenizeRequest(Strict):
     """`POST /detokenize`."""
 
     model: str | None = None
@@ -285,26 +244,5 @@ def parse_request(
     try:
         return model.model_validate(fields), ignored
     except ValidationError as error:
-        param, message = _first_fault(error)
+        param, message = first_fault(error)
         raise RequestError(message, param=param) from error
-
-
-_SENTENCES = {
-    "missing": "is required",
-    "extra_forbidden": "is not known",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "bool_type": "must be true or false",
-    "string_type": "must be a string",
-    "model_type": "must be an object",
-}
-
-
-def _first_fault(error: ValidationError) -> tuple[str, str]:
-    """The field at fault, and a sentence about it that does not quote the input."""
-    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    path = ".".join(str(part)[:64] for part in fault["loc"])
-    message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    message = _SENTENCES.get(fault["type"], message)
-    return path, message if message.startswith(path) else f"{path} {message}"

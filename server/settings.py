@@ -142,9 +142,7 @@ def _parse_line(line: str, scopes: Iterable[RouteScope], source: str) -> Key:
     return _key(secret, scopes, source, name=name[1])
 
 
-def _key(
-    secret: str, scopes: Iterable[RouteScope], source: str, *, name: str | None = None
-) -> Key:
+def _key(secret: str, scopes: Iterable[RouteScope], source: str, *, name: str | None = None) -> Key:
     """A usable key. The message never holds the key."""
     if len(secret) < MIN_KEY_CHARS:
         raise ConfigError(f"a key in {source} has fewer than {MIN_KEY_CHARS} characters")

@@ -16,10 +16,9 @@ from starlette.types import Receive, Scope, Send
 
 from llmserve.engine.request import FinishReason
 from llmserve.errors import LLMServeError
-from llmserve.output import TextDelta
 
 from .error_replies import DeadlineError, error_body, error_reply, status_of
-from .generation import Generation
+from .generation import Generation, Update
 from .replies import ReplyFormat, done_event, event
 
 __all__ = ["EventStream", "WholeReply"]
@@ -62,11 +61,11 @@ class WholeReply(_GenerationReply):
 
     async def _run(self, send: Send) -> None:
         generation = self._generation
-        choices: list[list[TextDelta]] = [[] for _ in range(generation.num_choices)]
+        choices: list[list[Update]] = [[] for _ in range(generation.num_choices)]
         while not generation.is_done:
             for update in await generation.updates():
-                choices[update.index].append(update.delta)
-        if any(deltas[-1].finish_reason is FinishReason.TIMEOUT for deltas in choices):
+                choices[update.index].append(update)
+        if any(updates[-1].delta.finish_reason is FinishReason.TIMEOUT for updates in choices):
             raise DeadlineError("the request was not done by its deadline")
         body = self._reply.whole(choices, generation.usage)
         headers = [

@@ -61,7 +61,8 @@ FIELDS = [
     "stop", "stop_token_ids", "ignore_eos", "seed", "stream", "stream_options", "prompt",
     "include_stop_str_in_output", "messages", "echo", "add_special_tokens", "tools",
     "max_completion_tokens", "top_logprobs", "add_generation_prompt", "response_format",
-    "best_of", "tokens", "return_token_strs", "unknown_field",
+    "best_of", "tokens", "return_token_strs", "unknown_field", "typical_p", "allowed_token_ids",
+    "banned_token_ids", "prompt_logprobs", "priority", "cache_salt",
 ]  # fmt: skip
 
 BIG = [
@@ -77,6 +78,8 @@ BIG = [
     {"stop": ["x"] * 100_000},
     {"stop": "x" * 500_000},
     {"stop_token_ids": [5] * 100_000},
+    {"allowed_token_ids": [5] * 100_000},
+    {"banned_token_ids": ["x"] * 100_000},
     {"logit_bias": {str(index): 1 for index in range(50_000)}},
     {"logit_bias": {str(index): "x" for index in range(50_000)}},
     {"tokens": [-1] * 100_000},
@@ -174,6 +177,7 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     "top_k": ([-1, 0, 1, VOCAB, VOCAB + 1], [-2, 2**31]),
     "top_p": ([1e-9, 0.5, 1], [0, -0.1, 1.001]),
     "min_p": ([0, 0.5, 1], [-0.001, 1.001]),
+    "typical_p": ([1e-9, 0.5, 1], [0, -0.1, 1.001]),
     "presence_penalty": ([-2, 0, 2], [-2.001, 2.001]),
     "frequency_penalty": ([-2, 0, 2], [-2.001, 2.001]),
     "repetition_penalty": ([1e-9, 1, 10], [0, -1, 10.001]),
@@ -186,6 +190,16 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
         [[], [5] * LIMITS.max_stop_token_ids],
         [[5] * (LIMITS.max_stop_token_ids + 1)],
     ),
+    "allowed_token_ids": (
+        [[5], [5] * LIMITS.max_allowed_token_ids],
+        [[], [VOCAB], [-1], [5] * (LIMITS.max_allowed_token_ids + 1)],
+    ),
+    "banned_token_ids": (
+        [[], [5] * LIMITS.max_banned_token_ids],
+        [[VOCAB], [-1], [5] * (LIMITS.max_banned_token_ids + 1)],
+    ),
+    "priority": ([0], [1, -1, 2**31, -(2**31) - 1]),
+    "cache_salt": (["", "x", "x" * 100_000], [5, ["x"]]),
     "logit_bias": (
         [{}, {"5": -100}, {"5": 100}, {str(i): 1 for i in range(LIMITS.max_logit_bias)}],
         [{"5": -100.1}, {"5": 100.1}, {str(i): 1 for i in range(LIMITS.max_logit_bias + 1)}],
@@ -193,6 +207,10 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
 }  # fmt: skip
 ONE_ROUTE: dict[tuple[str, str], tuple[list[Any], list[Any]]] = {
     ("/v1/completions", "logprobs"): (
+        [0, LIMITS.max_logprobs],
+        [-1, LIMITS.max_logprobs + 1],
+    ),
+    ("/v1/completions", "prompt_logprobs"): (
         [0, LIMITS.max_logprobs],
         [-1, LIMITS.max_logprobs + 1],
     ),
@@ -259,6 +277,8 @@ def test_only_ids_of_the_vocabulary_are_accepted_and_neighbours_unharmed(
             {"prompt": [[5], [5, token_id]]},
             {"prompt": "x", "stop_token_ids": [token_id]},
             {"prompt": "x", "logit_bias": {str(token_id): 1}},
+            {"prompt": "x", "allowed_token_ids": [token_id]},
+            {"prompt": "x", "banned_token_ids": [token_id]},
         ):
             reply = server.complete(max_tokens=2, **body)
             assert reply.status == expected, (token_id, body, reply.body)

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,8 +22,10 @@ import openai
 import psutil
 import pytest
 
+from llmserve.checkpoint import Checkpoint
 from llmserve.cli import main
 from llmserve.server import lifecycle
+from support.adapter_folders import make_adapter_folder
 from support.models import make_model_folder
 from support.serving import ServeProcess, serving
 
@@ -75,6 +78,8 @@ def assert_clean_end(server: ServeProcess, url: str, code: int = 0) -> None:
         assert not (is_engine and process.info["ppid"] == 1), "an orphan engine"
 
 
+UNTRIED = ("--runner", "fake", "--max-num-batched-tokens", "512")
+"""No steps at the start to find the size of one: the first steps are those of requests."""
 STREAM = {"prompt": "x", "stream": True, "ignore_eos": True, "max_tokens": 120}
 
 
@@ -104,7 +109,10 @@ def test_the_official_client_works_and_ctrl_c_ends_it_cleanly(folder: Path) -> N
             )
             text = "".join(chunk.choices[0].delta.content for chunk in chunks[:-1])
             assert text == chat.choices[0].message.content
-            assert chunks[-1].usage == chat.usage
+            usage = chunks[-1].usage
+            assert usage.completion_tokens == chat.usage.completion_tokens
+            assert chat.usage.prompt_tokens_details.cached_tokens == 0
+            assert usage.prompt_tokens_details.cached_tokens > 0, "asked for the second time"
             with pytest.raises(openai.BadRequestError, match="temperature"):
                 client.completions.create(prompt="x", model="tiny", temperature=-1)
             with pytest.raises(openai.NotFoundError):
@@ -120,6 +128,46 @@ def test_the_official_client_works_and_ctrl_c_ends_it_cleanly(folder: Path) -> N
         assert secret not in server.output
         server.process.send_signal(signal.SIGINT)
         assert_clean_end(server, url)
+
+
+def test_every_option_of_the_engine_is_honoured_and_the_run_plays_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys, log = tmp_path / "keys", tmp_path / "steps.log"
+    keys.write_text("a-key-of-ann name=ann\na-key-of-bob\n")
+    adapter = make_adapter_folder(tmp_path / "tuned", Checkpoint.open(folder).config)
+    with serving(
+        folder, "--runner", "fake", "--api-key-file", str(keys), "--lora-modules",
+        f"tuned={adapter}", "--scheduling-policy", "fair", "--tenant-weight", "ann=3",
+        "--block-size", "8", "--max-step-ms", "40", "--max-num-seqs", "4", "--record", str(log),
+        "--speculative-config", '{"method": "ngram", "num_speculative_tokens": 3, "always": true}',
+    ) as server:  # fmt: skip
+        url = server.wait_until_ready()
+        for line in (
+            "adapter    tuned, from ",
+            "blocks of 8 tokens",
+            "prefixes   computed once, each API key's apart",
+            "ms measured, 40 ms asked",
+            "policy     fair among API keys, weights 3, others 1",
+            "guesses    up to 3 tokens ahead always",
+            "recording  to ",
+        ):
+            assert line in server.output
+        texts = set()
+        for key, model in product(("a-key-of-ann", "a-key-of-bob"), ("tiny", "tuned")):
+            with openai.OpenAI(base_url=url + "/v1", api_key=key, max_retries=0) as client:
+                reply = client.completions.create(
+                    model=model, prompt=[5, 5] * 20, max_tokens=30, temperature=0
+                )
+                assert reply.model == model
+                assert reply.usage.prompt_tokens_details.cached_tokens == 0
+                texts.add(reply.choices[0].text)
+        assert len(texts) == 2, "the adapter changes the text, the key does not"
+        server.process.send_signal(signal.SIGTERM)
+        assert_clean_end(server, url)
+    assert "a-key-of" not in log.read_text()
+    assert main(["replay", str(log)]) == 0
+    assert capsys.readouterr().out.startswith("4 requests, ")
 
 
 def test_drain_lets_streams_end_and_waits_for_nobody_else(folder: Path) -> None:
@@ -196,7 +244,7 @@ def test_a_second_signal_ends_it_at_once(folder: Path) -> None:
 
 def test_a_failed_step_ends_its_requests_and_no_others(folder: Path) -> None:
     environment = {"LLMSERVE_FAILPOINTS": "engine.forward=raise@10"}
-    with serving(folder, "--runner", "fake", environment=environment) as server:
+    with serving(folder, *UNTRIED, environment=environment) as server:
         url = server.wait_until_ready()
         status, body = post(url, {**STREAM, "stream": False})
         assert status == 500
@@ -211,7 +259,7 @@ def test_a_failed_step_ends_its_requests_and_no_others(folder: Path) -> None:
 
 def test_three_failed_steps_end_the_server_with_a_code(folder: Path) -> None:
     environment = {"LLMSERVE_FAILPOINTS": "engine.forward=raise"}
-    with serving(folder, "--runner", "fake", environment=environment) as server:
+    with serving(folder, *UNTRIED, environment=environment) as server:
         url = server.wait_until_ready()
         statuses = []
         for _ in range(3):
@@ -320,12 +368,38 @@ def test_a_damaged_model_is_one_line_naming_the_file(
         (["--api-key-file", "/no/such/file"], "cannot be read"),
         (["--chat-template", "/no/such/file"], "cannot be read"),
         (["--port", "70000"], "port"),
+        (["--max-step-ms", "9", "--max-num-batched-tokens", "9"], "leave one out"),
+        (["--speculative-config", '{"method": "ngram", "n": 3}'], "no key 'n'; known: method"),
+        (["--tenant-weight", "ann=1"], "no effect under the scheduling policy fcfs"),
+        (["--share-prefix-cache", "--no-enable-prefix-caching"], "needs the prefix cache"),
     ],
 )
 def test_settings_that_cannot_be_used_exit_with_2(
     folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", str(folder), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--lora-modules", "tuned={none}", "adapter_config.json"),
+        ("--speculative-config", '{{"method": "draft", "model": "{none}"}}', "none"),
+    ],
+)
+def test_folders_beside_the_model_are_checked_before_anything_is_bound(
+    folder: Path,
+    tmp_path: Path,
+    option: str,
+    value: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(lifecycle, "bound_socket", refuse_to_bind)
+    value = value.format(none=tmp_path / "none")
+    assert main(["serve", str(folder), "--runner", "fake", option, value]) == 1
     assert message in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ import pytest
 from llmserve.engine.request import FinishReason, Request, RequestOutput
 from llmserve.errors import EngineDeadError, OverloadedError
 from llmserve.limits import Limits
+from llmserve.runners.protocol import TokenLogprobs
 from llmserve.sampling import SamplingParams
 from llmserve.server.live_requests import (
     MAX_SEPARATE_OUTPUTS,
@@ -26,9 +27,20 @@ def request(name: str, *, n: int = 1, prompt_tokens: int = 3) -> Request:
     )
 
 
-def output(name: str, token_id: int, *, choice: int = 0, end: FinishReason | None = None):
+def output(
+    name: str,
+    token_id: int,
+    *,
+    choice: int = 0,
+    end: FinishReason | None = None,
+    cached: int = 0,
+) -> RequestOutput:
     return RequestOutput(
-        request_id=name, choice_index=choice, token_ids=[token_id], finish_reason=end
+        request_id=name,
+        choice_index=choice,
+        token_ids=[token_id],
+        finish_reason=end,
+        num_cached_tokens=cached,
     )
 
 
@@ -51,12 +63,13 @@ def test_outputs_reach_the_mailbox_and_are_remembered() -> None:
     table = Table()
     table.submit(request("a", n=2))
     assert [type(command) for command in table.sent] == [AddRequest]
-    table.live.deliver([output("a", 7), output("a", 8, choice=1)])
+    table.live.deliver([output("a", 8, choice=1, cached=2), output("a", 7, cached=1)])
     table.live.deliver([output("a", 9, end=FinishReason.LENGTH)])
     live = table.live.get("a")
     assert live is not None
     assert live.output_token_ids == [[7, 9], [8]]
-    assert [out.token_ids for out in table.taken()] == [[7], [8], [9]]
+    assert live.num_cached_tokens == 1
+    assert [out.token_ids for out in table.taken()] == [[8], [7], [9]]
     table.live.deliver([output("a", 5, choice=1, end=FinishReason.STOP)])
     assert table.live.is_idle
     assert table.live.num_sequences == 0
@@ -143,6 +156,23 @@ def test_a_reader_that_is_behind_costs_ids_not_objects() -> None:
     assert ids[0] == list(range(0, 10 * MAX_SEPARATE_OUTPUTS, 2))
     assert ids[1] == [*range(1, 10 * MAX_SEPARATE_OUTPUTS, 2), -1]
     assert taken[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_nothing_that_an_output_tells_is_lost_by_joining() -> None:
+    mailbox = Mailbox()
+    for index in range(MAX_SEPARATE_OUTPUTS):
+        mailbox.put(output("other", index))
+    mailbox.put(output("a", 1))
+    logprobs = [TokenLogprobs(-1.0, ((1, -1.0),))]
+    told = RequestOutput(
+        "a", 0, [2], logprobs, FinishReason.STOP, 2, 16, 1.5, "error", logprobs, [0.5]
+    )
+    assert all(getattr(told, name) for name in RequestOutput.__slots__ if name != "choice_index")
+    mailbox.put(told)
+    joined = asyncio.run(mailbox.take())[-1]
+    for name in RequestOutput.__slots__:
+        expected = [1, 2] if name == "token_ids" else getattr(told, name)
+        assert getattr(joined, name) == expected, name
 
 
 def test_the_reader_is_woken_once_something_is_there() -> None:

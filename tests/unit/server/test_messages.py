@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmserve.engine.request import FinishReason, Request, RequestOutput
+from llmserve.engine.config import SpeculationConfig
+from llmserve.engine.request import FinishReason, Pooling, Request, RequestOutput
 from llmserve.errors import EngineError
 from llmserve.runners.protocol import TokenLogprobs
 from llmserve.sampling import SamplingParams
@@ -29,11 +30,27 @@ REQUEST = Request(
         logit_bias={5: -1.5}, stop=("a", "b"), stop_token_ids=(7,), seed=2**63 - 1, n=2
     ),
     seed=2**63 - 1,
+    priority=-2,
+    tenant="0123456789abcdef",
+    cache_salt="0123456789abcdef/salt",
+    adapter="tuned",
+    pooling=Pooling.MEAN,
+    block_keys=[2**63, 1],
     deadline=12.5,
     output_token_ids=[[4], []],
+    num_cached_tokens=16,
+)
+SETTINGS = EngineSettings(
+    model="m",
+    runner="fake",
+    adapters={"a": "b"},
+    policy="fair",
+    tenant_weights={"t": 2.0},
+    speculation=SpeculationConfig(method="ngram", num_draft_tokens=3),
+    max_batched_tokens=None,
 )
 COMMANDS: list[Command] = [
-    Start(EngineSettings(model="m", runner="fake")),
+    Start(SETTINGS),
     AddRequest(REQUEST),
     Abort("r"),
     Finish("r", 1),

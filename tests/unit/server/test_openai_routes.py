@@ -248,6 +248,23 @@ def test_seed_repeats_and_its_absence_varies(server: LocalServer) -> None:
     assert len({ask() for _ in range(4)}) == 4
 
 
+def test_only_allowed_ids_are_generated_and_banned_ones_never(server: LocalServer) -> None:
+    def ids(**fields: object) -> set[str]:
+        body = {"prompt": [5], "max_tokens": 40, "logprobs": 0, **fields}
+        return set(server.complete(**body).json()["choices"][0]["logprobs"]["tokens"])
+
+    texts = {token_id: server.service.tokenizer.token_text(token_id) for token_id in (70, 71)}
+    assert ids(allowed_token_ids=[70, 71]) == set(texts.values())
+    assert ids(allowed_token_ids=[70, 71], banned_token_ids=[71]) == {texts[70]}
+    first = greedy([5], 1)[0]
+    stopped = server.complete(prompt=[5], max_tokens=1, stop_token_ids=[first])
+    assert stopped.json()["choices"][0]["stop_reason"] == first
+    other = server.complete(
+        prompt=[5], max_tokens=1, stop_token_ids=[first], banned_token_ids=[first]
+    )
+    assert other.json()["choices"][0]["stop_reason"] is None
+
+
 def test_ignored_fields_are_named_in_a_header(server: LocalServer) -> None:
     reply = server.complete(prompt="x", max_tokens=1, user="me", metadata={"a": "b"}, store=True)
     assert reply.status == 200
@@ -278,6 +295,11 @@ def test_unknown_fields_are_refused_or_skipped_where_asked(model_folder: Path) -
         ("max_tokens", None),
         ("logprobs", None),
         ("priority", 0),
+        ("cache_salt", None),
+        ("prompt_logprobs", None),
+        ("allowed_token_ids", None),
+        ("banned_token_ids", []),
+        ("typical_p", 1),
     ],
 )
 def test_neutral_values_of_known_fields_are_accepted(
@@ -292,15 +314,11 @@ def test_neutral_values_of_known_fields_are_accepted(
         ("best_of", 2),
         ("best_of", True),
         ("suffix", "end"),
-        ("prompt_logprobs", 1),
         ("response_format", {"type": "json_object"}),
         ("structured_outputs", {"regex": "a"}),
-        ("allowed_token_ids", [1]),
         ("bad_words", ["x"]),
         ("truncate_prompt_tokens", 3),
         ("skip_special_tokens", False),
-        ("priority", 1),
-        ("cache_salt", "x"),
         ("request_id", "x"),
         ("max_tokns", 3),
         ("messages", []),
@@ -327,9 +345,11 @@ def test_chat_fields_that_are_not_served_are_refused(server: LocalServer, field:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"prompt": "x", "echo": True, "logprobs": 1}, "logprobs"),
         ({"prompt": "x", "stream_options": {"include_usage": True}}, "stream_options"),
         ({"prompt": "x", "min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+        ({"prompt": "x", "allowed_token_ids": []}, "allowed_token_ids"),
+        ({"prompt": "x", "allowed_token_ids": [5], "banned_token_ids": [5]}, "allowed_token_ids"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": ["a", ""]}, "prompt"),
         ({"prompt": []}, "prompt"),
@@ -399,7 +419,7 @@ def test_a_full_queue_is_429_with_retry_after(model_folder: Path) -> None:
     from llmserve.limits import Limits
 
     limits = Limits(max_waiting_requests=1)
-    with local_server(model_folder, limits=limits, max_num_seqs=1) as server:
+    with local_server(model_folder, limits=limits, engine={"max_num_seqs": 1}) as server:
         server.loop.call_soon_threadsafe(server.engine.running.clear)
         import threading
 

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmserve.engine.config import SpeculationConfig
 from llmserve.limits import Limits
 from llmserve.text.tokenizer import Tokenizer
 from support.models import MAX_SEQ_LEN
@@ -48,6 +49,51 @@ def test_metrics_count_what_was_done(model_folder: Path) -> None:
         assert after["llmserve_num_requests_running", ""] == 0
         assert after["llmserve_kv_cache_usage_perc", ""] == 0
         assert after["llmserve_engine_steps_total", ""] > 0
+
+
+def test_metrics_tell_of_the_prefix_cache_and_the_pools(model_folder: Path) -> None:
+    with local_server(model_folder) as server:
+        assert samples(server)["llmserve_prefix_cache_hits_total", ""] == 0
+        reply = [server.complete(prompt=[5, 6] * 30, max_tokens=2).json() for _ in range(2)][1]
+        found = samples(server)
+        hits = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert found["llmserve_prefix_cache_queries_total", ""] == 120
+        assert found["llmserve_prefix_cache_hits_total", ""] == hits > 0
+        assert found["llmserve_kv_cache_blocks", ""] == sum(server.engine.config.num_blocks)
+        assert not any("spec_decode" in name for name, _ in found)
+
+
+def test_the_fullest_pool_is_the_usage(model_folder: Path) -> None:
+    with local_server(model_folder) as server:
+        server.complete(prompt=[5] * 20, max_tokens=1)
+        stats = server.engine.stats
+        assert stats is not None
+        server.engine.stats = replace(stats, cache_usage=0.75)
+        assert samples(server)["llmserve_kv_cache_usage_perc", ""] == 0.75
+
+
+def test_metrics_tell_of_guesses(model_folder: Path) -> None:
+    speculation = SpeculationConfig(method="ngram", num_draft_tokens=3, is_always_on=True)
+    engine = {"speculation": speculation}
+    with local_server(model_folder, script=lambda _: 70, engine=engine) as server:
+        name = "llmserve_spec_decode_num_accepted_tokens_per_pos_total"
+        places = [(name, f"position={place}") for place in range(3)]
+        before = samples(server)
+        assert [before[place] for place in places] == [0, 0, 0]
+        server.complete(prompt=[5], max_tokens=60)
+        found = samples(server)
+        assert {key for key in found if "spec" in key[0]} == {
+            key for key in before if "spec" in key[0]
+        }
+        stats = server.engine.stats
+        assert stats is not None
+        name = "llmserve_spec_decode_num_{}_total"
+        assert found[name.format("drafts"), ""] == stats.num_drafts > 5
+        assert found[name.format("draft_tokens"), ""] == stats.num_draft_tokens
+        assert found[name.format("accepted_tokens"), ""] == stats.num_accepted_tokens > 5
+        by_place = [found[place] for place in places]
+        assert by_place == stats.accepted_per_position
+        assert sum(by_place) == stats.num_accepted_tokens
 
 
 def test_histogram_buckets_are_cumulative(model_folder: Path) -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from llmserve.errors import ConfigError
 from llmserve.limits import Limits
-from llmserve.server.auth import Access, Key, KeyRing, RouteScope
-from llmserve.server.cli_serve import parse_limits, parse_size
+from llmserve.server.auth import Access, Caller, Key, KeyRing, RouteScope
+from llmserve.server.cli_serve import parse_limits
+from llmserve.server.engine_options import parse_size
 from llmserve.server.messages import EngineSettings
 from llmserve.server.settings import (
     API_KEY_VARIABLE,
@@ -42,6 +43,10 @@ def test_port_is_bounded(port: int) -> None:
 
 
 def access(ring: KeyRing, path: str, *headers: tuple[bytes, bytes]) -> Access:
+    return caller(ring, path, *headers).access
+
+
+def caller(ring: KeyRing, path: str, *headers: tuple[bytes, bytes]) -> Caller:
     return ring.check({"type": "http", "path": path, "headers": list(headers)})
 
 
@@ -70,6 +75,31 @@ def test_no_keys_at_all_let_everybody_in(monkeypatch: pytest.MonkeyPatch) -> Non
     assert access(ring, "/limits") is Access.GRANTED
 
 
+def test_a_key_names_its_tenant_and_not_itself(tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    users.write_text("user-key-one name=ann\nuser-key-two   name=b.o-b_2\nuser-key-three\n")
+    ring = load_keys(user_file=users, metrics_file=None, admin_file=users)
+    tenants = [
+        caller(ring, "/v1/models", (b"x-api-key", secret)).tenant
+        for secret in (b"user-key-one", b"user-key-two", b"user-key-three")
+    ]
+    assert len(set(tenants)) == 3
+    assert all(len(tenant) == 16 and "key" not in tenant for tenant in tenants)
+    assert [ring.tenant_named("ann"), ring.tenant_named("b.o-b_2")] == tenants[:2]
+    with pytest.raises(ConfigError, match=r"'eve'; named keys: ann, b\.o-b_2"):
+        ring.tenant_named("eve")
+    assert caller(ring, "/health").tenant == ""
+    assert caller(KeyRing(), "/v1/models").tenant == ""
+    assert caller(ring, "/v1/models", (b"x-api-key", b"stranger")).tenant == ""
+
+
+def test_a_name_is_for_one_key(tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    users.write_text("user-key-one name=ann\nuser-key-two name=ann\n")
+    with pytest.raises(ConfigError, match="two keys have the name 'ann'"):
+        load_keys(user_file=users, metrics_file=None, admin_file=None)
+
+
 def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     import hmac
 
@@ -93,6 +123,10 @@ def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"# only a comment\n", "holds no keys"),
         (b"short\n", "fewer than 8"),
         (b"two words here\n", "a space"),
+        (b"long-enough name=\n", "a space"),
+        (b"long-enough name=two words\n", "a space"),
+        (b"long-enough # words\n", "a space"),
+        (b"long-enough\tname=x\n", "outside ASCII"),
         ("schlüssel-lang\n".encode(), "outside ASCII"),
         (b"\xff\xfe\n", "not text"),
     ],

@@ -1,0 +1,189 @@
+"""The options of `llmserve serve` about the engine, and the settings that they amount to."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llmserve.assignments import parse_assignments
+from llmserve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from .auth import KeyRing
+    from .messages import EngineSettings
+
+__all__ = ["add_engine_arguments", "engine_settings", "parse_size"]
+
+MAX_STEP_MS = 50.0
+"""Longest full step where nothing else is asked."""
+
+_SIZE = re.compile(r"([0-9]{1,15})([KMG]?)(?:i?B)?", re.IGNORECASE)
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the groups of options about model, memory, scheduling and speed."""
+    _add_model_arguments(parser.add_argument_group("model"))
+    _add_memory_arguments(parser.add_argument_group("memory"))
+    _add_step_arguments(parser.add_argument_group("scheduling and speed"))
+
+
+def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
+    # `fake`, and `fake:SECONDS` a step, is for tests: it answers without a model.
+    group.add_argument("--runner", default="auto", help="auto or torch (default: auto)")
+    group.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"),
+        help="type of the arithmetic (default: the folder's)",
+    )  # fmt: skip
+    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    group.add_argument(
+        "--threads", type=int, help="threads for one step (default: 1 for a small model, else all)"
+    )
+    group.add_argument(
+        "--deterministic", action="store_true",
+        help="answers equal bit for bit whatever else is in the batch; slower",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-model-len", type=int, metavar="TOKENS",
+        help="longest prompt and answer together (default: the model's context)",
+    )  # fmt: skip
+    group.add_argument(
+        "--lora-modules", nargs="+", default=[], metavar="NAME=PATH",
+        help="LoRA adapters, each served as a model of its name",
+    )  # fmt: skip
+
+
+def _add_memory_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--kv-cache-memory", type=parse_size, default="256M", metavar="SIZE",
+        help="memory for the KV cache in bytes, or with K, M or G (default: 256M)",
+    )  # fmt: skip
+    group.add_argument(
+        "--block-size", type=int, default=16, metavar="TOKENS",
+        help="tokens in one block of the KV cache (default: 16)",
+    )  # fmt: skip
+    group.add_argument(
+        "--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True,
+        help="compute what equal beginnings have in common once (default: on)",
+    )  # fmt: skip
+    group.add_argument(
+        "--share-prefix-cache", action="store_true",
+        help="share it between API keys, who can then tell by the time what others asked",
+    )  # fmt: skip
+
+
+def _add_step_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-num-seqs", type=int, default=64, metavar="COUNT",
+        help="most sequences in one step (default: 64)",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-step-ms", type=float, metavar="MS",
+        help="longest time of a full step; its size is found by trying at the start (default: 50)",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-num-batched-tokens", type=int, metavar="TOKENS",
+        help="most tokens in one step (default: what --max-step-ms allows)",
+    )  # fmt: skip
+    group.add_argument(
+        "--scheduling-policy", choices=("fcfs", "priority", "fair"), default="fcfs",
+        help="who is served first: by arrival, by the field priority, or API keys by their shares "
+        "(default: fcfs)",
+    )  # fmt: skip
+    group.add_argument(
+        "--tenant-weight", action="append", default=[], metavar="NAME=WEIGHT",
+        help="share of the API key of that name under the policy fair (default: 1); repeatable",
+    )  # fmt: skip
+    group.add_argument(
+        "--speculative-config", metavar="JSON",
+        help="guess tokens ahead, as in vLLM: method (ngram or draft), num_speculative_tokens, "
+        "prompt_lookup_min, prompt_lookup_max, model (the draft model's folder), always",
+    )  # fmt: skip
+    group.add_argument(
+        "--record", metavar="FILE",
+        help="write down what the engine does, for llmserve replay; the file holds prompts and "
+        "answers",
+    )  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `268435456`, `256M` or `1GiB`; factors are powers of 1024."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write bytes, or K, M, G after them")
+    return int(match[1]) * _FACTORS[match[2].upper()]
+
+
+def engine_settings(args: argparse.Namespace, keys: KeyRing) -> EngineSettings:
+    """What the options ask of the engine process; `keys` says whose the tenants' names are.
+
+    Raises:
+        ConfigError: options that do not go together, or a value that cannot be read.
+    """
+    from llmserve.speculative_config import parse_speculation
+
+    from .messages import EngineSettings
+
+    runner, _, step_s = args.runner.partition(":")
+    speculation = None
+    if args.speculative_config is not None:
+        speculation = parse_speculation(args.speculative_config)
+    return EngineSettings(
+        model=args.model,
+        runner=runner,
+        dtype=args.dtype,
+        device=args.device,
+        threads=args.threads,
+        deterministic=args.deterministic,
+        adapters=parse_assignments(args.lora_modules, "--lora-modules"),
+        max_seq_len=args.max_model_len,
+        max_num_seqs=args.max_num_seqs,
+        max_batched_tokens=args.max_num_batched_tokens,
+        max_step_s=_step_time(args),
+        cache_bytes=args.kv_cache_memory,
+        block_size=args.block_size,
+        has_prefix_cache=args.enable_prefix_caching,
+        policy=args.scheduling_policy,
+        tenant_weights=_tenant_weights(args.tenant_weight, args.scheduling_policy, keys),
+        speculation=None if speculation is None else speculation.config,
+        draft_model=None if speculation is None else speculation.draft_model,
+        record=args.record,
+        fake_step_s=float(step_s or 0.0),
+    )
+
+
+def _step_time(args: argparse.Namespace) -> float:
+    if args.max_step_ms is None:
+        return MAX_STEP_MS / 1e3
+    if args.max_num_batched_tokens is not None:
+        raise ConfigError(
+            "--max-step-ms finds the size of a step and --max-num-batched-tokens gives it: "
+            "leave one out"
+        )
+    if not 0 < args.max_step_ms < math.inf:
+        raise ConfigError(f"--max-step-ms must be above 0, got {args.max_step_ms:g}")
+    return float(args.max_step_ms) / 1e3
+
+
+def _tenant_weights(texts: Sequence[str], policy: str, keys: KeyRing) -> dict[str, float]:
+    """Shares by tenant, from those by key name."""
+    if texts and policy != "fair":
+        raise ConfigError(
+            f"--tenant-weight has no effect under the scheduling policy {policy}: leave it out, or "
+            "say --scheduling-policy fair"
+        )
+    weights = parse_assignments(texts, "--tenant-weight")
+    return {keys.tenant_named(name): _parse_weight(text) for name, text in weights.items()}
+
+
+def _parse_weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise ConfigError(f"--tenant-weight takes a number above 0, got {text!r}")
+    return weight

@@ -1,0 +1,73 @@
+"""Model folders as the API process sees them: checked, and read as far as it needs them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmserve.adapters import load_adapter
+from llmserve.checkpoint import Checkpoint
+from llmserve.errors import ConfigError, TemplateError
+from llmserve.text.chat_template import ChatTemplate
+from llmserve.text.tokenizer import Tokenizer
+
+from .model_card import AdapterFacts, names_of
+from .settings import ServerSettings
+
+__all__ = ["Model", "load_template", "open_model"]
+
+_log = logging.getLogger("llmserve.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the API process needs of a model folder."""
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    adapters: tuple[AdapterFacts, ...] = ()
+
+
+def open_model(settings: ServerSettings) -> Model:
+    """Check the folders of the model, its adapters and its draft model; read what is needed here.
+
+    Raises:
+        CheckpointError: a folder cannot be used.
+        ConfigError: the chat template cannot be used, or an adapter has a name of the model's.
+    """
+    checkpoint = Checkpoint.open(settings.engine.model)
+    tokenizer = Tokenizer.load(checkpoint.path)
+    if settings.engine.draft_model is not None:
+        Checkpoint.open(settings.engine.draft_model)
+    adapters = tuple(
+        _open_adapter(checkpoint, name, root) for name, root in settings.engine.adapters.items()
+    )
+    taken = {adapter.name for adapter in adapters} & set(names_of(checkpoint, settings))
+    if taken:
+        raise ConfigError(f"{min(taken)!r} is the model's name: give the adapter another")
+    return Model(checkpoint, tokenizer, load_template(tokenizer, settings), adapters)
+
+
+def _open_adapter(checkpoint: Checkpoint, name: str, root: str) -> AdapterFacts:
+    adapter = load_adapter(name, Path(root))
+    adapter.check(checkpoint.config)
+    return AdapterFacts(name=name, root=root, fingerprint=adapter.fingerprint)
+
+
+def load_template(tokenizer: Tokenizer, settings: ServerSettings) -> ChatTemplate | None:
+    """The operator's template, else the folder's; None, with a warning, if the latter is bad."""
+    path = settings.chat_template
+    if path is None and tokenizer.chat_template is None:
+        return None
+    try:
+        source = None if path is None else path.read_text(encoding="utf-8")
+        return ChatTemplate.for_tokenizer(tokenizer, settings.limits, source=source)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"chat template {path} cannot be read: {error}") from error
+    except TemplateError as error:
+        if path is not None:
+            raise ConfigError(f"{path}: {error}") from error
+        _log.warning("chat is off: %s", error)
+        return None
