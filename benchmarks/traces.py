@@ -134,7 +134,7 @@ def open_trace(
     if block_size.denominator != 1:
         raise ConfigError(
             f"the trace names blocks of {MOONCAKE_BLOCK_SIZE} tokens; times {options.length_scale} "
-            f"they hold {float(block_size):g}: take a length scale that is a whole number of "
-            f"{MOONCAKE_BLOCK_SIZE}ths, like 1/16"
+            f"they hold {float(block_size):g}: take a length scale that leaves a whole number, "
+            "like 1/16"
         )
     return Trace(path=path, format=found, options=options, block_size=int(block_size))

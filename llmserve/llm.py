@@ -86,6 +86,11 @@ class LLM:
         self.checkpoint = Checkpoint.open(model, verify=verify)
         self.tokenizer = Tokenizer.load(self.checkpoint.path)
         self.limits = limits or Limits()
+        self._draft_runner: Runner | None = None
+        if draft_model is not None:
+            # Before the target: the number of threads is the process's, and the target's counts.
+            draft = Checkpoint.open(draft_model, verify=verify)
+            self._draft_runner = load_runner(runner, draft, dtype=dtype, device=device)
         self._runner = load_runner(
             runner,
             self.checkpoint,
@@ -95,10 +100,6 @@ class LLM:
             deterministic=deterministic,
             adapters={name: Path(path) for name, path in (adapters or {}).items()},
         )
-        self._draft_runner: Runner | None = None
-        if draft_model is not None:
-            draft = Checkpoint.open(draft_model, verify=verify)
-            self._draft_runner = load_runner(runner, draft, dtype=dtype, device=device)
         self._log = None if record is None else open_log(Path(record))
         self.info = self._runner.info
         self.engine = start_engine(

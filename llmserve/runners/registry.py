@@ -54,7 +54,7 @@ def load_runner(
         raise ConfigError(f"threads must be at least 1, got {threads}")
     if find_spec("torch") is None:
         raise MissingDependencyError("torch", extra="torch", feature="the torch runner")
-    from .torch_runner import TorchRunner, use_threads
+    from .torch_runner import DEFAULT_THREADS, TorchRunner, use_threads
 
     runner = TorchRunner(
         checkpoint,
@@ -63,8 +63,9 @@ def load_runner(
         deterministic=deterministic,
         adapters=[load_adapter(name, path) for name, path in (adapters or {}).items()],
     )
-    if threads is None and runner.info.num_parameters < _SMALL_MODEL:
-        threads = 1
-    if threads is not None:
-        use_threads(threads)
+    if threads is None:
+        # Said even where it is the library's own choice: a draft model loaded before may have
+        # asked for another.
+        threads = 1 if runner.info.num_parameters < _SMALL_MODEL else DEFAULT_THREADS
+    use_threads(threads)
     return runner

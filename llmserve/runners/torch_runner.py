@@ -36,7 +36,10 @@ from .torch_cache import PagedCache
 from .torch_forward import Forward, TiledForward, WholeForward
 from .torch_lora import LoraSet
 
-__all__ = ["TorchRunner", "use_threads"]
+__all__ = ["DEFAULT_THREADS", "TorchRunner", "use_threads"]
+
+DEFAULT_THREADS = torch.get_num_threads()
+"""The library's own choice, before anybody made another."""
 
 _PROMPT_SLICE = 64
 """Rows of logits made at once for the log-probabilities of a prompt."""
