@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 
-__all__ = ["BlockPool", "slots_for"]
+__all__ = ["BlockPool"]
 
 
 class BlockPool:
@@ -35,11 +35,6 @@ class BlockPool:
     def num_free(self) -> int:
         """Blocks that can be allocated now, idle ones included."""
         return len(self._free) + len(self._idle)
-
-    @property
-    def num_sealed(self) -> int:
-        """Blocks whose content can be found by a key."""
-        return len(self._keys_of)
 
     def allocate(self, count: int) -> list[int]:
         """Take `count` blocks; the caller has checked `num_free`. O(count)."""
@@ -119,14 +114,3 @@ class BlockPool:
         assert idle <= self._keys_of.keys(), "an idle block is not sealed"
         keys = {key: block_id for block_id, keys in self._keys_of.items() for key in keys}
         assert keys == self._block_of, "keys and blocks disagree"
-
-
-def slots_for(block_table: Sequence[int], first: int, last: int, block_size: int) -> list[int]:
-    """Cache slots of positions `first`..`last - 1`: where their keys and values are written.
-
-    A slot is `block_id * block_size + offset`, counted in tokens over the whole pool.
-    """
-    return [
-        block_table[position // block_size] * block_size + position % block_size
-        for position in range(first, last)
-    ]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..runners.protocol import CacheGroup, GroupTables, IntArray
-from .block_pool import BlockPool, slots_for
+from .block_pool import BlockPool
 from .config import EngineConfig
 from .sequence import Sequence
 from .sizing import blocks_of_one, check_pools
@@ -129,11 +129,6 @@ class GroupCache:
         self.pool.free(self.held(row))
         self.tables[row, : self.num_blocks[row]] = 0
         self.num_blocks[row] = self.num_released[row] = 0
-
-    def slots(self, row: int, start: int, stop: int) -> list[int]:
-        """Slots of positions `start`..`stop - 1` of a row."""
-        count = -(-stop // self._block_size)
-        return slots_for(self.tables[row, :count].tolist(), start, stop, self._block_size)
 
     def pack(self, rows: IntArray, slot_mapping: IntArray) -> GroupTables:
         """The group's share of a batch over `rows`."""

@@ -10,22 +10,10 @@ from llmserve.engine.request import FinishReason, Pooling
 from llmserve.errors import EngineError, PromptTooLongError, RequestError
 from llmserve.runners.fake import FakeRunner
 from llmserve.runners.protocol import Batch, SamplingRow, StepResult
+from support.engine_life import OverlappingRunner
 from support.engines import expected, make_engine, make_info, make_request, run, tokens_by_choice
 
 PROMPTS = [[(7 * i + j) % 97 for j in range(1 + 3 * i)] for i in range(12)]
-
-
-class OverlappingRunner(FakeRunner):
-    """Computes when collected, as a GPU seems to."""
-
-    overlaps = True
-
-    def submit(self, batch: Batch) -> None:
-        self.batch = batch
-
-    def collect(self) -> StepResult:
-        super().submit(self.batch)
-        return super().collect()
 
 
 def test_one_request_gets_the_tokens_of_the_rule() -> None:
