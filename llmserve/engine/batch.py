@@ -21,17 +21,17 @@ def build_batch(step: Step, running: RunningTable, kv: KVCache, block_size: int)
     positions = running.num_computed[rows]
     token_ids = running.last_token[rows]
     context_lens = positions + 1
-    lengths = np.ones(len(rows), dtype=np.int64)
+    row_of_token, offsets = rows, np.arange(len(rows) + 1)
     if chunks:
+        lengths = np.ones(len(rows), dtype=np.int64)
         rows = np.concatenate([rows, _array([chunk.sequence.row for chunk in chunks])])
         token_ids = np.concatenate([token_ids, *map(_token_ids, chunks)])
         positions = np.concatenate([positions, *map(_positions, chunks)])
         sizes = _array([chunk.num_tokens for chunk in chunks])
         context_lens = np.concatenate([context_lens, _array([c.start for c in chunks]) + sizes])
         lengths = np.concatenate([lengths, sizes])
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    row_of_token = np.repeat(rows, lengths) if chunks else rows
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        row_of_token = np.repeat(rows, lengths)
     places, rest = positions // block_size, positions % block_size
     return Batch(
         token_ids=token_ids,
@@ -69,7 +69,7 @@ def _starts(step: Step, offsets: IntArray) -> list[int]:
 
 
 def _logits_indices(step: Step, offsets: IntArray) -> IntArray:
-    decodes = np.arange(len(step.decodes))
+    decodes = offsets[: len(step.decodes)]
     if not step.chunks:
         return decodes
     ends: list[int] = offsets[len(step.decodes) + 1 :].tolist()

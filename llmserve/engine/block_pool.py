@@ -23,8 +23,8 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        # First come the blocks never used, in ascending order: a sequence's blocks are neighbours
-        # in memory as long as these last, and a runner may read them without gathering.
+        # In ascending order as long as blocks are free and not idle: a sequence's blocks are then
+        # neighbours in memory, and a runner may read them without gathering.
         self._free = deque(range(num_blocks))
         self._ref_counts = [0] * num_blocks
         self._idle: OrderedDict[int, None] = OrderedDict()  # least recently used first
@@ -53,6 +53,7 @@ class BlockPool:
 
     def free(self, block_ids: Sequence[int]) -> None:
         """Give up one hold on each; the last of them are the first to be evicted. O(count)."""
+        unsealed = []
         for block_id in reversed(block_ids):
             self._ref_counts[block_id] -= 1
             left = self._ref_counts[block_id]
@@ -62,7 +63,8 @@ class BlockPool:
             if block_id in self._keys_of:
                 self._idle[block_id] = None
             else:
-                self._free.append(block_id)
+                unsealed.append(block_id)
+        self._free.extend(reversed(unsealed))
 
     def seal(self, block_id: int, key: bytes) -> None:
         """Let a held block be found by `key`; where another block has it already, that one stays.

@@ -23,6 +23,8 @@ from .sizing import blocks_of_one, check_pools
 
 __all__ = ["GroupCache", "KVCache", "PrefixHit"]
 
+_NO_COPIES: IntArray = np.empty((0, 2), dtype=np.int64)
+
 
 @dataclass(slots=True)
 class PrefixHit:
@@ -66,10 +68,10 @@ class GroupCache:
             return 0
         return max(0, position - self.window + 1) // self._block_size
 
-    def num_missing(self, rows: IntArray, num_tokens: IntArray) -> IntArray:
-        """Blocks that each of `rows` lacks to hold `num_tokens`."""
-        missing: IntArray = -(-num_tokens // self._block_size) - self.num_blocks[rows]
-        return np.maximum(missing, 0)
+    def lacking(self, rows: IntArray, num_tokens: IntArray) -> IntArray:
+        """Those of `rows` whose blocks do not hold `num_tokens`."""
+        lacking: IntArray = rows[num_tokens > self.num_blocks[rows] * self._block_size]
+        return lacking
 
     def grow_by_one(self, rows: IntArray) -> None:
         """Give each of `rows` one more block."""
@@ -133,11 +135,10 @@ class GroupCache:
     def pack(self, rows: IntArray, slot_mapping: IntArray) -> GroupTables:
         """The group's share of a batch over `rows`."""
         width = int(self.num_blocks[rows].max()) if len(rows) else 0
-        copies = np.array(self.copies, dtype=np.int64).reshape(-1, 2)
         return GroupTables(
             slot_mapping=slot_mapping,
             block_tables=self.tables[rows, :width],
-            block_copies=copies,
+            block_copies=np.array(self.copies, dtype=np.int64) if self.copies else _NO_COPIES,
         )
 
 
@@ -229,13 +230,6 @@ class KVCache:
             keys.append(end)
         return keys
 
-    def can_hold(self, rows: IntArray, num_tokens: IntArray, *, reserve: int = 0) -> bool:
-        """Whether `rows` can hold so many tokens each, with `reserve` blocks left over."""
-        return all(
-            group.pool.num_free - reserve >= int(group.num_missing(rows, num_tokens).sum())
-            for group in self.groups
-        )
-
     def most_tokens(self, row: int) -> int:
         """Tokens that `row` can hold if it gets every free block."""
         return min(
@@ -243,13 +237,21 @@ class KVCache:
             for group in self.groups
         )
 
-    def extend(self, rows: IntArray, num_tokens: IntArray) -> None:
-        """Give rows that decode the block that their next token needs, if it needs one."""
-        for group in self.groups:
-            group.grow_by_one(rows[group.num_missing(rows, num_tokens) > 0])
+    def extend(self, rows: IntArray, num_tokens: IntArray) -> bool:
+        """Give rows that decode the block that their next token needs, if it needs one.
+
+        False, and nothing is given, where a pool has too few.
+        """
+        lacking = [group.lacking(rows, num_tokens) for group in self.groups]
+        for group, short in zip(self.groups, lacking, strict=True):
+            if len(short) > group.pool.num_free:
+                return False
+        for group, short in zip(self.groups, lacking, strict=True):
+            group.grow_by_one(short)
+        return True
 
     def grow(self, row: int, num_tokens: int) -> None:
-        """Give one row what it needs to hold `num_tokens`; `can_hold` has been asked."""
+        """Give one row what it needs to hold `num_tokens`; `most_tokens` has been asked."""
         for group in self.groups:
             group.grow(row, num_tokens)
 

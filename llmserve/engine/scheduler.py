@@ -107,10 +107,9 @@ class Scheduler:
             rows = self._decode_rows()
             lengths = running.num_computed[rows] + 1
             kv.release_windows(rows, lengths - 1)
-            if kv.can_hold(rows, lengths):
+            if kv.extend(rows, lengths):
                 break
             self._preempt(step, running.sequences[-1])
-        kv.extend(rows, lengths)
         by_row = running.by_row
         step.decode_rows = rows
         step.decodes = [by_row[row] for row in rows.tolist()]
