@@ -1,9 +1,10 @@
 """How many tokens a step may have, found by trying: a full step is to stay under a given time.
 
 The largest step decides how long everybody waits while somebody's prompt is computed, and a small
-one wastes the machine. So at load a few steps of each size are timed, as heavy as a full step can
-be: as many decodes as may run, and behind them a chunk at the end of the longest prompt. The
-number found is fixed for the engine's life and written to its step log.
+one wastes the machine. So at load a few steps of each size are timed: as many decodes as may run,
+and behind them a chunk at the end of the longest prompt, which is the dearest. What decodes read of
+a full cache comes on top: it does not depend on the number. That is fixed for the engine's life and
+written to its step log.
 
 The engine has no clock; the caller lends one.
 """
@@ -135,9 +136,10 @@ def _num_blocks(info: RunnerInfo, config: EngineConfig) -> tuple[int, ...]:
 
 
 def _full_step(info: RunnerInfo, config: EngineConfig, num_tokens: int) -> Batch:
-    """Decodes for half the step, as far as sequences may run, and chunks, all at full context.
+    """Decodes for half the step, as far as sequences may run, and chunks at the end of the context.
 
-    All sequences use the same blocks: what they read is as much as if each had its own.
+    The decodes are short: what a long one reads takes its time whatever the step's size. All
+    sequences use the same blocks: what they read is as much as if each had its own.
     """
     length = config.max_seq_len
     num_decodes = min(config.max_num_seqs - 1, num_tokens // 2)
@@ -145,7 +147,11 @@ def _full_step(info: RunnerInfo, config: EngineConfig, num_tokens: int) -> Batch
     lengths = [1] * num_decodes + [length] * (rest // length)
     if rest % length:
         lengths.append(rest % length)
-    positions = np.concatenate([np.arange(length - count, length) for count in lengths])
+    contexts = [min(length, config.block_size)] * num_decodes
+    contexts += [length] * (len(lengths) - num_decodes)
+    positions = np.concatenate(
+        [np.arange(end - count, end) for end, count in zip(contexts, lengths, strict=True)]
+    )
     draws = np.cumsum(lengths) - 1
     params = SamplingParams(temperature=0.0)
     row = SamplingRow(
@@ -155,7 +161,7 @@ def _full_step(info: RunnerInfo, config: EngineConfig, num_tokens: int) -> Batch
         token_ids=np.arange(num_tokens, dtype=np.int64) % info.vocab_size,
         positions=positions,
         cu_seqlens=np.concatenate([[0], np.cumsum(lengths)]),
-        context_lens=np.full(len(lengths), length, dtype=np.int64),
+        context_lens=np.array(contexts, dtype=np.int64),
         groups=[
             _tables(count, len(lengths), positions, config) for count in _num_blocks(info, config)
         ],

@@ -27,6 +27,9 @@ _MOST_SIDE_BY_SIDE = 16
 """New tokens up to which sequences are read together: a token and its drafts. Longer chunks fill
 the machine alone, and would pay for being padded to each other's contexts."""
 
+_FREE_PADDING = 2048
+"""Places read in vain that cost less than one more part: a few operations in each layer."""
+
 
 class PagedAttention:
     """`Attend` for one step: built from its batch, called once per layer, then dropped."""
@@ -94,8 +97,11 @@ class _Reads:
         self._cache, self._group = cache, group
         self._new_slots = cache.tensor(batch.groups[group].slot_mapping)
         counts = np.diff(batch.cu_seqlens)
+        window = cache.groups[group].window
+        lengths = batch.context_lens
+        seen = lengths if window is None else np.minimum(lengths, window)
         self._parts = [
-            self._plan(batch, members, num_new) for members, num_new in _side_by_side(counts)
+            self._plan(batch, members, num_new) for members, num_new in _side_by_side(counts, seen)
         ]
 
     def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -145,19 +151,34 @@ class _Reads:
         return self._cache.tensor((starts[:, None] + np.arange(num_new)).reshape(-1))
 
 
-def _side_by_side(counts: IntArray) -> list[tuple[IntArray, int]]:
-    """Sequences that are read together, by their indices, and the new tokens of each."""
+def _side_by_side(counts: IntArray, seen: IntArray) -> list[tuple[IntArray, int]]:
+    """Sequences that are read together, by their indices, and the new tokens of each.
+
+    `counts` are the new tokens of each, `seen` the tokens that it reads.
+    """
     everyone = np.arange(len(counts))
-    if int(counts.max()) == 1:
-        return [(everyone, 1)]
-    parts = []
+    parts: list[tuple[IntArray, int]] = []
     for num_new in np.unique(counts).tolist():
         members = everyone[counts == num_new]
-        together = 1 if num_new > _MOST_SIDE_BY_SIDE else len(members)
-        parts += [
-            (members[start : start + together], num_new)
-            for start in range(0, len(members), together)
-        ]
+        if num_new > _MOST_SIDE_BY_SIDE:
+            parts += [(members[place : place + 1], num_new) for place in range(len(members))]
+        else:
+            parts += [(alike, num_new) for alike in _alike(members, seen[members])]
+    return parts
+
+
+def _alike(members: IntArray, seen: IntArray) -> list[IntArray]:
+    """`members` in parts of which none is padded to more than about twice what it reads.
+
+    One long context among short ones would else be read once for each of them.
+    """
+    if len(seen) * int(seen.max()) <= 2 * int(seen.sum()) + _FREE_PADDING:
+        return [members]
+    parts, order = [], np.argsort(-seen, kind="stable")
+    while len(order):
+        count = int((seen[order] * 2 >= seen[order[0]]).sum())  # a descending list's beginning
+        parts.append(np.sort(members[order[:count]]))
+        order = order[count:]
     return parts
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmserve.runners import torch_attention
 from llmserve.runners.cache_groups import LayerGroup
 from llmserve.runners.protocol import Batch, GroupTables
 from llmserve.runners.torch_attention import PagedAttention
@@ -94,7 +95,7 @@ SHARES = {
 )
 @pytest.mark.parametrize("garbage", [0.0, math.nan])
 @pytest.mark.parametrize("window", [None, 1, 3, 6, 16])
-@pytest.mark.parametrize("mode", ["fast", "token by token"])
+@pytest.mark.parametrize("mode", ["fast", "apart by length", "token by token"])
 def test_attention_equals_dense_attention(
     shares: list[tuple[int, int]],
     num_heads: int,
@@ -103,7 +104,10 @@ def test_attention_equals_dense_attention(
     garbage: float,
     window: int | None,
     mode: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if mode == "apart by length":
+        monkeypatch.setattr(torch_attention, "_FREE_PADDING", 0)
     rng = np.random.default_rng(len(shares) + head_dim)
     cache = make_cache(num_kv_heads, head_dim, window)
     cache.keys[0][: cache.null_slots[0]] = garbage  # what former owners of the blocks left
@@ -131,7 +135,9 @@ def test_attention_equals_dense_attention(
         wanted.append(dense(q, k, v, window))
     tokens = np.arange(batch.num_tokens)
     attend = (
-        PagedAttention(batch, cache) if mode == "fast" else TokenAttention(batch, cache, tokens)
+        TokenAttention(batch, cache, tokens)
+        if mode == "token by token"
+        else PagedAttention(batch, cache)
     )
     q, k, v = (torch.from_numpy(np.concatenate(new[name])) for name in "qkv")
     out = attend(0, q, k, v).numpy()
@@ -146,3 +152,15 @@ def test_null_slot_stays_zero() -> None:
     assert not cache.keys[0][cache.null_slots[0]].any()
     assert not cache.values[0][cache.null_slots[0]].any()
     assert int(cache.keys[0].flatten(1).any(dim=1).sum()) == 2
+
+
+def test_one_long_context_is_read_apart_from_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_attention, "_FREE_PADDING", 0)
+    parts = torch_attention._alike(np.array([3, 5, 6, 8, 9]), np.array([10, 900, 12, 8, 500]))
+    assert [part.tolist() for part in parts] == [[5, 9], [3, 6, 8]]
+
+
+def test_contexts_of_like_length_and_small_ones_are_read_together() -> None:
+    for seen in ([10, 12, 8], [1000, 1100, 900], [1, 200, 3]):
+        parts = torch_attention._alike(np.arange(3), np.array(seen))
+        assert [part.tolist() for part in parts] == [[0, 1, 2]]
