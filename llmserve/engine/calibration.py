@@ -27,6 +27,10 @@ __all__ = ["MOST_TOKENS", "Calibration", "calibrate", "measure_cost"]
 MOST_TOKENS = 2048
 """Largest step that is tried; beyond it a CPU gains nothing."""
 
+HEADROOM = 0.8
+"""Share of the time given that a step timed alone may take: the rest is for what decodes read, and for
+a machine that is not always as fast as it was at load."""
+
 SIZES = (1, 8, 32, 64, 128, 256, 512, 1024, MOST_TOKENS)
 REPEATS = 3
 
@@ -55,7 +59,7 @@ def calibrate(
     `config.max_num_seqs`: a step must be able to advance every running sequence.
     """
     times = _measure(runner, config, max_step_s=max_step_s, clock=clock)
-    most = _largest(times, max_step_s)
+    most = _largest(times, HEADROOM * max_step_s)
     most = max(most - most % 16, config.max_num_seqs, 16)
     most = min(most, max(config.max_batched_tokens, config.max_num_seqs))
     cost = _fit(times)
