@@ -28,8 +28,8 @@ MOST_TOKENS = 2048
 """Largest step that is tried; beyond it a CPU gains nothing."""
 
 HEADROOM = 0.8
-"""Share of the time given that a step timed alone may take: the rest is for what decodes read, and for
-a machine that is not always as fast as it was at load."""
+"""Share of the time given that a step timed alone may take: the rest is for what decodes read, and
+for a machine that is not always as fast as it was at load."""
 
 SIZES = (1, 8, 32, 64, 128, 256, 512, 1024, MOST_TOKENS)
 REPEATS = 3
