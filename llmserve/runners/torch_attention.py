@@ -36,10 +36,8 @@ class PagedAttention:
 
     def __init__(self, batch: Batch, cache: PagedCache) -> None:
         self._group_of = cache.group_of
-        self._plans = [
-            _find_run(batch, cache, group) or _Reads(batch, cache, group)
-            for group in range(len(cache.groups))
-        ]
+        plan = _plan_single if batch.num_tokens == 1 else _Reads
+        self._plans = [plan(batch, cache, group) for group in range(len(cache.groups))]
 
     def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write `k`, `v` [T, KV, D]; return the attention of `q` [T, H, D] as [T, H, D]."""
@@ -47,36 +45,50 @@ class PagedAttention:
 
 
 @dataclass(slots=True)
-class _Run:
-    """A step of one token that sees slots `first`..`first + length - 1`, its own last."""
+class _Single:
+    """A step of one token: what it sees, its own slot last."""
 
     cache: PagedCache
+    new_slot: int
     first: int
+    """Where its slots begin, if they are neighbours."""
     length: int
+    slots: Tensor | None
+    """[length] all of them, if they are not."""
 
     def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Read the cache where it lies."""
-        cache, last = self.cache, self.first + self.length - 1
-        cache.keys[layer_index].narrow(0, last, 1).copy_(k)
-        cache.values[layer_index].narrow(0, last, 1).copy_(v)
-        keys = cache.whole_keys[layer_index].narrow(2, self.first, self.length)
-        values = cache.whole_values[layer_index].narrow(2, self.first, self.length)
+        """Read the cache where it lies, or gather it."""
+        cache = self.cache
+        cache.keys[layer_index].narrow(0, self.new_slot, 1).copy_(k)
+        cache.values[layer_index].narrow(0, self.new_slot, 1).copy_(v)
+        keys, values = cache.whole_keys[layer_index], cache.whole_values[layer_index]
+        if self.slots is None:
+            keys = keys.narrow(2, self.first, self.length)
+            values = values.narrow(2, self.first, self.length)
+        else:
+            keys = cache.keys[layer_index].index_select(0, self.slots).transpose(0, 1)[None]
+            values = cache.values[layer_index].index_select(0, self.slots).transpose(0, 1)[None]
         grouped = q.view(1, keys.shape[1], -1, q.shape[-1])
         return F.scaled_dot_product_attention(grouped, keys, values).view(q.shape)
 
 
-def _find_run(batch: Batch, cache: PagedCache, group: int) -> _Run | None:
-    """The step's only token, if what it sees lies in neighbouring blocks."""
-    if batch.num_tokens != 1:
-        return None
+def _plan_single(batch: Batch, cache: PagedCache, group: int) -> _Single:
     length, size = int(batch.context_lens[0]), cache.block_size
     window = cache.groups[group].window
     first = 0 if window is None else max(0, length - window)
-    tables = batch.groups[group].block_tables
-    table = tables[0, first // size : -(-length // size)].tolist()
-    if table != list(range(table[0], table[0] + len(table))):
-        return None
-    return _Run(cache, table[0] * size + first % size, length - first)
+    tables = batch.groups[group]
+    table = tables.block_tables[0, first // size : -(-length // size)]
+    blocks, slots = table.tolist(), None
+    if blocks != list(range(blocks[0], blocks[0] + len(blocks))):
+        all_slots = (table[:, None] * size + np.arange(size)).reshape(-1)
+        slots = cache.tensor(all_slots[first % size : first % size + length - first])
+    return _Single(
+        cache=cache,
+        new_slot=int(tables.slot_mapping[0]),
+        first=blocks[0] * size + first % size,
+        length=length - first,
+        slots=slots,
+    )
 
 
 @dataclass(slots=True)
