@@ -93,7 +93,12 @@ def test_the_playground_streams_and_shows_payloads_as_text(folder: Path, page: A
 
 
 def test_escape_stops_the_request_on_the_server_too(folder: Path, page: Any) -> None:
-    with local_server(folder, step_s=0.02) as server, server.listening() as (host, port):
+    # A text of its own: the seed is the page's, and a drawn one may end at any token.
+    script = answer_with("Once upon a time there was a dog. " * 20, folder)
+    with (
+        local_server(folder, script=script, step_s=0.02) as server,
+        server.listening() as (host, port),
+    ):
         page.goto(f"http://{host}:{port}/")
         page.wait_for_selector("#status[data-kind=ok]")
         page.fill("#prompt", "Once")
