@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from llmserve.engine.engine import Engine
 from llmserve.engine.request import Request
-from llmserve.engine.startup import EngineOptions, start_engine
 from llmserve.errors import ConfigError, EngineError
 from llmserve.runners.protocol import Batch, Runner, StepResult
 from llmserve.sampling import SamplingParams
+from llmserve.startup import EngineOptions, start_engine
 
 from .cost_model import UNITS, CostModel, features
 

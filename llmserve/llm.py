@@ -13,7 +13,6 @@ from .checkpoint import Checkpoint
 from .completion import Choice, Completion, Job, Score
 from .engine.config import SpeculationConfig
 from .engine.request import Pooling, Request
-from .engine.startup import EngineOptions, start_engine
 from .engine.step_log import StepLog, open_log
 from .errors import ConfigError, EngineError, RequestError
 from .limits import Limits
@@ -21,6 +20,7 @@ from .output import TextDelta
 from .runners.protocol import Runner
 from .runners.registry import load_runner
 from .sampling import MAX_SEED, SamplingParams
+from .startup import EngineOptions, start_engine
 from .text.chat_template import ChatTemplate
 from .text.tokenizer import Tokenizer
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from llmserve.checkpoint import Checkpoint
 from llmserve.engine.engine import Engine
-from llmserve.engine.startup import EngineOptions, start_engine
 from llmserve.engine.step_log import StepLog, open_log
 from llmserve.runners.fake import FakeRunner
 from llmserve.runners.protocol import Runner, RunnerInfo
 from llmserve.runners.registry import load_runner
+from llmserve.startup import EngineOptions, start_engine
 
 from .messages import EngineSettings
 

@@ -55,7 +55,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"runners"}),),
     (frozenset({"engine"}),),
     (frozenset({"output"}), frozenset({"speculative_config"})),
-    (frozenset({"completion"}),),
+    (frozenset({"completion"}), frozenset({"startup"})),
     (frozenset({"llm"}),),
     (frozenset({"__main__", "cli", "cli_*", "demo"}),),
 )
@@ -231,3 +231,10 @@ def test_rules_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert len(list(arrow_violations(path))) == 1, name
     (tmp_path / "llmserve/llm.py").write_text("from .engine.engine import Engine")
     assert list(arrow_violations(tmp_path / "llmserve/llm.py")) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "llmserve/engine").glob("*.py")), ids=relative)
+def test_engine_has_no_clock_and_no_chance_of_its_own(path: Path) -> None:
+    """What it does follows from what it is told: so a recorded run plays again alike."""
+    forbidden = {"asyncio", "datetime", "random", "secrets", "time"}
+    assert not forbidden & {name.split(".")[0] for name, _ in imports(path)}

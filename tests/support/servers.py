@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import uvicorn
 
 from llmserve.engine.engine import Engine
-from llmserve.engine.startup import start_engine
 from llmserve.limits import Limits
 from llmserve.runners.fake import FakeRunner, Script
 from llmserve.server.app import create_app, protect
@@ -41,6 +40,7 @@ from llmserve.server.messages import (
 from llmserve.server.served_model import Model, open_model
 from llmserve.server.service import Service
 from llmserve.server.settings import ServerSettings
+from llmserve.startup import start_engine
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ import pytest
 
 from llmserve.engine.calibration import HEADROOM, calibrate, measure_cost
 from llmserve.engine.config import EngineConfig
-from llmserve.engine.startup import EngineOptions, plan_engine, start_engine
 from llmserve.runners.fake import FakeRunner
 from llmserve.runners.protocol import Batch, CacheGroup
+from llmserve.startup import EngineOptions, plan_engine, start_engine
 from support.engines import make_config, make_info
 
 

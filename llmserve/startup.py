@@ -8,13 +8,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..runners.protocol import Runner
-from .calibration import MOST_TOKENS, calibrate, measure_cost
-from .config import EngineConfig, PolicyName, SpeculationConfig
-from .engine import Engine
-from .sizing import plan_cache
-from .speculator import make_drafter
-from .watcher import Watcher
+from .engine.calibration import MOST_TOKENS, calibrate, measure_cost
+from .engine.config import EngineConfig, PolicyName, SpeculationConfig
+from .engine.engine import Engine
+from .engine.sizing import plan_cache
+from .engine.speculator import make_drafter
+from .engine.watcher import Watcher
+from .runners.protocol import Runner
 
 __all__ = ["EngineOptions", "plan_engine", "start_engine"]
 
