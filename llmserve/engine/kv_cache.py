@@ -218,7 +218,6 @@ class KVCache:
                 group.copy_tail(row)
             if group.window is None:
                 group.grow(row, num_tokens)
-        sequence.num_hit_blocks = hit.num_blocks
         sequence.num_sealed_blocks = hit.num_tokens // self._block_size
 
     def _hit_keys(self, sequence: Sequence, hit: PrefixHit) -> list[bytes]:
@@ -293,11 +292,12 @@ class KVCache:
         self.begin_step()
 
     def distrust(self, sequence: Sequence) -> None:
-        """Unseal every block that a sequence has computed itself: what it holds is not sound."""
+        """Unseal every block that a sequence holds: what is in it may not be sound.
+
+        Blocks that it only found, too: the fault may lie in one, and nobody is to find it again.
+        """
         for group in self.groups:
-            first = max(int(group.num_released[sequence.row]), sequence.num_hit_blocks)
-            stop = int(group.num_blocks[sequence.row])
-            for block_id in group.tables[sequence.row, first:stop].tolist():
+            for block_id in group.held(sequence.row):
                 group.pool.unseal(block_id)
 
     def trim(self, row: int, num_tokens: int) -> None:

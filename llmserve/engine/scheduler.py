@@ -174,7 +174,9 @@ class Scheduler:
             sequence.scheduled_time = now
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = hit.num_tokens
-            if self.config.has_prefix_cache and sequence.takes_hits:
+            # Once a request: its other choices find the prompt that the first has computed.
+            is_first = sequence.choice_index == 0
+            if self.config.has_prefix_cache and is_first and sequence.takes_hits:
                 self.prefix.note(sequence.num_prompt_tokens, hit, self.config.block_size)
 
     def settle_drafts(self, chunk: Chunk, num_accepted: int) -> None:

@@ -39,8 +39,6 @@ class Sequence:
     """Its row in the table of running sequences; -1: it waits."""
     num_sealed_blocks: int = 0
     """Full blocks that need no more sealing."""
-    num_hit_blocks: int = 0
-    """Blocks taken from the prefix cache when it was last admitted."""
     num_cached_tokens: int | None = None
     """Tokens of the first prefix-cache hit; None: never admitted."""
     scheduled_time: float | None = None

@@ -195,6 +195,35 @@ def test_use_is_counted_in_tokens_and_blocks_of_first_admissions() -> None:
     assert (stats.num_prefix_block_queries, stats.num_prefix_block_hits) == (6 + 6 + 4, 0 + 6 + 2)
 
 
+def test_choices_of_one_request_are_one_lookup() -> None:
+    engine = make_engine()
+    ask(engine, "a", PROMPT, n=4)
+    stats = engine.stats()
+    assert (stats.num_prefix_queries, stats.num_prefix_hits) == (len(PROMPT), 0)
+
+
+def test_poisoned_block_is_not_found_again_by_those_who_only_found_it() -> None:
+    """The one who computed it may be gone before anybody sees that its numbers are unusable."""
+
+    class Poisoned(FakeRunner):
+        is_poisoned = True
+
+        def collect(self) -> StepResult:
+            result = super().collect()
+            result.is_finite = np.full(len(result.token_ids), not self.is_poisoned)
+            return result
+
+    runner = Poisoned(make_info())
+    engine = make_engine(runner, max_batched_tokens=16)
+    engine.add_request(make_request("gone", PROMPT))
+    engine.step(0.0)  # a chunk, without logits that could tell
+    engine.abort("gone")
+    victim = ask(engine, "victim", PROMPT)
+    assert (hit(victim), victim[-1].finish_reason) == (16, FinishReason.ERROR)
+    runner.is_poisoned = False
+    assert hit(ask(engine, "later", PROMPT)) == 0
+
+
 def test_resumed_request_reports_the_hit_it_reported_first() -> None:
     engine = make_engine()
     made = expected(PROMPT, 3)
