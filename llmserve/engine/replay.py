@@ -29,6 +29,7 @@ __all__ = ["ReplayReport", "replay"]
 Record = list[Any]
 
 OUTCOMES = ("work", "drawn")
+REASONS = frozenset(FinishReason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ class _Replay:
         match record:
             case ["add", dict() as values]:
                 self._add(values)
-            case ["abort", str() as request_id, str() as reason]:
+            case ["abort", str() as request_id, str() as reason] if reason in REASONS:
                 self._engine.abort(request_id, FinishReason(reason))
             case ["finish", str() as request_id, int() as choice_index]:
                 self._engine.finish(request_id, choice_index)
@@ -96,7 +97,7 @@ class _Replay:
             case ["now", int() | float() as now]:
                 self._step(float(now), outcome)
             case _:
-                raise DataError(f"the step log holds an unknown record {record[0]!r}")
+                raise DataError(f"the step log holds a record that cannot be played: {record[:3]}")
 
     def _add(self, values: dict[str, Any]) -> None:
         self._num_requests += 1
@@ -120,7 +121,7 @@ def _grouped(records: Iterator[Record]) -> Iterator[tuple[Record, list[Record]]]
     outcome: list[Record] = []
     for record in records:
         if record[0] in OUTCOMES and current is not None:
-            outcome.append(record)
+            outcome.append(_checked(record))
             continue
         if current is not None:
             yield current, outcome
@@ -128,6 +129,19 @@ def _grouped(records: Iterator[Record]) -> Iterator[tuple[Record, list[Record]]]
     # A run that was killed may have left its last step without an outcome: it is not played.
     if current is not None and (current[0] != "now" or outcome):
         yield current, outcome
+
+
+def _checked(record: Record) -> Record:
+    """An outcome whose parts are lists; what is in them is compared and need not be sound."""
+    match record:
+        case ["drawn", list(), list()]:
+            return record
+        case ["work", list() as work, list()] if all(
+            isinstance(entry, list) and len(entry) == 4 and isinstance(entry[3], list)
+            for entry in work
+        ):
+            return record
+    raise DataError(f"the step log holds an outcome that cannot be read: {record[0]!r}")
 
 
 class _StepFailedError(EngineError):

@@ -168,6 +168,30 @@ def test_file_that_is_no_step_log_is_refused(tmp_path: Path, text: str, message:
         replay(path)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '["abort", "r1", "boredom"]',
+        '["work", [[1, 0]], []]',
+        '["drawn", 7, []]',
+        '["drawn", ["x"], []]',
+        '["drawn", [1], [9]]',
+        '["dance"]',
+        '["add", {}]',
+    ],
+)
+def test_damaged_record_is_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "steps.jsonl"
+    record(path)
+    lines = path.read_text().splitlines()
+    kind = json.loads(line)[0]
+    same = [i for i, text in enumerate(lines) if text.startswith(f'["{kind}"')]
+    place = same[0] if same else 20
+    path.write_text("\n".join([*lines[:place], line, *lines[place + 1 :]]) + "\n")
+    with pytest.raises(DataError, match="step log"):
+        replay(path)
+
+
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         replay(tmp_path / "none.jsonl")
