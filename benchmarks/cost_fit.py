@@ -36,6 +36,7 @@ NUM_SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXT_SHARES = (0.1, 0.4, 0.8)
 LONGEST_PROMPT = 2048
 STEPS_TOGETHER = 8
+ROUNDING = 1e-12
 REPEATS = 3
 
 
@@ -211,12 +212,15 @@ def non_negative_least_squares(columns: FloatArray, target: FloatArray) -> Float
     """
     scale = np.linalg.norm(columns, axis=0)
     scale[scale == 0] = 1.0
-    best, least = np.zeros(columns.shape[1]), float(target @ target)
+    whole = float(target @ target)
+    best, least = np.zeros(columns.shape[1]), whole
     for chosen in _sets(columns.shape[1]):
         scaled = columns[:, chosen] / scale[chosen]
         x, *_ = np.linalg.lstsq(scaled, target, rcond=None)
         error = float(((scaled @ x - target) ** 2).sum())
-        if (x >= 0).all() and error < least:
+        # Fewer columns come first, and more of them must be better than by rounding: where two
+        # cannot be told apart (one sequence in every step), one of them carries the cost.
+        if (x >= 0).all() and error < least - ROUNDING * whole:
             best, least = np.zeros(columns.shape[1]), error
             best[chosen] = x / scale[chosen]
     return best

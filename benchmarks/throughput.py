@@ -107,7 +107,7 @@ def bench_throughput(options: ThroughputOptions) -> int:
         ConfigError: the prompts and answers do not fit the model or its cache.
     """
     most = options.concurrency[-1]
-    with LLM(options.model, max_num_seqs=most, max_batched_tokens=max(512, most)) as llm:
+    with LLM(options.model, max_num_seqs=most) as llm:
         _check_fits(options, llm.engine)
         settings: dict[str, Rate] = {
             _name(n): _engine_setting(llm.engine, options, n) for n in options.concurrency

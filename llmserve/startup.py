@@ -69,14 +69,13 @@ def plan_engine(
 ) -> EngineConfig:
     """The sizes; runs the runner for a moment where something has to be measured."""
     most = options.max_batched_tokens
-    config = _plan(runner, options, most or max(MOST_TOKENS, options.max_num_seqs), draft_runner)
+    config = _plan(runner, options, most or MOST_TOKENS, draft_runner)
     if most is None:
         found = calibrate(runner, config, max_step_s=options.max_step_s, clock=time.perf_counter)
         if found.full_step_s > options.max_step_s:
             _log.warning(
-                "a step of %d tokens, the least that %d sequences need, takes %.0f ms, above the "
-                "%.0f ms asked for", found.max_batched_tokens, options.max_num_seqs,
-                1e3 * found.full_step_s, 1e3 * options.max_step_s,
+                "a step of %d tokens, the least there is, takes %.0f ms; %.0f ms were asked for",
+                found.max_batched_tokens, 1e3 * found.full_step_s, 1e3 * options.max_step_s,
             )  # fmt: skip
         config = dataclasses.replace(
             _plan(runner, options, found.max_batched_tokens, draft_runner),

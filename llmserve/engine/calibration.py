@@ -1,10 +1,10 @@
 """How many tokens a step may have, found by trying: a full step is to stay under a given time.
 
 The largest step decides how long everybody waits while somebody's prompt is computed, and a small
-one wastes the machine. So at load a few steps of each size are timed: as many decodes as may run,
-and behind them a chunk at the end of the longest prompt, which is the dearest. What decodes read of
-a full cache comes on top: it does not depend on the number. That is fixed for the engine's life and
-written to its step log.
+one wastes the machine. So at load a few steps of each size are timed, made of the dearest tokens
+there are: a chunk at the end of the longest prompt, beside one decode that waits for it. What
+decodes read of a full cache comes on top: it does not depend on the number. That is fixed for the
+engine's life and written to its step log.
 
 The engine has no clock; the caller lends one.
 """
@@ -31,6 +31,8 @@ HEADROOM = 0.8
 """Share of the time given that a step timed alone may take: the rest is for what decodes read, and
 for a machine that is not always as fast as it was at load."""
 
+LONGEST_TRIAL_S = 0.25
+
 SIZES = (1, 8, 32, 64, 128, 256, 512, 1024, MOST_TOKENS)
 REPEATS = 3
 
@@ -55,13 +57,12 @@ def calibrate(
     """Time steps of growing size until one is too long.
 
     `config` gives context, block size and most sequences; its `max_batched_tokens` is the largest
-    size tried. The runner's cache is allocated anew, for one sequence. The result is at least
-    `config.max_num_seqs`: a step must be able to advance every running sequence.
+    size tried. The runner's cache is allocated anew, for one sequence. The result is a block at
+    least: less prefill is never scheduled.
     """
     times = _measure(runner, config, max_step_s=max_step_s, clock=clock)
     most = _largest(times, HEADROOM * max_step_s)
-    most = max(most - most % 16, config.max_num_seqs, 16)
-    most = min(most, max(config.max_batched_tokens, config.max_num_seqs))
+    most = max(most - most % config.block_size, config.block_size)
     cost = _fit(times)
     return Calibration(
         max_batched_tokens=most, full_step_s=_interpolate(times, most, cost), step_cost=cost
@@ -69,8 +70,11 @@ def calibrate(
 
 
 def measure_cost(runner: Runner, config: EngineConfig, *, clock: Clock) -> StepCost:
-    """The cost of steps up to `config.max_batched_tokens`, for speculation."""
-    return _fit(_measure(runner, config, max_step_s=float("inf"), clock=clock))
+    """The cost of steps up to `config.max_batched_tokens`, for speculation.
+
+    Only as far as a step takes `LONGEST_TRIAL_S`: nobody guesses in longer ones.
+    """
+    return _fit(_measure(runner, config, max_step_s=LONGEST_TRIAL_S, clock=clock))
 
 
 def _measure(
@@ -140,19 +144,15 @@ def _num_blocks(info: RunnerInfo, config: EngineConfig) -> tuple[int, ...]:
 
 
 def _full_step(info: RunnerInfo, config: EngineConfig, num_tokens: int) -> Batch:
-    """Decodes for half the step, as far as sequences may run, and chunks at the end of the context.
+    """One short decode, and chunks at the end of the context: the dearest tokens there are.
 
-    The decodes are short: what a long one reads takes its time whatever the step's size. All
-    sequences use the same blocks: what they read is as much as if each had its own.
+    All sequences use the same blocks: what they read is as much as if each had its own.
     """
     length = config.max_seq_len
-    num_decodes = min(config.max_num_seqs - 1, num_tokens // 2)
-    rest = num_tokens - num_decodes
-    lengths = [1] * num_decodes + [length] * (rest // length)
-    if rest % length:
-        lengths.append(rest % length)
-    contexts = [min(length, config.block_size)] * num_decodes
-    contexts += [length] * (len(lengths) - num_decodes)
+    lengths = [1] + [length] * ((num_tokens - 1) // length)
+    if (num_tokens - 1) % length:
+        lengths.append((num_tokens - 1) % length)
+    contexts = [min(length, config.block_size)] + [length] * (len(lengths) - 1)
     positions = np.concatenate(
         [np.arange(end - count, end) for end, count in zip(contexts, lengths, strict=True)]
     )

@@ -68,9 +68,10 @@ class EngineConfig:
     max_seq_len: int
     """Most tokens of one sequence, prompt and answer together; each pool holds at least one."""
     max_batched_tokens: int = 512
-    """Most tokens in one step, decodes and prefill chunks together."""
+    """Most tokens in one step, decodes and prefill chunks together. Every decode goes on all the
+    same, and prefill always gets a block's tokens: where many decode, a step may have that many."""
     max_num_seqs: int = 64
-    """Most sequences running at once; at most `max_batched_tokens`, so that each can decode."""
+    """Most sequences running at once."""
     has_prefix_cache: bool = True
     """Whether blocks are shared between requests with equal beginnings."""
     policy: PolicyName = "fcfs"
@@ -97,11 +98,6 @@ class EngineConfig:
             raise ConfigError(f"policy must be fcfs, priority or fair, got {self.policy!r}")
         if any(not weight > 0 for weight in self.tenant_weights.values()):
             raise ConfigError("a tenant's weight must be above 0")
-        if self.max_num_seqs > self.max_batched_tokens:
-            raise ConfigError(
-                f"max_num_seqs ({self.max_num_seqs}) is above max_batched_tokens "
-                f"({self.max_batched_tokens}): a step could not advance every running sequence"
-            )
         speculation = self.speculation
         if speculation is not None and speculation.num_draft_tokens >= self.block_size:
             raise ConfigError(

@@ -2,8 +2,8 @@
 
 One budget of tokens serves decodes and prefill together (Sarathi-Serve, Agrawal et al. 2024,
 arXiv:2403.02310, section 4): every running sequence that decodes gets its one token first, what
-is left goes to prefill in chunks, in order of service. So a long prompt delays nobody's next
-token by more than one step of the budget's size.
+is left goes to prefill in chunks, in order of service, a block's tokens at the least. So a long
+prompt delays nobody's next token by more than one step of the budget's size.
 
 When the pool is empty the newest sequence is preempted: its blocks are freed, and it waits with
 its tokens to be computed again, from whatever the prefix cache still has of them. The oldest is
@@ -86,7 +86,9 @@ class Scheduler:
         self.kv.begin_step()
         step = Step()
         self._schedule_decodes(step)
-        budget = self.config.max_batched_tokens - len(step.decodes)
+        # A block at least: else prompts would crawl while many decode, and batches never fill.
+        left = self.config.max_batched_tokens - len(step.decodes)
+        budget = max(left, self.config.block_size)
         budget -= self._continue_prefill(step, budget)
         self._admit(step, budget, now)
         while step.is_empty and len(self.running) > 1:

@@ -18,7 +18,7 @@ def blocks_of_one(
     longest = -(-max_seq_len // block_size)
     if group.window is None:
         return longest
-    span = group.window - 1 + max_batched_tokens
+    span = group.window - 1 + max(max_batched_tokens, block_size)
     return min(longest, -(-span // block_size) + 1)
 
 

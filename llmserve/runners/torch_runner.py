@@ -21,6 +21,7 @@ from ..failpoints import hit
 from ..model.transformer import Transformer
 from ..model.weights import load_model
 from .cache_groups import group_layers
+from .freed_memory import keep_freed_memory
 from .protocol import (
     Batch,
     CacheGroup,
@@ -59,7 +60,7 @@ class TorchRunner:
         deterministic: bool = False,
         adapters: Sequence[Adapter] = (),
     ) -> None:
-        """Load the weights.
+        """Load the weights. On a CPU this process keeps freed memory from now on.
 
         Args:
             checkpoint: An open model folder.
@@ -74,6 +75,8 @@ class TorchRunner:
             CheckpointError: an adapter does not fit the model.
         """
         self._device = torch.device(device)
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self._dtype = _dtype_named(dtype or checkpoint.config.dtype)
         if deterministic and self._device.type != "cpu":
             raise ConfigError(f"the deterministic mode runs on cpu, not on {device}")

@@ -60,7 +60,7 @@ def test_sweep_has_a_run_for_each_size(mooncake: str, capsys: pytest.CaptureFixt
     [
         (["--kv-cache-blocks", "3"], 2, "cannot hold the trace's longest request"),
         (["--sweep-cache", "unbounded,3"], 2, "cannot hold the trace's longest request"),
-        (["--max-num-seqs", "600"], 2, "max_num_seqs (600) is above max_batched_tokens"),
+        (["--max-num-seqs", "0"], 2, "--max-num-seqs must be"),
         (["--cost-model", "none.json"], 2, "cannot read a cost model from none.json"),
         (["--cost-model", "token=1"], 2, "names token; known: base_ms"),
         (["--trace", "none"], 1, "cannot read the trace none"),

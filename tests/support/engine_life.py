@@ -85,7 +85,7 @@ def random_setting(seed: int) -> Setting:
         block_size=block_size,
         max_seq_len=MAX_SEQ_LEN,
         max_batched_tokens=max_batched_tokens,
-        max_num_seqs=rng.randint(1, 4),
+        max_num_seqs=rng.randint(1, 8),
         has_prefix_cache=rng.random() < 0.8,
         policy=rng.choice(["fcfs", "priority", "fair"]),
         speculation=speculation,

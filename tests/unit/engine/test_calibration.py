@@ -46,20 +46,26 @@ def test_full_step_stays_under_the_time_and_uses_it(token_s: float) -> None:
     assert found.step_cost.token_s == pytest.approx(token_s, rel=0.05)
 
 
-def test_step_is_never_too_small_for_every_sequence() -> None:
+def test_step_is_never_smaller_than_a_block() -> None:
     runner = TimedRunner(base_s=1.0, token_s=1.0)
     found = calibrate(runner, config_of(max_num_seqs=40), max_step_s=0.05, clock=runner.clock)
-    assert found.max_batched_tokens == 40
+    assert found.max_batched_tokens == 16
     assert found.full_step_s > 0.05
+
+
+def test_cost_is_measured_no_further_than_steps_that_anybody_guesses_in() -> None:
+    runner = TimedRunner(base_s=0.01, token_s=0.01)
+    measure_cost(runner, config_of(), clock=runner.clock)
+    assert max(batch.num_tokens for batch in runner.batches) == 32  # the first above 0.25 s
 
 
 def test_steps_tried_are_full_ones_at_the_end_of_the_longest_prompt() -> None:
     runner = TimedRunner(base_s=1e-6, token_s=1e-6)
-    calibrate(runner, config_of(max_num_seqs=8), max_step_s=1.0, clock=runner.clock)
+    calibrate(runner, config_of(), max_step_s=1.0, clock=runner.clock)
     largest = max(runner.batches, key=lambda batch: batch.num_tokens)
     assert largest.num_tokens == 2048
-    assert largest.context_lens.tolist() == [16] * 7 + [128] * (len(largest.context_lens) - 7)
-    assert (largest.cu_seqlens[1:8] - largest.cu_seqlens[:7]).tolist() == [1] * 7
+    assert largest.context_lens.tolist() == [16] + [128] * 16
+    assert largest.cu_seqlens[:3].tolist() == [0, 1, 129]
 
 
 def test_windowed_pools_smaller_than_the_context_are_enough() -> None:

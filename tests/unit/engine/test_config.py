@@ -12,11 +12,6 @@ def make_config(**changes: object) -> EngineConfig:
     return EngineConfig(**{"num_blocks": (8,), "max_seq_len": 16, **changes})  # type: ignore[arg-type]
 
 
-def test_more_sequences_than_tokens_in_a_step_are_refused() -> None:
-    with pytest.raises(ConfigError, match="could not advance"):
-        make_config(max_batched_tokens=4, max_num_seqs=5)
-
-
 @pytest.mark.parametrize("value", [0, -1, True, 1.5])
 def test_size_that_is_no_positive_whole_number_is_refused(value: object) -> None:
     with pytest.raises(ConfigError, match="block_size"):

@@ -63,6 +63,17 @@ def test_step_never_exceeds_the_budget() -> None:
     assert max(sum(shares.values()) for shares in steps.shares) == 8
 
 
+def test_more_decodes_than_the_budget_all_go_on_and_prefill_gets_a_block() -> None:
+    engine, steps = make(num_blocks=64, max_batched_tokens=4, max_num_seqs=9)
+    for order in range(8):
+        add(engine, order, 1)
+    while len(steps.shares) < 8:
+        engine.step(0.0)
+    add(engine, 8, 30)
+    engine.step(0.0)
+    assert steps.shares[-1] == {f"r{order}": 1 for order in range(8)} | {"r8": 4}
+
+
 def test_lower_priority_number_is_admitted_first() -> None:
     engine, steps = make(max_num_seqs=1, policy="priority")
     add(engine, 1, 3, priority=5)
