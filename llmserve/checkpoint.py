@@ -22,7 +22,14 @@ from .config_values import first
 from .durable import verify_manifest
 from .errors import CheckpointError, ConfigError
 from .families import parse_config, with_generation_config
-from .layouts import Family, Part, expected_tensors, linear_layers, stored_parts
+from .layouts import (
+    Family,
+    Part,
+    expected_tensors,
+    has_canonical_names,
+    linear_layers,
+    stored_parts,
+)
 from .manifest import MANIFEST
 from .model_files import Weights, check_model_folder, map_weights
 from .model_folder import save_model
@@ -132,6 +139,14 @@ class Checkpoint:
         """The values of `stored(name)`: bfloat16 as `uint16`, see `dtype_of`."""
         return self.stored(name).data
 
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Shape of the tensor `name`, quantized or not; linear ones [out, in]."""
+        part = self._part(name)
+        width = part.shape[0] if part.is_transposed else part.shape[-1]
+        return (
+            (part.stop - part.start, width) if len(part.shape) == 2 else (part.stop - part.start,)
+        )
+
     def dtype_of(self, name: str) -> str:
         """Type name of `array(name)`."""
         return self.stored(name).dtype
@@ -152,6 +167,21 @@ class Checkpoint:
             files = self._weights.file_of
             file = next(files[stored] for stored in files if stored.startswith(f"{layer}."))
             raise CheckpointError(f"{file}: {error}") from error
+
+    def quantized_parts(self, name: str) -> dict[str, StoredArray]:
+        """The tensors that hold the quantized weight `name`, by the end of their names.
+
+        For who has a layout of its own: views of the files, types and shapes checked.
+
+        Raises:
+            CheckpointError: the tensor `name` is not quantized.
+        """
+        if not self.is_quantized(name) or self.quantization is None:
+            raise CheckpointError(f"{self.path}: {name} is not quantized")
+        layer = name.removesuffix(".weight")
+        shape = cast(tuple[int, int], self._part(name).shape)
+        specs = layer_specs(self.quantization, layer, shape) or {}
+        return {stored.removeprefix(f"{layer}."): self._weights.arrays[stored] for stored in specs}
 
     def float32(self, name: str) -> Float32Array:
         """The tensor `name` as float32, dequantized if it is quantized. Raises as `linear` does."""
@@ -177,8 +207,10 @@ def _read_config(
             if not isinstance(rendered, dict):
                 raise ConfigError("quantization_config must be an object")
             quantization = QuantizationConfig.parse(rendered)
-            if values["model_type"] == "gpt2":
-                raise ConfigError("quantized weights of model_type 'gpt2' are not supported")
+            if not has_canonical_names(values["model_type"]):
+                raise ConfigError(
+                    f"quantized weights of model_type {values['model_type']!r} are not supported"
+                )
         if generation.exists():
             source = generation
             config = with_generation_config(config, read_json(generation))

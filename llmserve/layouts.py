@@ -1,46 +1,74 @@
-"""Where each family's files keep the tensors that llmserve knows under one set of names.
+"""The tensors that a model has, under one set of names, and where each family's files keep them.
 
-Canonical names are those of Hugging Face's Llama; linear weights are [out, in]. A family's stored
-tensor holds one canonical tensor or several one after another (`Part`): GPT-2 keeps query, key and
-value in one, and its linear weights as [in, out].
+Canonical names are those of Hugging Face's Llama, and of Gemma, Qwen-MoE where Llama has none;
+linear weights are [out, in]. A family's stored tensor holds one canonical tensor or several one
+after another (`Part`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 from .config import ModelConfig
+from .stored_parts import Part, Shape, gpt2_parts, mixtral_parts, phi3_parts, whole
 
 __all__ = [
+    "BlockNorms",
     "Family",
     "Part",
+    "block_norms",
     "expected_tensors",
+    "has_canonical_names",
     "is_ignored",
     "linear_layers",
     "stored_name",
     "stored_parts",
+    "written_name",
 ]
 
-Family = Literal["llama", "mistral", "gpt2", "llmserve"]
-Shape = tuple[int, ...]
+Family = Literal[
+    "llama", "mistral", "qwen2", "qwen3", "olmo2", "phi3", "gemma2", "gemma3_text", "mixtral",
+    "qwen2_moe", "qwen3_moe", "gpt2", "llmserve",
+]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """The place of one canonical tensor: rows `start` to `stop` of a stored one, once turned."""
+_HEAD_NAMES = ("lm_head.", "score.", "classifier.", "qa_outputs.")
+_BARE_NAMES = {
+    "model.": ("embed_tokens.", "layers.", "norm."),
+    "transformer.": ("wte.", "wpe.", "h.", "ln_f."),
+}
+_TRANSFORMER_SPANS = ("llama", "qwen2", "qwen3", "qwen3_moe")
 
-    name: str
-    """Name of the stored tensor."""
-    shape: Shape
-    """Shape of the stored tensor."""
-    start: int
-    """First row, along the output axis."""
-    stop: int
-    """Row after the last one."""
-    is_transposed: bool = False
-    """Whether the stored tensor is [in, out]."""
+
+class BlockNorms(NamedTuple):
+    """Names of a block's norms by their place; None where there is none.
+
+    One name has two meanings: other programs call the norm before the feed-forward
+    `post_attention_layernorm`, unless there is one after attention as well.
+    """
+
+    before_attention: str | None
+    after_attention: str | None
+    before_mlp: str | None
+    after_mlp: str | None
+
+
+_BLOCK_NORMS = {
+    "pre": BlockNorms("input_layernorm", None, "post_attention_layernorm", None),
+    "post": BlockNorms(None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "both": BlockNorms(
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+}
+
+
+def block_norms(config: ModelConfig) -> BlockNorms:
+    """The norms of every block of the model."""
+    return _BLOCK_NORMS[config.norm_placement]
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
@@ -50,48 +78,99 @@ def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
     if config.positions == "learned":
         shapes["model.embed_positions.weight"] = (config.max_seq_len, width)
     for index in range(config.num_layers):
-        layer = f"model.layers.{index}"
-        shapes |= _norm(f"{layer}.input_layernorm", config)
-        shapes |= _attention(f"{layer}.self_attn", config)
-        shapes |= _norm(f"{layer}.post_attention_layernorm", config)
-        shapes |= _mlp(f"{layer}.mlp", config)
+        shapes |= _block(config, index)
     shapes |= _norm("model.norm", config)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, width)
-    return shapes
+    return shapes | _output(config)
 
 
 def linear_layers(config: ModelConfig) -> list[str]:
-    """Names of the linear layers, without `.weight`: what can be quantized."""
+    """Names of the linear layers, without `.weight`: what can be quantized.
+
+    A router of experts, or the gate of a shared one, is none: it decides, and is small.
+    """
     names = (name.removesuffix(".weight") for name in expected_tensors(config))
     return [name for name in names if name.endswith(("_proj", "lm_head"))]
 
 
 def stored_parts(config: ModelConfig, family: Family) -> dict[str, Part]:
     """Canonical name → where the files of `family` hold it."""
+    shapes = expected_tensors(config)
     if family == "gpt2":
-        return dict(_gpt2_parts(config))
-    return {
-        name: Part(name=name, shape=shape, start=0, stop=shape[0])
-        for name, shape in expected_tensors(config).items()
-    }
+        return dict(gpt2_parts(shapes))
+    if family == "phi3":
+        return dict(phi3_parts(shapes))
+    if family == "mixtral":
+        return dict(mixtral_parts(shapes))
+    return {name: whole(name, shape) for name, shape in shapes.items()}
+
+
+def has_canonical_names(family: Family) -> bool:
+    """Whether the family's files hold each tensor by itself, under its canonical name.
+
+    Only then do they say of each linear layer by itself how it is quantized.
+    """
+    return family not in ("gpt2", "phi3", "mixtral")
 
 
 def is_ignored(name: str, family: Family) -> bool:
     """Whether a stored tensor is a constant that some programs save and none needs."""
     if family == "gpt2":
         return name.endswith((".attn.bias", ".attn.masked_bias"))
-    return family in ("llama", "mistral") and name.endswith(".rotary_emb.inv_freq")
+    return family != "llmserve" and name.endswith(".rotary_emb.inv_freq")
 
 
 def stored_name(name: str, family: Family) -> str:
     """The name that `Part` uses for a tensor called `name` in a file of `family`.
 
-    GPT-2's own files leave out the `transformer.` that programs put before all but the head.
+    Files of models without a head of their own leave out the beginning of all other names, as
+    GPT-2's have always done; and some classes for spans have GPT-2's.
     """
-    if family == "gpt2" and not name.startswith(("transformer.", "lm_head.")):
-        return f"transformer.{name}"
+    beginning = "transformer." if family == "gpt2" else "model."
+    if name.startswith((beginning, *_HEAD_NAMES)):
+        return name
+    if name.startswith("transformer.") and family not in ("gpt2", "llmserve"):
+        return beginning + name.removeprefix("transformer.")
+    return beginning + name if name.startswith(_BARE_NAMES[beginning]) else name
+
+
+def written_name(name: str, config: ModelConfig, family: Family) -> str:
+    """The name in a file of the tensor that `Part` calls `name`: as transformers looks for it."""
+    is_span = config.head is not None and config.head.kind == "span"
+    if is_span and family in _TRANSFORMER_SPANS:
+        return name.replace("model.", "transformer.", 1) if name.startswith("model.") else name
     return name
+
+
+def _output(config: ModelConfig) -> dict[str, Shape]:
+    head, width = config.head, config.hidden_size
+    if head is None:
+        tied = config.tie_word_embeddings
+        return {} if tied else {"lm_head.weight": (config.vocab_size, width)}
+    if head.kind == "embedding":
+        return {}
+    name = "qa_outputs" if head.kind == "span" else "score"
+    return _linear(name, len(head.labels), width, bias=head.kind != "sequence")
+
+
+def _block(config: ModelConfig, index: int) -> dict[str, Shape]:
+    """Tensors in the order of the computation, as far as names are free to have one."""
+    layer, norms = f"model.layers.{index}", block_norms(config)
+    feed_forward = _experts if config.has_experts(index) else _mlp
+    return {
+        **_norms(layer, (norms.before_attention,), config),
+        **_attention(f"{layer}.self_attn", config),
+        **_norms(layer, norms[1:3], config),
+        **feed_forward(f"{layer}.mlp", config),
+        **_norms(layer, (norms.after_mlp,), config),
+    }
+
+
+def _norms(layer: str, names: Iterable[str | None], config: ModelConfig) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {}
+    for name in names:
+        if name is not None:
+            shapes |= _norm(f"{layer}.{name}", config)
+    return shapes
 
 
 def _norm(name: str, config: ModelConfig) -> dict[str, Shape]:
@@ -114,12 +193,24 @@ def _attention(name: str, config: ModelConfig) -> dict[str, Shape]:
         **_linear(f"{name}.q_proj", config.q_size, width, bias=bias),
         **_linear(f"{name}.k_proj", config.kv_size, width, bias=bias),
         **_linear(f"{name}.v_proj", config.kv_size, width, bias=bias),
+        **_qk_norms(name, config),
         **_linear(f"{name}.o_proj", width, config.q_size, bias=config.attention_output_bias),
     }
 
 
-def _mlp(name: str, config: ModelConfig) -> dict[str, Shape]:
-    width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+def _qk_norms(name: str, config: ModelConfig) -> dict[str, Shape]:
+    if config.qk_norm == "none":
+        return {}
+    is_full = config.qk_norm == "full"
+    return {
+        f"{name}.q_norm.weight": (config.q_size if is_full else config.head_dim,),
+        f"{name}.k_norm.weight": (config.kv_size if is_full else config.head_dim,),
+    }
+
+
+def _mlp(name: str, config: ModelConfig, inner: int | None = None) -> dict[str, Shape]:
+    width, bias = config.hidden_size, config.mlp_bias
+    inner = config.intermediate_size if inner is None else inner
     gate = _linear(f"{name}.gate_proj", inner, width, bias=bias) if config.is_gated else {}
     return {
         **gate,
@@ -128,42 +219,13 @@ def _mlp(name: str, config: ModelConfig) -> dict[str, Shape]:
     }
 
 
-_GPT2_NAMES = {
-    "input_layernorm": "ln_1",
-    "self_attn.o_proj": "attn.c_proj",
-    "post_attention_layernorm": "ln_2",
-    "mlp.up_proj": "mlp.c_fc",
-    "mlp.down_proj": "mlp.c_proj",
-}
-_GPT2_TOP_NAMES = {
-    "model.embed_tokens.weight": "transformer.wte.weight",
-    "model.embed_positions.weight": "transformer.wpe.weight",
-    "model.norm.weight": "transformer.ln_f.weight",
-    "model.norm.bias": "transformer.ln_f.bias",
-    "lm_head.weight": "lm_head.weight",
-}
-_GPT2_FUSED = {"self_attn.q_proj": 0, "self_attn.k_proj": 1, "self_attn.v_proj": 2}
-
-
-def _gpt2_parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
-    for name, shape in expected_tensors(config).items():
-        if name in _GPT2_TOP_NAMES:
-            yield name, Part(name=_GPT2_TOP_NAMES[name], shape=shape, start=0, stop=shape[0])
-            continue
-        _, _, index, inner = name.split(".", 3)
-        layer, _, kind = inner.rpartition(".")
-        is_fused = layer in _GPT2_FUSED
-        stored = "attn.c_attn" if is_fused else _GPT2_NAMES[layer]
-        rows = shape[0]
-        start = _GPT2_FUSED.get(layer, 0) * rows
-        whole = (3 * rows if is_fused else rows, *shape[1:])
-        yield (
-            name,
-            Part(
-                name=f"transformer.h.{index}.{stored}.{kind}",
-                shape=whole[::-1],
-                start=start,
-                stop=start + rows,
-                is_transposed=len(shape) == 2,
-            ),
-        )
+def _experts(name: str, config: ModelConfig) -> dict[str, Shape]:
+    experts, width = config.experts, config.hidden_size
+    assert experts is not None, "a layer with experts in a model without"
+    shapes: dict[str, Shape] = {f"{name}.gate.weight": (experts.num_experts, width)}
+    for index in range(experts.num_experts):
+        shapes |= _mlp(f"{name}.experts.{index}", config, experts.intermediate_size)
+    if experts.shared_intermediate_size is not None:
+        shapes |= _mlp(f"{name}.shared_expert", config, experts.shared_intermediate_size)
+        shapes[f"{name}.shared_expert_gate.weight"] = (1, width)
+    return shapes

@@ -17,7 +17,14 @@ from .config import ModelConfig
 from .durable import StagedFolder, write_bytes, write_json
 from .errors import CheckpointError, ConfigError
 from .families import Family, family_of, render_config, render_generation_config
-from .layouts import Part, expected_tensors, linear_layers, stored_parts
+from .layouts import (
+    Part,
+    expected_tensors,
+    has_canonical_names,
+    linear_layers,
+    stored_parts,
+    written_name,
+)
 from .quant.bnb import BitsAndBytesLinear
 from .quant.dtypes import StoredArray, from_float32
 from .quant.groups import QuantizedLinear
@@ -80,8 +87,8 @@ def save_model(
         if isinstance(value, QuantizedLinear | BitsAndBytesLinear)
     }
     family = family_of(config)
-    if family == "gpt2" and quantized:
-        family = "llmserve"  # no other program reads quantized weights in GPT-2's [in, out] layout
+    if quantized and not has_canonical_names(family):
+        family = "llmserve"  # what is joined or turned there has no quantized form
     values = render_config(config, family)
     if quantized:
         plain = tuple(name for name in linear_layers(config) if name not in quantized)
@@ -129,7 +136,8 @@ def _to_stored(
         if not isinstance(value, StoredArray):
             value = from_float32(value.astype(np.float32, copy=False), config.dtype)
         pieces.setdefault(part.name, []).append((part, value))
-    return stored | {name: _join(parts) for name, parts in pieces.items()}
+    stored |= {name: _join(parts) for name, parts in pieces.items()}
+    return {written_name(name, config, family): array for name, array in stored.items()}
 
 
 def _join(pieces: list[tuple[Part, StoredArray]]) -> StoredArray:

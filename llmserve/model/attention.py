@@ -15,11 +15,11 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import ConfigError
+from .scores import Scores
 
 __all__ = ["Attend", "CausalAttention", "DenseCache"]
 
@@ -35,12 +35,12 @@ class CausalAttention:
     """Every token of a whole row [B, T] attends to itself and those before it."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self._config = config
+        self._config, self._scores = config, Scores.of(config)
 
     def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, T, H, D], k and v [B, T, KV, D] → [B, T, H, D]."""
         window = self._config.window_of(layer_index)
-        return _attend(q, k.transpose(1, 2), v.transpose(1, 2), window)
+        return _attend(self._scores, q, k.transpose(1, 2), v.transpose(1, 2), window)
 
 
 class DenseCache:
@@ -59,7 +59,7 @@ class DenseCache:
         device: torch.device | str = "cpu",
     ) -> None:
         """Allocate room for `max_len` tokens in each row (None: the model's whole context)."""
-        self._config = config
+        self._config, self._scores = config, Scores.of(config)
         self.length = 0
         """Tokens kept in each row."""
         self.max_len = max_len or config.max_seq_len
@@ -82,10 +82,10 @@ class DenseCache:
         values[:, :, start:] = v.transpose(1, 2)
         if layer_index == len(self._keys) - 1:
             self.length = end
-        return _attend(q, keys, values, self._config.window_of(layer_index))
+        return _attend(self._scores, q, keys, values, self._config.window_of(layer_index))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+def _attend(scores: Scores, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """q [B, T, H, D] of the last T tokens, k and v [B, KV, S, D] of all → [B, T, H, D]."""
     num_new, past = q.shape[1], k.shape[2] - q.shape[1]
     if window is not None and past >= window:  # what no query sees is not read
@@ -97,12 +97,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         mask = torch.ones(num_new, past + num_new, dtype=torch.bool, device=q.device).tril_(past)
         if window is not None:
             mask.triu_(past - window + 1)
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k,
-        v,
-        attn_mask=mask,
-        is_causal=mask is None and num_new > 1,
-        enable_gqa=k.shape[1] != q.shape[2],
-    )
+    is_causal = mask is None and num_new > 1
+    out = scores.attend(q.transpose(1, 2), k, v, mask=mask, is_causal=is_causal)
     return out.transpose(1, 2)

@@ -1,14 +1,12 @@
-"""The parts of a decoder: projections, norms, positions, attention's projections, feed-forward.
+"""The smallest parts of a decoder: projections, norms, positions.
 
-Written from torch's primitive operations. Query, key and value share one matrix product, as do
-gate and input of the feed-forward: at one row, what counts is how few operations there are and how
-few times memory is walked.
+Written from torch's primitive operations.
 
 Sources: RMSNorm arXiv 1910.07467; RoPE arXiv 2104.09864, in the halves layout of Hugging Face's
-Llama; its scaling for long contexts arXiv 2306.15595 (linear) and Llama 3.1; SwiGLU arXiv
-2002.05202; sinusoids arXiv 1706.03762, section 3.5.
+Llama; its scaling for long contexts arXiv 2306.15595 (linear) and Llama 3.1; sinusoids arXiv
+1706.03762, section 3.5.
 
-Shapes: T tokens, E hidden_size, H query heads, KV key heads, D head_dim; leading axes are free.
+Shapes: T tokens, E hidden_size, D head_dim, R rotary_size; leading axes are free.
 """
 
 from __future__ import annotations
@@ -21,15 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from .adapt import Adapt, project
-from .attention import Attend
 
 __all__ = [
-    "Attention",
     "Embedding",
     "LayerNorm",
     "Linear",
-    "Mlp",
     "RmsNorm",
     "RotaryTable",
     "Rotation",
@@ -70,14 +64,19 @@ class Embedding(nn.Module):
 class RmsNorm(nn.Module):
     """Division by the root of the mean square; the sum is made in float32."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
+        """Scale by the weight plus `offset`."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
-        self.eps = eps
+        self.eps, self.offset = eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., E] → [..., E]."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        """[..., width] → [..., width]."""
+        if not self.offset:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # In float32 throughout: 1 + a small weight would lose the weight in bfloat16.
+        weight = self.weight.float() + self.offset
+        return F.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -96,15 +95,22 @@ class LayerNorm(nn.Module):
 
 def make_norm(config: ModelConfig) -> RmsNorm | LayerNorm:
     """The norm that the configuration asks for."""
-    kind = RmsNorm if config.norm == "rmsnorm" else LayerNorm
-    return kind(config.hidden_size, config.norm_eps)
+    if config.norm == "layernorm":
+        return LayerNorm(config.hidden_size, config.norm_eps)
+    return RmsNorm(config.hidden_size, config.norm_eps, config.norm_weight_offset)
 
 
-def rotary_frequencies(config: ModelConfig) -> Tensor:
-    """Angle per position of each pair of a head's values, float32 [D / 2], on the CPU."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
-    frequencies = 1.0 / config.rope_theta ** (exponents / config.head_dim)
-    scaling = config.rope_scaling
+def rotary_frequencies(config: ModelConfig, *, is_local: bool = False) -> Tensor:
+    """Angle per position of each pair of a head's values, float32 [R / 2], on the CPU.
+
+    `is_local` asks for the layers with `ModelConfig.has_local_rope`.
+    """
+    theta, scaling = config.rope_theta, config.rope_scaling
+    if is_local and config.local_rope_theta is not None:
+        theta, scaling = config.local_rope_theta, None
+    size = config.rotary_size
+    exponents = torch.arange(0, size, 2, dtype=torch.float32, device="cpu")
+    frequencies = 1.0 / theta ** (exponents / size)
     if scaling is None:
         return frequencies
     slowed = frequencies / scaling.factor
@@ -120,8 +126,8 @@ def rotary_frequencies(config: ModelConfig) -> Tensor:
 class Rotation(NamedTuple):
     """How far each token's pairs are turned; broadcast over leading axes and heads."""
 
-    cos: Tensor  # [..., T, 1, 1, D/2]
-    signed_sin: Tensor  # [..., T, 1, 2, D/2]: -sin for the first half, sin for the second
+    cos: Tensor  # [..., T, 1, 1, R/2]
+    signed_sin: Tensor  # [..., T, 1, 2, R/2]: -sin for the first half, sin for the second
 
 
 class RotaryTable:
@@ -130,9 +136,9 @@ class RotaryTable:
     Not a module: a model that is turned to bfloat16 must keep them exact.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, is_local: bool = False) -> None:
         self._max_seq_len = config.max_seq_len
-        self._frequencies = rotary_frequencies(config)
+        self._frequencies = rotary_frequencies(config, is_local=is_local)
         self._table = self._make(min(config.max_seq_len, _FIRST_ROTARY_ROWS))
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
@@ -142,7 +148,7 @@ class RotaryTable:
             self._table = self._make(min(self._max_seq_len, doubled))
         if self._table.device != positions.device:
             self._table = self._table.to(positions.device)
-        rows = self._table[positions].to(dtype).unsqueeze(-3)  # [..., T, 1, 3, D/2]
+        rows = self._table[positions].to(dtype).unsqueeze(-3)  # [..., T, 1, 3, R/2]
         return Rotation(rows[..., :1, :], rows[..., 1:, :])
 
     def _make(self, count: int) -> Tensor:
@@ -153,8 +159,11 @@ class RotaryTable:
 
 
 def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each head's pairs (i, i + D/2): [..., T, any number of heads, D] → the same shape."""
-    halves = heads.view(*heads.shape[:-1], 2, heads.shape[-1] // 2)
+    """Turn each head's pairs (i, i + R/2): [..., T, any number of heads, D] → the same shape."""
+    size = 2 * rotation.cos.shape[-1]
+    if size < heads.shape[-1]:
+        return torch.cat((rotate(heads[..., :size], rotation), heads[..., size:]), dim=-1)
+    halves = heads.view(*heads.shape[:-1], 2, size // 2)
     # (a, b) → (a cos - b sin, b cos + a sin): both halves at once.
     turned = torch.addcmul(halves * rotation.cos, halves.flip(-2), rotation.signed_sin)
     return turned.view(heads.shape)
@@ -165,57 +174,3 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device)
     angles = positions[..., None].float() / 10_000.0 ** (exponents / width)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
-
-
-class Attention(nn.Module):
-    """Projections around attention; where keys and values are kept is `attend`'s business."""
-
-    def __init__(self, config: ModelConfig, layer_index: int) -> None:
-        super().__init__()
-        self.layer_index = layer_index
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.head_dim = config.head_dim
-        fused = config.q_size + 2 * config.kv_size
-        self.qkv_proj = Linear(config.hidden_size, fused, bias=config.attention_bias)
-        self.o_proj = Linear(config.q_size, config.hidden_size, bias=config.attention_output_bias)
-
-    def forward(
-        self, x: Tensor, rotation: Rotation | None, attend: Attend, adapt: Adapt | None = None
-    ) -> Tensor:
-        """[..., T, E] → [..., T, E]."""
-        qkv = project(self.qkv_proj, x, adapt, self.layer_index, "qkv_proj")
-        qkv = qkv.view(*x.shape[:-1], -1, self.head_dim)  # [..., T, H + 2 KV, D]
-        num_rotated = self.num_heads + self.num_kv_heads
-        qk, v = torch.split(qkv, [num_rotated, self.num_kv_heads], dim=-2)
-        if rotation is not None:
-            qk = rotate(qk, rotation)
-        q, k = torch.split(qk, [self.num_heads, self.num_kv_heads], dim=-2)
-        out = attend(self.layer_index, q, k, v)  # [..., T, H, D]
-        return project(self.o_proj, out.flatten(-2), adapt, self.layer_index, "o_proj")
-
-
-class Mlp(nn.Module):
-    """Feed-forward: gated SiLU, or one hidden layer with GELU."""
-
-    def __init__(self, config: ModelConfig, layer_index: int) -> None:
-        super().__init__()
-        self.layer_index = layer_index
-        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.activation = config.activation
-        if config.is_gated:
-            self.gate_up_proj = Linear(width, 2 * inner, bias=bias)
-        else:
-            self.up_proj = Linear(width, inner, bias=bias)
-        self.down_proj = Linear(inner, width, bias=bias)
-
-    def forward(self, x: Tensor, adapt: Adapt | None = None) -> Tensor:
-        """[..., E] → [..., E]."""
-        if self.activation == "swiglu":
-            both = project(self.gate_up_proj, x, adapt, self.layer_index, "gate_up_proj")
-            gate, up = both.chunk(2, dim=-1)
-            inner = F.silu(gate) * up
-        else:
-            approximate = "tanh" if self.activation == "gelu_tanh" else "none"
-            inner = project(self.up_proj, x, adapt, self.layer_index, "up_proj")
-            inner = F.gelu(inner, approximate=approximate)
-        return project(self.down_proj, inner, adapt, self.layer_index, "down_proj")

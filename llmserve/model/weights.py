@@ -41,7 +41,7 @@ def load_model(
     state = {}
     for name, meta in model.named_parameters():
         parameter = torch.empty(meta.shape, dtype=dtype, device=device)
-        for part, rows in _parts(name, config):
+        for part, rows in _parts(name, len(parameter), config):
             parameter[rows] = _read(checkpoint, part).to(device)
         state[name] = parameter
     model.load_state_dict(state, assign=True)
@@ -53,7 +53,7 @@ def canonical_tensors(model: Transformer) -> dict[str, Tensor]:
     return {
         part: parameter.detach()[rows]
         for name, parameter in model.named_parameters()
-        for part, rows in _parts(name, model.config)
+        for part, rows in _parts(name, len(parameter), model.config)
     }
 
 
@@ -83,25 +83,22 @@ def to_stored(tensor: Tensor) -> StoredArray:
     return StoredArray(dtype, tensor.numpy().view(NUMPY_DTYPES[dtype]))
 
 
-def _parts(name: str, config: ModelConfig) -> Iterator[tuple[str, slice]]:
-    """The canonical tensors that the parameter `name` joins, each with its rows."""
-    if name.startswith("lm_head."):
-        yield name, slice(None)
+def _parts(name: str, num_rows: int, config: ModelConfig) -> Iterator[tuple[str, slice]]:
+    """The canonical tensors that the parameter `name` of `num_rows` joins, each with its rows."""
+    joined = name.split(".")[-2]
+    half = num_rows // 2
+    sizes = {
+        "qkv_proj": {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size},
+        "gate_up_proj": {"gate_proj": half, "up_proj": half},
+    }.get(joined)
+    if sizes is None:
+        has_prefix = not name.startswith(("lm_head.", "score.", "qa_outputs."))
+        yield f"model.{name}" if has_prefix else name, slice(None)
         return
-    for fused, sizes in (
-        ("qkv_proj", {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}),
-        (
-            "gate_up_proj",
-            {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size},
-        ),
-    ):
-        if f".{fused}." in name:
-            start = 0
-            for part, size in sizes.items():
-                yield f"model.{name.replace(fused, part)}", slice(start, start + size)
-                start += size
-            return
-    yield f"model.{name}", slice(None)
+    start = 0
+    for part, size in sizes.items():
+        yield f"model.{name.replace(joined, part)}", slice(start, start + size)
+        start += size
 
 
 def _read(checkpoint: Checkpoint, name: str) -> Tensor:

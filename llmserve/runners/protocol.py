@@ -7,7 +7,7 @@ E hidden_size. Arrays are numpy; a runner copies what it keeps. Logits never lea
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,11 +46,14 @@ class SamplingRow:
     choice_index: int
     """Which of the request's `n` choices the row belongs to."""
     token_ids: list[int]
-    """The sequence so far, prompt first. A view: the runner must not change or keep it."""
+    """The sequence so far, prompt first; it only grows. A view: the runner must not change or keep
+    it."""
     num_prompt_tokens: int
     """How many of `token_ids` are the prompt's."""
     end_token_ids: tuple[int, ...] = ()
     """Ids that end the sequence; they must not be drawn before `min_tokens`."""
+    runner_state: Any = field(default=None, init=False, repr=False, compare=False)
+    """The runner's own: what it derived from the fields above and keeps for the next step."""
 
     @property
     def position(self) -> int:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..model.scores import Scores
 from .protocol import Batch, IntArray
 from .torch_cache import PagedCache
 
@@ -34,10 +34,10 @@ _FREE_PADDING = 2048
 class PagedAttention:
     """`Attend` for one step: built from its batch, called once per layer, then dropped."""
 
-    def __init__(self, batch: Batch, cache: PagedCache) -> None:
+    def __init__(self, batch: Batch, cache: PagedCache, scores: Scores) -> None:
         self._group_of = cache.group_of
         plan = _plan_single if batch.num_tokens == 1 else _Reads
-        self._plans = [plan(batch, cache, group) for group in range(len(cache.groups))]
+        self._plans = [plan(batch, cache, group, scores) for group in range(len(cache.groups))]
 
     def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write `k`, `v` [T, KV, D]; return the attention of `q` [T, H, D] as [T, H, D]."""
@@ -49,6 +49,7 @@ class _Single:
     """A step of one token: what it sees, its own slot last."""
 
     cache: PagedCache
+    scores: Scores
     new_slot: int
     first: int
     """Where its slots begin, if they are neighbours."""
@@ -69,10 +70,10 @@ class _Single:
             keys = cache.keys[layer_index].index_select(0, self.slots).transpose(0, 1)[None]
             values = cache.values[layer_index].index_select(0, self.slots).transpose(0, 1)[None]
         grouped = q.view(1, keys.shape[1], -1, q.shape[-1])
-        return F.scaled_dot_product_attention(grouped, keys, values).view(q.shape)
+        return self.scores.attend(grouped, keys, values).view(q.shape)
 
 
-def _plan_single(batch: Batch, cache: PagedCache, group: int) -> _Single:
+def _plan_single(batch: Batch, cache: PagedCache, group: int, scores: Scores) -> _Single:
     length, size = int(batch.context_lens[0]), cache.block_size
     window = cache.groups[group].window
     first = 0 if window is None else max(0, length - window)
@@ -84,6 +85,7 @@ def _plan_single(batch: Batch, cache: PagedCache, group: int) -> _Single:
         slots = cache.tensor(all_slots[first % size : first % size + length - first])
     return _Single(
         cache=cache,
+        scores=scores,
         new_slot=int(tables.slot_mapping[0]),
         first=blocks[0] * size + first % size,
         length=length - first,
@@ -105,8 +107,8 @@ class _Part:
 class _Reads:
     """One cache group of a step, in parts."""
 
-    def __init__(self, batch: Batch, cache: PagedCache, group: int) -> None:
-        self._cache, self._group = cache, group
+    def __init__(self, batch: Batch, cache: PagedCache, group: int, scores: Scores) -> None:
+        self._cache, self._group, self._scores = cache, group, scores
         self._new_slots = cache.tensor(batch.groups[group].slot_mapping)
         counts = np.diff(batch.cu_seqlens)
         window = cache.groups[group].window
@@ -122,10 +124,10 @@ class _Reads:
         keys.index_copy_(0, self._new_slots, k)
         values.index_copy_(0, self._new_slots, v)
         if len(self._parts) == 1:  # all tokens, in their order
-            return _attend(self._parts[0], q, keys, values)
+            return _attend(self._scores, self._parts[0], q, keys, values)
         out = torch.empty_like(q)
         for part in self._parts:
-            out[part.tokens] = _attend(part, q[part.tokens], keys, values)
+            out[part.tokens] = _attend(self._scores, part, q[part.tokens], keys, values)
         return out
 
     def _plan(self, batch: Batch, members: IntArray, num_new: int) -> _Part:
@@ -194,7 +196,7 @@ def _alike(members: IntArray, seen: IntArray) -> list[IntArray]:
     return parts
 
 
-def _attend(part: _Part, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _attend(scores: Scores, part: _Part, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """q [B * N, H, D] → the same shape."""
     _, num_heads, head_dim = q.shape
     shape = (part.count, -1, keys.shape[1], head_dim)
@@ -203,14 +205,7 @@ def _attend(part: _Part, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     if len(q) == part.count:
         # The G query heads that share a key head stand as G queries of it.
         grouped = q.reshape(part.count, k.shape[1], -1, head_dim)  # [B, KV, G, D]
-        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=part.mask)
-        return out.reshape(q.shape)
-    out = F.scaled_dot_product_attention(
-        q.reshape(part.count, -1, num_heads, head_dim).transpose(1, 2),  # [B, H, N, D]
-        k,
-        v,
-        attn_mask=part.mask,
-        is_causal=part.is_causal,
-        enable_gqa=k.shape[1] != num_heads,
-    )
+        return scores.attend(grouped, k, v, mask=part.mask).reshape(q.shape)
+    rows = q.reshape(part.count, -1, num_heads, head_dim).transpose(1, 2)  # [B, H, N, D]
+    out = scores.attend(rows, k, v, mask=part.mask, is_causal=part.is_causal)
     return out.transpose(1, 2).reshape(q.shape)

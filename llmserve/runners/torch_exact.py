@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..model.scores import Scores
 from .protocol import Batch, IntArray
 from .torch_cache import PagedCache
 
@@ -33,6 +34,9 @@ _SHORTEST = 32
 """Places read for the shortest context. A multiple of it keeps gathered rows aligned."""
 _MOST_PLACES = 16384
 """Places gathered at once, so that a tile far into a long context takes no more memory."""
+_WRITTEN_OUT_ROWS = 32
+"""Multiple of queries where attention is written out (`Scores`): each matrix of a batch is then
+whole cache lines in a row, whatever D is."""
 _ALIGNMENT = 64
 """Bytes: a cache line, the widest vector of a CPU."""
 
@@ -58,8 +62,8 @@ class TokenAttention:
     A token sees what the cache holds before it, so tokens must come by ascending position.
     """
 
-    def __init__(self, batch: Batch, cache: PagedCache, tokens: IntArray) -> None:
-        self._cache, self._count = cache, len(tokens)
+    def __init__(self, batch: Batch, cache: PagedCache, scores: Scores, tokens: IntArray) -> None:
+        self._cache, self._scores, self._count = cache, scores, len(tokens)
         sequences = np.searchsorted(batch.cu_seqlens, tokens, side="right") - 1
         self._new_slots = [cache.tensor(group.slot_mapping[tokens]) for group in batch.groups]
         self._parts = [
@@ -77,7 +81,8 @@ class TokenAttention:
         aligned = _aligned_rows(q)
         with _one_thread():
             for part in self._parts[group]:
-                out.index_copy_(0, part.rows, _attend(part, aligned, q.shape, keys, values))
+                attended = _attend(self._scores, part, aligned, q.shape, keys, values)
+                out.index_copy_(0, part.rows, attended)
         return out
 
 
@@ -103,7 +108,7 @@ def _plan(cache: PagedCache, group: int, tables: IntArray, positions: IntArray) 
 
 
 def _attend(
-    part: _Alike, aligned: Tensor, shape: torch.Size, keys: Tensor, values: Tensor
+    scores: Scores, part: _Alike, aligned: Tensor, shape: torch.Size, keys: Tensor, values: Tensor
 ) -> Tensor:
     """The rows of `part` among `aligned` [R, at least H * D] → [B, H, D]."""
     count = len(part.rows)
@@ -113,7 +118,10 @@ def _attend(
     v = values.index_select(0, part.slots).view(gathered).transpose(1, 2)
     rows = aligned.index_select(0, part.rows)[:, : num_heads * head_dim]
     q = rows.view(count, k.shape[1], -1, head_dim)  # [B, KV, G, D]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=part.mask)
+    num_queries = q.shape[2]
+    if scores.cap is not None:
+        q = F.pad(q, (0, 0, 0, -num_queries % _WRITTEN_OUT_ROWS))
+    out = scores.attend(q, k, v, mask=part.mask)[:, :, :num_queries]
     return out.reshape(count, num_heads, head_dim)
 
 

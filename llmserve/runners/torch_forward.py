@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..model.adapt import Adapt
+from ..model.scores import Scores
 from ..model.transformer import Transformer
 from .protocol import Batch, IntArray
 from .torch_attention import PagedAttention
@@ -52,11 +53,12 @@ class WholeForward:
 
     def __init__(self, model: Transformer, adapters: LoraSet | None = None) -> None:
         self._model = model
+        self._scores = Scores.of(model.config)
         self._adapters = adapters
 
     def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
         """See `Forward`."""
-        attend = PagedAttention(batch, cache)
+        attend = PagedAttention(batch, cache, self._scores)
         adapt = None
         if self._adapters is not None:
             adapt = self._adapters.for_step(batch.adapter_ids, batch.cu_seqlens)
@@ -76,6 +78,8 @@ class TiledForward:
 
     def __init__(self, model: Transformer, adapters: LoraSet | None = None) -> None:
         self._model = model
+        model.fix_shapes()
+        self._scores = Scores.of(model.config)
         self._adapters = adapters
         self.num_rows = _TILE_BYTES // next(model.parameters()).itemsize
         """R: 32 for float32, 64 for 16-bit types."""
@@ -95,7 +99,7 @@ class TiledForward:
         return torch.empty_like(hidden).index_copy_(0, cache.tensor(order), hidden)
 
     def _tile(self, batch: Batch, cache: PagedCache, tokens: IntArray) -> Tensor:
-        attend = TokenAttention(batch, cache, tokens)
+        attend = TokenAttention(batch, cache, self._scores, tokens)
         token_ids = cache.tensor(self._filled(batch.token_ids[tokens]))
         positions = cache.tensor(self._filled(batch.positions[tokens]))
         adapt = self._adapt(batch, tokens)

@@ -71,9 +71,16 @@ class TorchRunner:
             adapters: LoRA adapters that requests may name.
 
         Raises:
-            ConfigError: an unknown type, or a mode that the device does not have.
+            ConfigError: an unknown type, a mode that the device does not have, or a model that
+                does not write text.
             CheckpointError: an adapter does not fit the model.
         """
+        head = checkpoint.config.head
+        if head is not None:
+            raise ConfigError(
+                f"{checkpoint.path}: the model has a head ({head.kind}) in place of an output "
+                "layer: it gives scores, not text"
+            )
         self._device = torch.device(device)
         if self._device.type == "cpu":
             keep_freed_memory()

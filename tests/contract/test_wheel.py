@@ -29,7 +29,8 @@ def files() -> list[Path]:
         path
         for top in tops
         for path in sorted(top.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
+        # The C++ is in the wheel as what it was compiled to.
+        if path.is_file() and not {"__pycache__", "csrc"} & {*path.parts} and path.suffix != ".so"
     ]
 
 

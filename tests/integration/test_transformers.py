@@ -14,6 +14,7 @@ import torch
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.model.plain import generate_plain
 from llmserve.model.weights import load_model
+from support.theirs import THEIRS, make_theirs
 from support.variants import VARIANTS, random_tensors
 
 # transformers leaves its JSON files to the garbage collector.
@@ -26,56 +27,6 @@ pytestmark = [
 
 TOLERANCE = 1e-4  # float32 logits of size 1 to 10, summed in another order
 
-LLAMA: dict[str, Any] = {
-    "vocab_size": 67,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 56,
-    "max_position_embeddings": 64,
-}
-MISTRAL = {**LLAMA, "sliding_window": 7}
-GPT2 = {"vocab_size": 67, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
-GPT2 |= {"bos_token_id": 1, "eos_token_id": 2}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 1000.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-THEIRS: dict[str, dict[str, Any]] = {
-    "llama-gqa": LLAMA,
-    "llama-mha": {**LLAMA, "num_key_value_heads": 4},
-    "llama-mqa": {**LLAMA, "num_key_value_heads": 1},
-    "llama-tied": {**LLAMA, "tie_word_embeddings": True},
-    "llama-biases": {**LLAMA, "attention_bias": True, "mlp_bias": True},
-    "llama-wide-heads": {**LLAMA, "head_dim": 20},
-    "llama-theta": {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
-    "llama-linear": {
-        **LLAMA,
-        "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},
-    },
-    "llama-llama3": {**LLAMA, "rope_parameters": LLAMA3},
-    "llama-eps": {**LLAMA, "rms_norm_eps": 0.1},
-    "mistral": MISTRAL,
-    "mistral-window-of-one": {**MISTRAL, "sliding_window": 1},
-    "mistral-wide-window": {**MISTRAL, "sliding_window": 200},
-    "mistral-no-window": {**MISTRAL, "sliding_window": None},
-    "mistral-wide-heads": {**MISTRAL, "head_dim": 20, "tie_word_embeddings": True},
-    "mistral-linear": {
-        **MISTRAL,
-        "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},
-    },
-    "gpt2": GPT2,
-    "gpt2-untied": {**GPT2, "tie_word_embeddings": False},
-    "gpt2-inner": {**GPT2, "n_inner": 40},
-    "gpt2-exact-gelu": {**GPT2, "activation_function": "gelu"},
-    "gpt2-eps": {**GPT2, "layer_norm_epsilon": 0.1},
-}
-
 
 @pytest.fixture(scope="module")
 def transformers() -> Iterator[Any]:
@@ -85,23 +36,6 @@ def transformers() -> Iterator[Any]:
     yield module
     module.logging.set_verbosity_warning()
     module.logging.enable_progress_bar()
-
-
-def make_theirs(transformers: Any, name: str) -> Any:
-    """A model of transformers with random weights, its biases and norms too."""
-    config_name, model_name = {
-        "llama": ("LlamaConfig", "LlamaForCausalLM"),
-        "mistral": ("MistralConfig", "MistralForCausalLM"),
-        "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
-    }[name.split("-")[0]]
-    config = getattr(transformers, config_name)(**THEIRS[name])
-    model = getattr(transformers, model_name)(config).eval()
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            shift = 1.0 if parameter.ndim == 1 else 0.0
-            parameter.normal_(shift, 0.2, generator=generator)
-    return model
 
 
 def random_ids(tokens: int = 60) -> torch.Tensor:
@@ -123,7 +57,7 @@ def test_their_folder_gives_equal_logits_here(transformers: Any, tmp_path: Path,
     compare(load_model(Checkpoint.open(tmp_path)), theirs)
 
 
-@pytest.mark.parametrize("name", ["llama-biases", "gpt2"])
+@pytest.mark.parametrize("name", ["llama-biases", "gpt2", "phi3-partial", "mixtral"])
 def test_their_shards_open_here(transformers: Any, tmp_path: Path, name: str) -> None:
     theirs = make_theirs(transformers, name)
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -167,18 +101,33 @@ def test_our_folder_gives_equal_logits_there(transformers: Any, tmp_path: Path, 
     assert ids[0, 3:].tolist() == generated
 
 
+@pytest.mark.parametrize("name", ["qwen3-windows", "phi3-partial", "gemma3-linear", "mixtral"])
+def test_their_folder_saved_again_is_theirs(transformers: Any, tmp_path: Path, name: str) -> None:
+    make_theirs(transformers, name).save_pretrained(tmp_path / "theirs")
+    source = Checkpoint.open(tmp_path / "theirs")
+    tensors = {tensor: source.stored(tensor) for tensor in source.names()}
+    save_model(tmp_path / "ours", source.config, tensors)
+    again = Checkpoint.open(tmp_path / "ours")
+    assert again.config == source.config
+    for folder in ("theirs", "ours"):
+        values = json.loads((tmp_path / folder / "config.json").read_text())
+        assert values["architectures"] == [type(make_theirs(transformers, name)).__name__]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    compare(load_model(source), theirs)
+
+
+@pytest.mark.parametrize("name", ["llama-llama3", "phi3", "gemma3_text", "qwen3-biases-windows"])
 @pytest.mark.parametrize("old", [False, True], ids=["version-5", "version-4"])
 def test_either_spelling_in_our_configuration_is_enough_there(
-    transformers: Any, tmp_path: Path, old: bool
+    transformers: Any, tmp_path: Path, old: bool, name: str
 ) -> None:
     """Version 4 reads one spelling of rope and type, version 5 the other: both must say it all."""
-    config = VARIANTS["llama-llama3"]
+    config = VARIANTS[name]
     save_model(tmp_path / "m", config, random_tensors(config, scale=0.2))
     values = json.loads((tmp_path / "m/config.json").read_text())
-    for key in (
-        ("rope_parameters", "dtype") if old else ("rope_theta", "rope_scaling", "torch_dtype")
-    ):
-        del values[key]
+    version_4 = {"rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor"}
+    for key in {"rope_parameters", "dtype"} if old else version_4 | {"torch_dtype"}:
+        values.pop(key, None)
     (tmp_path / "m/config.json").write_text(json.dumps(values))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     compare(load_model(Checkpoint.open(tmp_path / "m", verify=False)), theirs, tokens=48)

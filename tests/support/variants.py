@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.config import ModelConfig, RopeScaling
+from llmserve.config import Experts, ModelConfig, RopeScaling
 from llmserve.layouts import expected_tensors
 
 LLAMA = ModelConfig(
@@ -36,6 +36,50 @@ GPT2 = dataclasses.replace(
     eos_token_ids=(2,),
 )
 MISTRAL = dataclasses.replace(LLAMA, sliding_window=5)
+QWEN2 = dataclasses.replace(LLAMA, attention_bias=True)
+QWEN3 = dataclasses.replace(LLAMA, qk_norm="head", head_dim=8)
+OLMO2 = dataclasses.replace(LLAMA, norm_placement="post", qk_norm="full")
+PHI3 = dataclasses.replace(LLAMA, rotary_dim=4, sliding_window=5)
+GEMMA2 = dataclasses.replace(
+    LLAMA,
+    norm_placement="both",
+    norm_weight_offset=1.0,
+    embedding_scale=24**0.5,
+    activation="geglu_tanh",
+    attention_scale=10**-0.5,
+    attention_softcap=2.0,
+    logits_softcap=3.0,
+    sliding_window=5,
+    full_attention_layers=(1,),
+)
+GEMMA3 = dataclasses.replace(
+    GEMMA2,
+    attention_scale=None,
+    attention_softcap=None,
+    logits_softcap=None,
+    qk_norm="head",
+    local_rope_theta=100.0,
+    rope_scaling=RopeScaling(kind="linear", factor=2.0),
+)
+MIXTRAL = dataclasses.replace(
+    MISTRAL, experts=Experts(num_experts=4, num_experts_per_token=2, intermediate_size=40)
+)
+QWEN2_MOE = dataclasses.replace(
+    QWEN2,
+    experts=Experts(
+        num_experts=5,
+        num_experts_per_token=3,
+        intermediate_size=12,
+        shared_intermediate_size=20,
+        normalize_weights=False,
+    ),
+)
+QWEN3_MOE = dataclasses.replace(
+    QWEN3,
+    experts=Experts(
+        num_experts=5, num_experts_per_token=2, intermediate_size=12, dense_layers=(1,)
+    ),
+)
 _LLAMA3 = RopeScaling(kind="llama3", factor=4.0, original_max_seq_len=16)
 
 
@@ -56,6 +100,57 @@ VARIANTS: dict[str, ModelConfig] = {
     "mistral": MISTRAL,
     "mistral-untied-wide": dataclasses.replace(MISTRAL, tie_word_embeddings=False, head_dim=16),
     "mistral-window-of-two": dataclasses.replace(MISTRAL, sliding_window=2),
+    "qwen2": QWEN2,
+    "qwen2-untied-windows": dataclasses.replace(
+        QWEN2, tie_word_embeddings=False, sliding_window=5, full_attention_layers=(0,)
+    ),
+    "qwen3": QWEN3,
+    "qwen3-biases-windows": dataclasses.replace(
+        QWEN3,
+        attention_bias=True,
+        attention_output_bias=True,
+        sliding_window=5,
+        full_attention_layers=(1,),
+    ),
+    "olmo2": OLMO2,
+    "olmo2-biases-llama3": dataclasses.replace(
+        OLMO2, attention_bias=True, attention_output_bias=True, rope_scaling=_LLAMA3
+    ),
+    "phi3": PHI3,
+    "phi3-mha-no-window": dataclasses.replace(PHI3, num_kv_heads=4, sliding_window=None),
+    "gemma2": GEMMA2,
+    "gemma2-plain": dataclasses.replace(
+        GEMMA2,
+        attention_scale=None,
+        attention_softcap=None,
+        logits_softcap=None,
+        sliding_window=None,
+        full_attention_layers=(),
+        tie_word_embeddings=False,
+    ),
+    "gemma3_text": GEMMA3,
+    "gemma3_text-biases-scale": dataclasses.replace(
+        GEMMA3,
+        attention_bias=True,
+        attention_output_bias=True,
+        attention_scale=20**-0.5,
+        logits_softcap=4.0,
+        rope_scaling=None,
+    ),
+    "mixtral": MIXTRAL,
+    "mixtral-one-of-four": dataclasses.replace(
+        MIXTRAL,
+        sliding_window=None,
+        experts=dataclasses.replace(MIXTRAL.experts, num_experts_per_token=1),
+    ),
+    "qwen2_moe": QWEN2_MOE,
+    "qwen2_moe-windows": dataclasses.replace(
+        QWEN2_MOE, attention_bias=False, sliding_window=5, full_attention_layers=(0,)
+    ),
+    "qwen3_moe": QWEN3_MOE,
+    "qwen3_moe-biases-window": dataclasses.replace(
+        QWEN3_MOE, attention_bias=True, attention_output_bias=True, sliding_window=5
+    ),
     "gpt2": GPT2,
     "gpt2-exact-gelu": dataclasses.replace(GPT2, activation="gelu"),
     "gpt2-untied": dataclasses.replace(GPT2, tie_word_embeddings=False),
@@ -66,7 +161,8 @@ VARIANTS: dict[str, ModelConfig] = {
     "own-none": _llama(positions="none"),
     "own-learned-rmsnorm": _llama(positions="learned"),
     "own-layernorm-gelu": _llama(norm="layernorm", activation="gelu"),
-    "own-qkv-bias": _llama(attention_bias=True),
+    "own-qkv-bias": _llama(attention_bias=True, mlp_bias=True),
+    "own-output-bias": _llama(attention_output_bias=True),
     "own-odd-heads": _llama(num_heads=5, num_kv_heads=5, head_dim=4),
     "own-mixed-windows": _llama(sliding_window=4, full_attention_layers=(1,)),
     "own-window-gpt2": dataclasses.replace(GPT2, sliding_window=7),
@@ -74,6 +170,10 @@ VARIANTS: dict[str, ModelConfig] = {
         sliding_window=6, attention_bias=True, attention_output_bias=True, mlp_bias=True
     ),
     "own-scaled-rope": _llama(rope_scaling=_LLAMA3, norm="layernorm"),
+    "own-mixed-experts": dataclasses.replace(
+        QWEN2_MOE, norm_placement="both", positions="learned", attention_softcap=1.0
+    ),
+    "own-geglu-post": _llama(activation="geglu_tanh", norm_placement="post", rotary_dim=2),
 }
 """Name → configuration; the name's first word is the family that it is written as."""
 

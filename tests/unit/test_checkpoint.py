@@ -19,7 +19,7 @@ from llmserve.quant.bnb import BitsAndBytesFormat, quantize_bitsandbytes
 from llmserve.quant.dtypes import StoredArray, from_float32, to_float32
 from llmserve.quant.groups import QuantizedLinear, quantize_rtn
 from llmserve.tensor_file import map_tensors, write_tensors
-from support.variants import GPT2, LLAMA, VARIANTS, random_tensors
+from support.variants import GPT2, LLAMA, PHI3, VARIANTS, random_tensors
 
 
 @pytest.fixture
@@ -77,7 +77,9 @@ def test_short_types_are_rounded_once_and_mapped(tmp_path: Path, config: Any, dt
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("name", ["llama", "llama-untied", "gpt2", "own-none"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-untied", "gemma2", "phi3", "mixtral", "qwen2_moe", "gpt2", "own-none"]
+)
 def test_quantized_layers_survive_bit_for_bit(tmp_path: Path, name: str, bits: Any) -> None:
     config = VARIANTS[name]
     tensors: dict[str, Any] = dict(random_tensors(config))
@@ -292,13 +294,15 @@ def test_fingerprint_follows_the_contents(tmp_path: Path) -> None:
     assert all(len(value) == 64 for value in prints)
 
 
-def test_quantized_gpt2_layout_of_others_is_refused(tmp_path: Path) -> None:
-    save_model(tmp_path / "m", GPT2, random_tensors(GPT2))
+@pytest.mark.parametrize("name", ["gpt2", "phi3", "mixtral"])
+def test_quantized_layout_of_joined_or_renamed_layers_is_refused(tmp_path: Path, name: str) -> None:
+    config = VARIANTS[name]
+    save_model(tmp_path / "m", config, random_tensors(config))
     (tmp_path / "m/manifest.json").unlink()
     edit_config(
         tmp_path / "m", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}
     )
-    with pytest.raises(CheckpointError, match="gpt2"):
+    with pytest.raises(CheckpointError, match=f"quantized weights of model_type '{name}'"):
         Checkpoint.open(tmp_path / "m")
 
 
@@ -314,3 +318,11 @@ def test_all_canonical_tensors_of_a_real_folder_open(stories260k: Path) -> None:
     assert {n: checkpoint.array(n).shape for n in checkpoint.names()} == expected_tensors(
         checkpoint.config
     )
+
+
+def test_joined_tensor_of_another_size_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    save_model(tmp_path / "m", PHI3, random_tensors(PHI3))
+    (tmp_path / "m/manifest.json").unlink()
+    edit_config(tmp_path / "m", num_key_value_heads=4)
+    with pytest.raises(CheckpointError, match=r"qkv_proj.weight is float32 \[48, 24\]"):
+        Checkpoint.open(tmp_path / "m")

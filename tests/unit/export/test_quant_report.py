@@ -14,7 +14,7 @@ from llmserve.export.measure import Comparison
 from llmserve.export.quant_report import QuantizationReport, make_report
 from llmserve.export.quant_table import format_report
 from llmserve.export.quantize import Scheme, quantize_model
-from support.variants import GPT2, LLAMA, random_tensors
+from support.variants import GPT2, LLAMA, MIXTRAL, QWEN2, QWEN3_MOE, random_tensors
 
 FOUND = Comparison(
     num_tokens=1234,
@@ -108,6 +108,9 @@ def test_table_says_when_nothing_was_measured(tmp_path: Path) -> None:
         (LLAMA, "int4", None, None),
         (LLAMA, "int8", None, "only together with int8 activations"),
         (GPT2, "int4", None, "llmserve alone opens"),
+        (MIXTRAL, "int4", None, "llmserve alone opens"),
+        (QWEN2, "int4", None, None),
+        (QWEN3_MOE, "int4", None, "experts"),
     ],
 )
 def test_notes_say_who_may_refuse_it(

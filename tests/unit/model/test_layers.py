@@ -14,7 +14,6 @@ from llmserve.config import RopeScaling
 from llmserve.model.layers import (
     LayerNorm,
     Linear,
-    Mlp,
     RmsNorm,
     RotaryTable,
     rotary_frequencies,
@@ -56,6 +55,16 @@ def test_rms_norm_of_bfloat16_sums_in_float32() -> None:
     np.testing.assert_allclose(as64(norm(x)), y, rtol=2**-6)  # two roundings to 8 bits
 
 
+def test_offset_of_rms_norm_is_added_to_the_weight_in_float32() -> None:
+    norm = filled(RmsNorm(24, 1e-3, 1.0)).bfloat16()
+    with torch.no_grad():
+        norm.weight.mul_(2**-9)  # gone if 1 + weight were rounded to 8 bits
+    x = random(5, 24)
+    expected = as64(x) / np.sqrt((as64(x) ** 2).mean(-1, keepdims=True) + 1e-3)
+    expected *= 1 + as64(norm.weight)
+    np.testing.assert_allclose(as64(norm(x)), expected, atol=TOLERANCE)
+
+
 def test_layer_norm_is_its_definition() -> None:
     norm = filled(LayerNorm(24, 1e-3))
     x = random(5, 24) + 3
@@ -72,32 +81,6 @@ def test_linear_is_its_definition() -> None:
     np.testing.assert_allclose(as64(linear(x)), expected, atol=4 * TOLERANCE)
 
 
-def gelu(x: Any) -> Any:
-    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-
-
-def gelu_tanh(x: Any) -> Any:
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("activation", ["swiglu", "gelu", "gelu_tanh"])
-def test_mlp_is_its_definition(activation: Any, bias: bool) -> None:
-    mlp = filled(Mlp(dataclasses.replace(LLAMA, activation=activation, mlp_bias=bias), 0))
-    x = 0.1 * random(5, 24)
-
-    def apply(linear: Linear, values: Any) -> Any:
-        shift = 0.0 if linear.bias is None else as64(linear.bias)
-        return values @ as64(linear.weight).T + shift
-
-    if activation == "swiglu":
-        gate, up = np.split(apply(mlp.gate_up_proj, as64(x)), 2, axis=-1)
-        inner = gate / (1 + np.exp(-gate)) * up
-    else:
-        inner = {"gelu": gelu, "gelu_tanh": gelu_tanh}[activation](apply(mlp.up_proj, as64(x)))
-    np.testing.assert_allclose(as64(mlp(x)), apply(mlp.down_proj, inner), atol=2e-5)
-
-
 def test_rotation_turns_each_pair_by_its_angle() -> None:
     config = dataclasses.replace(LLAMA, head_dim=6, rope_theta=100.0)
     heads = random(5, 3, 6)  # [T, heads, D]
@@ -110,6 +93,23 @@ def test_rotation_turns_each_pair_by_its_angle() -> None:
             expected = pair * np.exp(1j * angle)
             np.testing.assert_allclose(turned[t, :, i], expected.real, atol=2e-5)
             np.testing.assert_allclose(turned[t, :, i + 3], expected.imag, atol=2e-5)
+
+
+def test_part_of_a_head_is_turned_as_a_head_of_that_width() -> None:
+    part = dataclasses.replace(LLAMA, head_dim=10, rotary_dim=6)
+    heads, positions = random(5, 3, 10), torch.tensor([0, 1, 7, 30, 47])
+    turned = rotate(heads, RotaryTable(part).rotation(positions, torch.float32))
+    whole = RotaryTable(LLAMA).rotation(positions, torch.float32)
+    assert torch.equal(turned[..., :6], rotate(heads[..., :6].contiguous(), whole))
+    assert torch.equal(turned[..., 6:], heads[..., 6:])
+
+
+def test_local_frequencies_have_a_base_of_their_own_and_no_scaling() -> None:
+    plain = dataclasses.replace(LLAMA, rope_theta=100.0)
+    scaled = RopeScaling(kind="linear", factor=4.0)
+    both = dataclasses.replace(LLAMA, rope_scaling=scaled, sliding_window=4, local_rope_theta=100.0)
+    assert torch.equal(rotary_frequencies(both, is_local=True), rotary_frequencies(plain))
+    torch.testing.assert_close(4 * rotary_frequencies(both), rotary_frequencies(LLAMA))
 
 
 def test_rotated_products_depend_on_the_distance_alone() -> None:

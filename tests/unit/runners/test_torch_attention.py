@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from llmserve.model.attention import Attend
+from llmserve.model.scores import Scores
 from llmserve.runners import torch_attention
 from llmserve.runners.cache_groups import LayerGroup
 from llmserve.runners.protocol import Batch, GroupTables
@@ -20,7 +22,9 @@ NUM_BLOCKS = 40
 TOLERANCE = 2e-6  # a few float32 roundings of sums of at most 30 values near 1
 
 
-def dense(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int | None = None) -> np.ndarray:
+def dense(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int | None = None, cap: float | None = None
+) -> np.ndarray:
     """Attention of the last rows of one sequence: q [T, H, D] over k, v [L, KV, D], in float64."""
     num_new, num_heads, head_dim = q.shape
     length, num_kv_heads, _ = k.shape
@@ -31,6 +35,8 @@ def dense(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int | None = None
         for head in range(num_heads):
             kv_head = head * num_kv_heads // num_heads
             scores = k[first:last, kv_head].astype(np.float64) @ q[row, head] / math.sqrt(head_dim)
+            if cap is not None:
+                scores = cap * np.tanh(scores / cap)
             weights = np.exp(scores - scores.max())
             out[row, head] = (weights / weights.sum()) @ v[first:last, kv_head]
     return out
@@ -95,7 +101,7 @@ SHARES = {
 )
 @pytest.mark.parametrize("garbage", [0.0, math.nan])
 @pytest.mark.parametrize("window", [None, 1, 3, 6, 16])
-@pytest.mark.parametrize("mode", ["fast", "apart by length", "token by token"])
+@pytest.mark.parametrize("mode", ["fast", "apart by length", "token by token", "capped"])
 def test_attention_equals_dense_attention(
     shares: list[tuple[int, int]],
     num_heads: int,
@@ -108,6 +114,7 @@ def test_attention_equals_dense_attention(
 ) -> None:
     if mode == "apart by length":
         monkeypatch.setattr(torch_attention, "_FREE_PADDING", 0)
+    cap = 0.8 if mode == "capped" else None
     rng = np.random.default_rng(len(shares) + head_dim)
     cache = make_cache(num_kv_heads, head_dim, window)
     cache.keys[0][: cache.null_slots[0]] = garbage  # what former owners of the blocks left
@@ -132,22 +139,23 @@ def test_attention_equals_dense_attention(
         new["q"].append(q)
         new["k"].append(k[first:])
         new["v"].append(v[first:])
-        wanted.append(dense(q, k, v, window))
-    tokens = np.arange(batch.num_tokens)
-    attend = (
-        TokenAttention(batch, cache, tokens)
-        if mode == "token by token"
-        else PagedAttention(batch, cache)
-    )
+        wanted.append(dense(q, k, v, window, cap))
     q, k, v = (torch.from_numpy(np.concatenate(new[name])) for name in "qkv")
-    out = attend(0, q, k, v).numpy()
-    np.testing.assert_allclose(out, np.concatenate(wanted), atol=TOLERANCE)
+    scores, tokens = Scores(cap=cap), np.arange(batch.num_tokens)
+    attends: list[Attend] = []
+    if mode != "token by token":
+        attends.append(PagedAttention(batch, cache, scores))
+    if mode in ("token by token", "capped"):
+        attends.append(TokenAttention(batch, cache, scores, tokens))
+    for attend in attends:
+        out = attend(0, q, k, v).numpy()
+        np.testing.assert_allclose(out, np.concatenate(wanted), atol=TOLERANCE)
 
 
 def test_null_slot_stays_zero() -> None:
     cache = make_cache(2, 4)
     batch = make_batch([[3], [5, 6]], [(0, 1), (4, 1)])
-    attend = PagedAttention(batch, cache)
+    attend = PagedAttention(batch, cache, Scores())
     attend(0, torch.ones(2, 4, 4), torch.ones(2, 2, 4), torch.ones(2, 2, 4))
     assert not cache.keys[0][cache.null_slots[0]].any()
     assert not cache.values[0][cache.null_slots[0]].any()

@@ -21,7 +21,7 @@ from llmserve.runners.torch_exact import padded_length
 from llmserve.runners.torch_forward import TiledForward, WholeForward
 from llmserve.runners.torch_runner import TorchRunner
 from support.batches import Share, make_batch
-from support.variants import GPT2, LLAMA, random_tensors
+from support.variants import GEMMA2, GEMMA3, GPT2, LLAMA, OLMO2, QWEN2_MOE, QWEN3, random_tensors
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 160
@@ -43,6 +43,17 @@ MODELS = {
         LLAMA, **_SIZES, hidden_size=48, head_dim=8, sliding_window=10,
         full_attention_layers=(1,), tie_word_embeddings=False,
     ),
+    "capped": dataclasses.replace(
+        GEMMA2, **_SIZES, hidden_size=48, head_dim=10, num_heads=6, embedding_scale=48**0.5,
+        sliding_window=10,
+    ),
+    "normed-partial": dataclasses.replace(
+        QWEN3, **_SIZES, hidden_size=60, head_dim=12, num_heads=5, num_kv_heads=5, rotary_dim=6,
+        intermediate_size=75,
+    ),
+    "two-bases": dataclasses.replace(GEMMA3, **_SIZES, hidden_size=48, sliding_window=10),
+    "post-full": dataclasses.replace(OLMO2, **_SIZES, hidden_size=60, head_dim=10),
+    "experts": dataclasses.replace(QWEN2_MOE, **_SIZES, hidden_size=60),
 }  # fmt: skip
 
 

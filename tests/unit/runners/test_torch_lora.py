@@ -68,7 +68,10 @@ def error(found: torch.Tensor, model: Transformer, ids: torch.Tensor) -> float:
     return float((found - model(ids[None])[0]).abs().max())
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-untied", "llama-biases", "mistral", "gpt2"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "llama-untied", "llama-biases", "mistral", "phi3", "gemma2", "qwen3_moe", "gpt2"],
+)
 @pytest.mark.parametrize(
     "projections", [(*ATTENTION, *MLP), ("q_proj", "v_proj"), ("k_proj",), ("up_proj", "o_proj")]
 )

@@ -1,0 +1,258 @@
+// Products of a few rows with a weight packed in blocks of 16 outputs. Lane = output, so nothing is
+// summed across lanes, and a row's sums do not know how many rows go beside it:
+//
+// - integers: inside a group int32 sums, exact in any order; groups one after another in float32,
+//   sum = fma(integer, weight scale * row scale, sum);
+// - floats: inputs one after another, sum = fma(weight, x, sum).
+//
+// The error against the exact product of the stored numbers is that of these float32 operations:
+// at most (groups + 1) * 2^-24 of the sum of magnitudes for integers, width * 2^-24 for floats.
+
+INLINE F load_scale(const Linear& w, int64_t block, int64_t group) {
+  const int64_t place = (block * w.num_groups + group) * 16;
+  if (w.scale_kind == Number::kBfloat16)
+    return load_bf16(reinterpret_cast<const uint16_t*>(w.scales) + place);
+  return load(reinterpret_cast<const float*>(w.scales) + place);
+}
+
+INLINE int32_t four_bytes(const int8_t* p) {
+  int32_t x;
+  memcpy(&x, p, 4);
+  return x;
+}
+
+template <int BITS, int MR, int NB>
+static inline void integer_tile(const Linear& w, const Prepared& x, int64_t row, int64_t block,
+                                F (&sum)[MR][NB]) {
+  constexpr int kInputs = BITS == 4 ? 8 : 4;  // of one chunk of 64 bytes
+  const int64_t chunks = w.padded_group / kInputs;
+  const int64_t block_bytes = w.num_groups * chunks * 64;
+  const uint8_t* q = w.values + block * block_bytes;
+  const int8_t* row_bytes = x.integers + row * x.integer_stride;
+  for (int m = 0; m < MR; ++m)
+    for (int b = 0; b < NB; ++b) sum[m][b] = zero();
+  for (int64_t g = 0; g < w.num_groups; ++g) {
+    I dots[MR][NB];
+    for (int m = 0; m < MR; ++m) {
+      const int32_t total = x.sums[(row + m) * w.num_groups + g];
+      const I start = iset1(-total * (BITS == 4 ? 8 : kByteOffset));
+      for (int b = 0; b < NB; ++b) {
+        dots[m][b] = start;
+        if (w.zeros != nullptr)
+          dots[m][b] = imul(load_uint8(w.zeros + ((block + b) * w.num_groups + g) * 16),
+                            iset1(-total));
+      }
+    }
+    for (int64_t c = 0; c < chunks; ++c, q += 64, row_bytes += kInputs) {
+      if constexpr (BITS == 4) {
+        W low[NB], high[NB];
+        for (int b = 0; b < NB; ++b) {
+          const W both = load_weights(q + b * block_bytes);
+          if constexpr (MR == 1) __builtin_prefetch(q + b * block_bytes + 1024);
+          low[b] = low_nibbles(both);
+          high[b] = high_nibbles(both);
+        }
+        for (int m = 0; m < MR; ++m) {
+          const int32_t x0 = four_bytes(row_bytes + m * x.integer_stride);
+          const int32_t x1 = four_bytes(row_bytes + m * x.integer_stride + 4);
+          for (int b = 0; b < NB; ++b) dots[m][b] = dot4_small(dots[m][b], low[b], x0);
+          for (int b = 0; b < NB; ++b) dots[m][b] = dot4_small(dots[m][b], high[b], x1);
+        }
+      } else {
+        W weights[NB];
+        for (int b = 0; b < NB; ++b) {
+          weights[b] = load_weights(q + b * block_bytes);
+          if constexpr (MR == 1) __builtin_prefetch(q + b * block_bytes + 1024);
+        }
+        for (int m = 0; m < MR; ++m) {
+          const int32_t x0 = four_bytes(row_bytes + m * x.integer_stride);
+          for (int b = 0; b < NB; ++b) dots[m][b] = dot4(dots[m][b], weights[b], x0);
+        }
+      }
+    }
+    for (int b = 0; b < NB; ++b) {
+      const F scale = load_scale(w, block + b, g);
+      for (int m = 0; m < MR; ++m) {
+        const F factor = mul(scale, set1(x.scales[(row + m) * w.num_groups + g]));
+        sum[m][b] = fma(to_float(dots[m][b]), factor, sum[m][b]);
+      }
+    }
+  }
+}
+
+// Integer weights times float rows: a group's sum in float32, then its scale.
+template <int BITS, int MR, int NB>
+static inline void mixed_tile(const Linear& w, const Prepared& x, int64_t row, int64_t block,
+                              F (&sum)[MR][NB]) {
+  constexpr int kInputs = BITS == 4 ? 8 : 4;
+  const int64_t chunks = w.padded_group / kInputs;
+  const int64_t block_bytes = w.num_groups * chunks * 64;
+  const uint8_t* q = w.values + block * block_bytes;
+  for (int m = 0; m < MR; ++m)
+    for (int b = 0; b < NB; ++b) sum[m][b] = zero();
+  for (int64_t g = 0; g < w.num_groups; ++g) {
+    F part[MR][NB], middle[NB];
+    for (int b = 0; b < NB; ++b) {
+      middle[b] = set1(BITS == 4 ? 8.0f : 128.0f);
+      if (w.zeros != nullptr)
+        middle[b] = to_float(load_uint8(w.zeros + ((block + b) * w.num_groups + g) * 16));
+      for (int m = 0; m < MR; ++m) part[m][b] = zero();
+    }
+    const float* in = x.values + row * x.stride + g * w.group_size;
+    for (int64_t k = 0; k < group_length(w.width, w.group_size, g); ++k) {
+      const uint8_t* chunk = q + (g * chunks + k / kInputs) * 64 + k % 4;
+      const int shift = BITS == 4 && k % 8 >= 4 ? 4 : 0;
+      for (int b = 0; b < NB; ++b) {
+        int32_t lanes[16];
+        for (int i = 0; i < 16; ++i) {
+          const int32_t byte = chunk[b * block_bytes + 4 * i];
+          lanes[i] = BITS == 4 ? (byte >> shift) & 15 : byte;
+        }
+        I integers;
+        memcpy(&integers, lanes, sizeof lanes);
+        const F value = sub(to_float(integers), middle[b]);
+        for (int m = 0; m < MR; ++m)
+          part[m][b] = fma(value, set1(in[m * x.stride + k]), part[m][b]);
+      }
+    }
+    for (int b = 0; b < NB; ++b)
+      for (int m = 0; m < MR; ++m)
+        sum[m][b] = fma(part[m][b], load_scale(w, block + b, g), sum[m][b]);
+  }
+}
+
+template <bool IS_BF16, int MR, int NB>
+static inline void float_tile(const Linear& w, const Prepared& x, int64_t row, int64_t block,
+                              F (&sum)[MR][NB]) {
+  const int64_t chunks = IS_BF16 ? (w.width + 1) / 2 : w.width;
+  const int64_t block_bytes = chunks * 64;
+  const uint8_t* q = w.values + block * block_bytes;
+  const float* in = x.values + row * x.stride;
+  for (int m = 0; m < MR; ++m)
+    for (int b = 0; b < NB; ++b) sum[m][b] = zero();
+  for (int64_t c = 0; c < chunks; ++c, q += 64) {
+    if constexpr (IS_BF16) {
+      F even[NB], odd[NB];
+      for (int b = 0; b < NB; ++b) {
+        const W both = load_weights(q + b * block_bytes);
+        if constexpr (MR == 1) __builtin_prefetch(q + b * block_bytes + 1024);
+        even[b] = even_bf16(both);
+        odd[b] = odd_bf16(both);
+      }
+      for (int m = 0; m < MR; ++m) {
+        const F x0 = set1(in[m * x.stride + 2 * c]), x1 = set1(in[m * x.stride + 2 * c + 1]);
+        for (int b = 0; b < NB; ++b) sum[m][b] = fma(even[b], x0, sum[m][b]);
+        for (int b = 0; b < NB; ++b) sum[m][b] = fma(odd[b], x1, sum[m][b]);
+      }
+    } else {
+      F value[NB];
+      for (int b = 0; b < NB; ++b) {
+        value[b] = load(reinterpret_cast<const float*>(q + b * block_bytes));
+        if constexpr (MR == 1) __builtin_prefetch(q + b * block_bytes + 1024);
+      }
+      for (int m = 0; m < MR; ++m) {
+        const F x0 = set1(in[m * x.stride + c]);
+        for (int b = 0; b < NB; ++b) sum[m][b] = fma(value[b], x0, sum[m][b]);
+      }
+    }
+  }
+}
+
+template <int MR, int NB>
+static inline void finish(const LinearCall& call, int64_t row, int64_t block, F (&sum)[MR][NB]) {
+  const float* bias = call.weight->bias;
+  if (bias != nullptr)
+    for (int b = 0; b < NB; ++b)
+      for (int m = 0; m < MR; ++m) sum[m][b] = add(sum[m][b], load(bias + (block + b) * 16));
+  for (int m = 0; m < MR; ++m) {
+    float* out = call.out + (row + m) * call.stride;
+    if (call.epilogue == Epilogue::kSwiglu || call.epilogue == Epilogue::kGeglu) {
+      if constexpr (NB == 2) {
+        const F gate = call.epilogue == Epilogue::kSwiglu ? silu(sum[m][0]) : gelu_tanh(sum[m][0]);
+        store(out + block / 2 * 16, mul(gate, sum[m][1]));
+      }
+      continue;
+    }
+    for (int b = 0; b < NB; ++b) {
+      float* place = out + (block + b) * 16;
+      switch (call.epilogue) {
+        case Epilogue::kAdd:
+          store(place, add(load(place), sum[m][b]));
+          break;
+        case Epilogue::kGelu:
+          store(place, gelu(sum[m][b]));
+          break;
+        case Epilogue::kGeluTanh:
+          store(place, gelu_tanh(sum[m][b]));
+          break;
+        default:
+          if (call.cap > 0.0f)
+            sum[m][b] = mul(set1(call.cap), tanh(mul(sum[m][b], set1(1.0f / call.cap))));
+          store(place, sum[m][b]);
+      }
+    }
+  }
+}
+
+template <int MR, int NB>
+static void linear_tile(const LinearCall& call, int64_t row, int64_t block) {
+  const Linear& w = *call.weight;
+  F sum[MR][NB] = {};
+  switch (w.kind) {
+    case WeightKind::kInt4:
+      if (w.has_float_rows) mixed_tile<4, MR, NB>(w, call.input, row, block, sum);
+      else integer_tile<4, MR, NB>(w, call.input, row, block, sum);
+      break;
+    case WeightKind::kInt8:
+      if (w.has_float_rows) mixed_tile<8, MR, NB>(w, call.input, row, block, sum);
+      else integer_tile<8, MR, NB>(w, call.input, row, block, sum);
+      break;
+    case WeightKind::kBfloat16:
+      float_tile<true, MR, NB>(w, call.input, row, block, sum);
+      break;
+    case WeightKind::kFloat32:
+      float_tile<false, MR, NB>(w, call.input, row, block, sum);
+      break;
+  }
+  finish(call, row, block, sum);
+}
+
+template <int NB>
+static void linear_rows(const LinearCall& call, int64_t first, int64_t last, int64_t block) {
+  constexpr int64_t kMost = 6;
+  // Tiles of nearly equal height: the last one is no straggler that loads the weights for one row.
+  int64_t tiles = (last - first + kMost - 1) / kMost;
+  for (int64_t row = first; row < last; --tiles) {
+    const int64_t height = (last - row + tiles - 1) / tiles;
+    switch (height) {
+      case 1: linear_tile<1, NB>(call, row, block); break;
+      case 2: linear_tile<2, NB>(call, row, block); break;
+      case 3: linear_tile<3, NB>(call, row, block); break;
+      case 4: linear_tile<4, NB>(call, row, block); break;
+      case 5: linear_tile<5, NB>(call, row, block); break;
+      default: linear_tile<6, NB>(call, row, block); break;
+    }
+    row += height;
+  }
+}
+
+// Rows first_row..last_row-1 and panels of two blocks first_panel..last_panel-1.
+static void linear(const LinearCall& call, int64_t first_row, int64_t last_row,
+                   int64_t first_panel, int64_t last_panel) {
+  const int64_t num_blocks = call.weight->num_blocks();
+  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+    const int64_t block = panel * kPanelBlocks;
+    if (block + 2 <= num_blocks) linear_rows<2>(call, first_row, last_row, block);
+    else linear_rows<1>(call, first_row, last_row, block);
+  }
+}
+
+// out = activation(gate) * up, for rows of whole vectors.
+static void gate(const float* gates, const float* ups, float* out, int64_t stride,
+                 Epilogue epilogue, int64_t first, int64_t last) {
+  for (int64_t i = first * stride; i < last * stride; i += 16) {
+    const F x = load(gates + i);
+    const F turned = epilogue == Epilogue::kSwiglu ? silu(x) : gelu_tanh(x);
+    store(out + i, mul(turned, load(ups + i)));
+  }
+}

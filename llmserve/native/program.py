@@ -1,0 +1,282 @@
+"""A model's step as a flat list of operations, written down once and run by C++.
+
+Codes, arguments and tables mirror `csrc/executor.h`. Buffers are float32 rows, one for each token
+of a step, or for each row whose logits are asked for (`on_rows`). Slots are places for activations
+made ready for a product: normalized, as float32 or as int8 with a scale for each group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Activation",
+    "Code",
+    "Epilogue",
+    "Norm",
+    "Number",
+    "PackedLinear",
+    "Program",
+    "WeightKind",
+    "address_of",
+]
+
+_NUM_ARGUMENTS = 12
+_NUM_REALS = 4
+
+
+class Code(IntEnum):
+    """Operations."""
+
+    EMBED = 0
+    PREPARE = 1
+    LINEAR = 2
+    ROPE = 3
+    ATTEND = 4
+    ADD_NORM = 5
+    GATHER = 6
+    GATE = 7
+    NORM = 8
+    SAMPLE = 9
+
+
+class Number(IntEnum):
+    """Types of stored numbers."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    FLOAT16 = 2
+    INT8 = 3
+
+
+class WeightKind(IntEnum):
+    """Layouts of packed weights (csrc/pack.h)."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    INT4 = 2
+    INT8 = 3
+
+
+class Epilogue(IntEnum):
+    """What becomes of a product: stored, added, or through an activation."""
+
+    STORE = 0
+    ADD = 1
+    SWIGLU = 2
+    GEGLU_TANH = 3
+    GELU = 4
+    GELU_TANH = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """How a product wants its input: the key of a slot."""
+
+    has_values: bool
+    """Rows of float32."""
+    group_size: int | None
+    """int8 rows in groups of so many inputs; None: no integers."""
+    chunk_inputs: int
+    """Groups are padded to a multiple of it."""
+    order: npt.NDArray[np.int32] | None = None
+    """Input permutation of the integers."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedLinear:
+    """A weight in the kernels' layout; the arrays are views of memory that must outlive it."""
+
+    kind: WeightKind
+    out: int
+    width: int
+    group_size: int
+    padded_group: int
+    num_groups: int
+    values: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.uint8] | None = None
+    scale_kind: Number = Number.FLOAT32
+    zeros: npt.NDArray[np.uint8] | None = None
+    bias: npt.NDArray[np.float32] | None = None
+    has_float_rows: bool = False
+    order: npt.NDArray[np.int32] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product reads."""
+        arrays = (self.values, self.scales, self.zeros, self.bias)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    @property
+    def activation(self) -> Activation:
+        """How it wants its input."""
+        if self.kind in (WeightKind.FLOAT32, WeightKind.BFLOAT16) or self.has_float_rows:
+            return Activation(True, None, 1)
+        inputs = 8 if self.kind is WeightKind.INT4 else 4
+        return Activation(False, self.group_size, inputs, self.order)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """A norm's weights; `kind` 1: by the root of the mean square, 2: by mean and variance."""
+
+    kind: int
+    weight: npt.NDArray[np.float32]  # [width padded to 16]
+    bias: npt.NDArray[np.float32] | None
+    eps: float
+
+
+def address_of(array: npt.NDArray[Any] | None) -> int:
+    """Where the array's memory begins; 0 for None."""
+    return 0 if array is None else int(array.__array_interface__["data"][0])
+
+
+@dataclass(slots=True)
+class Program:
+    """The operations of a step, as they are written down. It keeps alive what it points to."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    layer_groups: list[int]
+    """Cache group of each layer."""
+    windows: list[int]
+    """Window of each cache group, 0: none."""
+    codes: list[list[int]] = field(default_factory=list)
+    reals: list[list[float]] = field(default_factory=list)
+    linears: list[PackedLinear] = field(default_factory=list)
+    buffers: list[tuple[int, bool]] = field(default_factory=list)
+    slots: list[list[int]] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)
+    _slot_of: dict[tuple[object, ...], int] = field(default_factory=dict)
+
+    def buffer(self, width: int, *, on_rows: bool = False) -> int:
+        """A buffer of rows that wide."""
+        self.buffers.append((-(-width // 16) * 16, on_rows))
+        return len(self.buffers) - 1
+
+    def embed(
+        self, out: int, table: npt.NDArray[Any], kind: Number, width: int, *, scale: float,
+        positions: npt.NDArray[Any] | None, position_kind: Number,
+    ) -> None:  # fmt: skip
+        """out = table[id] * scale + positions[position]."""
+        self.kept += [table, positions]
+        self._add(
+            Code.EMBED, False,
+            [out, address_of(table), kind, width, address_of(positions), position_kind], [scale],
+        )  # fmt: skip
+
+    def prepare(
+        self, source: int, width: int, norm: Norm | None, linear: PackedLinear,
+        *, on_rows: bool = False,
+    ) -> int:  # fmt: skip
+        """Make rows of `source` ready for products like `linear`; the slot where they are."""
+        wanted = linear.activation
+        has_values = wanted.has_values or norm is not None or wanted.order is not None
+        slot = self._slot(width, wanted, has_values, on_rows)
+        self._add(
+            Code.PREPARE, on_rows, [source, slot, width, *self._norm(norm)],
+            [norm.eps if norm else 0.0],
+        )  # fmt: skip
+        return slot
+
+    def linear(
+        self, slot: int, linear: PackedLinear, epilogue: Epilogue, out: int,
+        *, column: int = 0, cap: float = 0.0, on_rows: bool = False,
+    ) -> None:  # fmt: skip
+        """The product of a slot's rows, to `out` from its column `column` on."""
+        self.linears.append(linear)
+        arguments = [slot, len(self.linears) - 1, epilogue, out, column]
+        self._add(Code.LINEAR, on_rows, arguments, [cap])
+
+    def rope(
+        self, qkv: int, layer: int, *, rotary_dim: int, table: int,
+        query_norm: Norm | None, key_norm: Norm | None, is_whole_norm: bool,
+    ) -> None:  # fmt: skip
+        """Norm and turn queries and keys, write keys and values to the cache."""
+        self.kept += [query_norm, key_norm]
+        weights = [address_of(norm.weight) if norm else 0 for norm in (query_norm, key_norm)]
+        self._add(
+            Code.ROPE, False, [qkv, layer, rotary_dim, table, *weights, is_whole_norm],
+            [query_norm.eps if query_norm else 0.0],
+        )  # fmt: skip
+
+    def attend(self, qkv: int, layer: int, out: int, *, scale: float, cap: float) -> None:
+        """Attention over the cache."""
+        self._add(Code.ATTEND, False, [qkv, layer, out], [scale, cap])
+
+    def add_norm(self, source: int, out: int, width: int, norm: Norm) -> None:
+        """out += norm(source)."""
+        self._add(Code.ADD_NORM, False, [source, out, width, *self._norm(norm)], [norm.eps])
+
+    def gather(self, source: int, out: int) -> None:
+        """The rows asked for."""
+        self._add(Code.GATHER, True, [source, out], [])
+
+    def norm(self, buffer: int, width: int, norm: Norm) -> None:
+        """buffer = norm(buffer), on the rows asked for."""
+        self._add(Code.NORM, True, [buffer, width, *self._norm(norm)], [norm.eps])
+
+    def sample(self, logits: int, width: int) -> None:
+        """A token from each row of logits."""
+        self._add(Code.SAMPLE, True, [logits, width], [])
+
+    def gate(self, gate: int, up: int, out: int, width: int, epilogue: Epilogue) -> None:
+        """out = activation(gate) * up, where the two are not computed together."""
+        self._add(Code.GATE, False, [gate, up, out, width, epilogue], [])
+
+    def tables(self) -> tuple[npt.NDArray[Any], ...]:
+        """Everything as the arrays that `_kernels.new` takes, in its order."""
+        geometry = [
+            self.num_heads, self.num_kv_heads, self.head_dim, len(self.layer_groups),
+            len(self.windows),
+        ]  # fmt: skip
+        return (
+            _int64(geometry), _int64(self.codes), np.array(self.reals, np.float64),
+            _int64([_row(linear) for linear in self.linears]),
+            _int64([list(buffer) for buffer in self.buffers]), _int64(self.slots),
+            _int64(self.layer_groups), _int64(self.windows),
+        )  # fmt: skip
+
+    def _add(self, code: Code, on_rows: bool, arguments: list[int], reals: list[float]) -> None:
+        padding = [0] * (_NUM_ARGUMENTS - len(arguments))
+        self.codes.append([code, on_rows, *arguments, *padding])
+        self.reals.append(reals + [0.0] * (_NUM_REALS - len(reals)))
+
+    def _norm(self, norm: Norm | None) -> list[int]:
+        if norm is None:
+            return [0, 0, 0]
+        self.kept.append(norm)
+        return [norm.kind, address_of(norm.weight), address_of(norm.bias)]
+
+    def _slot(self, width: int, wanted: Activation, has_values: bool, on_rows: bool) -> int:
+        size = wanted.group_size
+        key = (width, has_values, size, wanted.chunk_inputs, id(wanted.order), on_rows)
+        if key not in self._slot_of:
+            padded = 0 if size is None else -(-size // wanted.chunk_inputs) * wanted.chunk_inputs
+            num_groups = 0 if size is None else -(-width // size)
+            self.kept.append(wanted.order)
+            self.slots.append(
+                [on_rows, has_values, size is not None, width, size or 0, padded, num_groups,
+                 address_of(wanted.order)]
+            )  # fmt: skip
+            self._slot_of[key] = len(self.slots) - 1
+        return self._slot_of[key]
+
+
+def _row(linear: PackedLinear) -> list[int]:
+    return [
+        linear.kind, linear.has_float_rows, linear.out, linear.width, linear.group_size,
+        linear.padded_group, linear.num_groups, address_of(linear.values),
+        address_of(linear.scales), linear.scale_kind, address_of(linear.zeros),
+        address_of(linear.bias),
+    ]  # fmt: skip
+
+
+def _int64(values: object) -> npt.NDArray[np.int64]:
+    return np.ascontiguousarray(np.array(values, dtype=np.int64))

@@ -1,0 +1,282 @@
+"""The native runner: the model's program on the C++ kernels, for CPUs, without torch.
+
+A token's logits do not depend, to the bit, on its neighbours, its chunk, or the number of threads:
+always, not as a mode. Integer weights are multiplied as integers (docs/decisions/0010).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..checkpoint import Checkpoint
+from ..errors import ConfigError, EngineError
+from ..failpoints import hit
+from ..layouts import expected_tensors
+from ..native.describe import NativeModel, describe
+from ..native.kernels import choose_path, load_kernels
+from ..native.positions import rotary_rows
+from ..native.program import Number, address_of
+from ..native.weights import Form
+from .cache_groups import group_layers
+from .native_sampling import DrawnRows, LogprobArrays, PackedRows, pack_rows
+from .protocol import (
+    Batch,
+    CacheGroup,
+    DoubleArray,
+    HiddenSum,
+    PromptRows,
+    RunnerInfo,
+    StepResult,
+    TokenLogprobs,
+)
+
+__all__ = ["NativeOptions", "NativeRunner", "default_threads"]
+
+_PROMPT_SLICE = 64
+"""Rows of logits made at once for the log-probabilities of a prompt."""
+_FIRST_ROTARY_ROWS = 4096
+_CACHE_SLACK_BYTES = 256  # that kernels may read behind the last block
+_CACHE_KINDS = {"float32": Number.FLOAT32, "bfloat16": Number.BFLOAT16, "int8": Number.INT8}
+_CACHE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeOptions:
+    """What may be asked of the native runner."""
+
+    dtype: str | None = None
+    """Type of the matrices that the folder does not quantize; None: as the folder says."""
+    activations: Literal["int8", "float32"] = "int8"
+    """What integer weights are multiplied with."""
+    head_weights: Literal["auto", "int8", "int4", "float"] = "auto"
+    """The output layer: integers made at load, or as stored; `auto`: int8 in a quantized folder."""
+    cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Type of keys and values; `auto`: float32 for float32 models, else bfloat16."""
+    instruction_set: str = "auto"
+    """One of `llmserve.native.kernels.INSTRUCTION_SETS`."""
+    threads: int | None = None
+    """Threads of a step, the caller's included; None: one for each core."""
+
+
+class NativeRunner:
+    """Executes steps of one model in C++. Implements `Runner`; synchronous."""
+
+    overlaps = False
+
+    def __init__(self, checkpoint: Checkpoint, options: NativeOptions | None = None) -> None:
+        """Pack the weights.
+
+        Raises:
+            ConfigError: an option that this model or this processor does not have.
+            CheckpointError: weights that cannot be used.
+        """
+        options = options or NativeOptions()
+        self._kernels: Any = load_kernels()
+        if self._kernels is None:
+            raise ConfigError(
+                "the native runner's kernels were not built for this Python: install llmserve "
+                "where there is a C++ compiler, or use the torch runner"
+            )
+        if checkpoint.config.head is not None or checkpoint.config.experts is not None:
+            raise ConfigError("the native runner does not run experts, nor heads of other kinds")
+        path = choose_path(options.instruction_set)
+        self._config = checkpoint.config
+        threads = options.threads or default_threads()
+        floats = _float_type(checkpoint, options.dtype)
+        form = Form(
+            floats=floats,
+            has_int8_activations=options.activations == "int8",
+            head=options.head_weights,
+        )
+        self._groups = group_layers(checkpoint.config)
+        self._group_of = {
+            layer: index for index, group in enumerate(self._groups) for layer in group.layers
+        }
+        self._model: NativeModel = describe(
+            checkpoint,
+            form,
+            layer_groups=[self._group_of[layer] for layer in range(checkpoint.config.num_layers)],
+            threads=threads,
+        )
+        self._path = path
+        self._handle = self._kernels.new(path, threads, *self._model.program.tables())
+        self._cache_dtype = options.cache_dtype
+        if options.cache_dtype == "auto":
+            is_float32 = floats == "float32" and checkpoint.quantization is None
+            is_float32 |= checkpoint.config.dtype == "float32" and options.dtype is None
+            self._cache_dtype = "float32" if is_float32 else "bfloat16"
+        self._cache: list[npt.NDArray[np.uint8]] = []
+        self._rotary_rows = 0
+        self._result: StepResult | None = None
+        self.info = self._describe(checkpoint, path)
+        self._grow_rotary(min(checkpoint.config.max_seq_len, _FIRST_ROTARY_ROWS))
+
+    def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
+        """Make the KV cache; its memory becomes resident as it is written.
+
+        Raises:
+            ConfigError: a block size that is no multiple of 16.
+        """
+        if block_size % 16:
+            raise ConfigError(
+                f"the native runner takes blocks of a multiple of 16 tokens, got {block_size}"
+            )
+        config = self._config
+        self._cache = []
+        for layer in range(config.num_layers):
+            size = num_blocks[self._group_of[layer]] * block_size * self._layer_bytes()
+            self._cache.append(np.frombuffer(mmap.mmap(-1, size + _CACHE_SLACK_BYTES), np.uint8))
+        addresses = np.array([address_of(array) for array in self._cache], np.int64)
+        self._kernels.set_cache(
+            self._handle, addresses, _CACHE_KINDS[self._cache_dtype], block_size,
+            config.num_kv_heads, config.head_dim,
+        )  # fmt: skip
+
+    def submit(self, batch: Batch) -> None:
+        """Compute one step."""
+        if not self._cache:
+            raise EngineError("the runner has no cache yet: call allocate_cache first")
+        hit("engine.forward")
+        self._grow_rotary(int(batch.context_lens.max()))
+        packed = drawn = None
+        if batch.sampling:
+            packed = pack_rows(batch.sampling)
+            drawn = DrawnRows(packed, self._config.vocab_size)
+        self._kernels.step(
+            self._handle, *_arrays(batch), self._config.vocab_size, _sampling(packed, drawn)
+        )
+        result = StepResult(token_ids=np.empty(0, np.int64)) if drawn is None else drawn.result()
+        result.prompt_logprobs = [self._prompt_logprobs(rows) for rows in batch.prompt_rows]
+        result.hidden_sums = [self._sum_hidden(wanted) for wanted in batch.hidden_sums]
+        self._result = result
+
+    def collect(self) -> StepResult:
+        """The outcome of the last `submit`."""
+        if self._result is None:
+            raise EngineError("no step is under way: call submit first")
+        result, self._result = self._result, None
+        return result
+
+    def close(self) -> None:
+        """Drop weights and cache."""
+        self._cache = []
+        del self._handle, self._model
+
+    def _prompt_logprobs(self, rows: PromptRows) -> list[TokenLogprobs]:
+        """In slices, so that the logits of a long prompt are never held at once."""
+        entries: list[TokenLogprobs] = []
+        width = self._config.vocab_size
+        for place in range(0, len(rows.targets), _PROMPT_SLICE):
+            targets = np.array(rows.targets[place : place + _PROMPT_SLICE], np.int64)
+            start = rows.start + place
+            view = self._kernels.head(self._handle, np.arange(start, start + len(targets)))
+            logits = np.ascontiguousarray(self._rows(view, width))
+            out = LogprobArrays(len(targets), rows.num_top, width)
+            self._kernels.prompt_logprobs(
+                self._path, logits, targets, rows.num_top,
+                out.logprobs, out.num_top, out.top_ids, out.top_logprobs,
+            )  # fmt: skip
+            entries += out.entries(range(len(targets)))
+        return entries
+
+    def _sum_hidden(self, wanted: HiddenSum) -> DoubleArray:
+        """Row after row, so that chunks of any size give the same bits."""
+        hidden = self._final_hidden(np.arange(wanted.start, wanted.stop)).astype(np.float64)
+        if wanted.carry is not None:
+            hidden = np.concatenate([wanted.carry[None], hidden])
+        total: DoubleArray = np.add.accumulate(hidden, axis=0)[-1]
+        return total
+
+    def _final_hidden(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The normalized hidden states of tokens of the last step, [n, E]."""
+        view = self._kernels.hidden(self._handle, indices, self._model.final_hidden)
+        return self._rows(view, self._config.hidden_size)
+
+    @staticmethod
+    def _rows(view: memoryview, width: int) -> npt.NDArray[np.float32]:
+        padded = -(-width // 16) * 16
+        return np.frombuffer(view, np.float32).reshape(-1, padded)[:, :width]
+
+    def _grow_rotary(self, num_positions: int) -> None:
+        if num_positions <= self._rotary_rows or self._config.positions != "rope":
+            return
+        rows = min(self._config.max_seq_len, max(num_positions, 2 * self._rotary_rows))
+        for index, is_local in enumerate((False, True)):
+            if is_local and self._config.local_rope_theta is None:
+                continue
+            table = rotary_rows(self._config, rows, is_local=is_local)
+            self._kernels.set_rope_table(self._handle, index, address_of(table))
+            self._rotary = {**getattr(self, "_rotary", {}), index: table}
+        self._rotary_rows = rows
+
+    def _layer_bytes(self) -> int:
+        """KV cache bytes for one token of one layer."""
+        config = self._config
+        scales = 2 * 4 * config.num_kv_heads if self._cache_dtype == "int8" else 0
+        return 2 * config.kv_size * _CACHE_BYTES[self._cache_dtype] + scales
+
+    def _describe(self, checkpoint: Checkpoint, path: str) -> RunnerInfo:
+        config = checkpoint.config
+        return RunnerInfo(
+            vocab_size=config.vocab_size,
+            max_seq_len=config.max_seq_len,
+            eos_token_ids=config.eos_token_ids,
+            cache_groups=tuple(
+                CacheGroup(
+                    num_layers=len(group.layers),
+                    window=group.window,
+                    bytes_per_token=self._layer_bytes() * len(group.layers),
+                )
+                for group in self._groups
+            ),
+            runner="native",
+            executed_form=f"{', '.join(self._model.forms)} ({path})",
+            cache_dtype=self._cache_dtype,
+            num_parameters=sum(int(np.prod(shape)) for shape in expected_tensors(config).values()),
+            weight_bytes=self._model.weight_bytes,
+            fingerprint=checkpoint.fingerprint,
+            hidden_size=config.hidden_size,
+        )
+
+
+def _arrays(batch: Batch) -> tuple[Any, ...]:
+    """The step's arrays as C++ takes them: contiguous int64."""
+    arrays = (
+        batch.token_ids, batch.positions, batch.cu_seqlens, batch.context_lens,
+        batch.logits_indices,
+    )  # fmt: skip
+    groups = tuple(
+        tuple(map(np.ascontiguousarray, (one.slot_mapping, one.block_tables, one.block_copies)))
+        for one in batch.groups
+    )
+    return (*map(np.ascontiguousarray, arrays), groups)
+
+
+def _sampling(packed: PackedRows | None, drawn: DrawnRows | None) -> tuple[Any, ...] | None:
+    if packed is None or drawn is None:
+        return None
+    out = drawn.logprobs
+    return (
+        packed.constants, packed.positions, packed.edits, drawn.token_ids, drawn.is_usable,
+        out.logprobs, out.num_top, out.top_ids, out.top_logprobs,
+    )  # fmt: skip
+
+
+def default_threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _float_type(checkpoint: Checkpoint, dtype: str | None) -> Literal["float32", "bfloat16"]:
+    name = dtype or checkpoint.config.dtype
+    if name in ("float32", "bfloat16"):
+        return name  # type: ignore[return-value]
+    if dtype is None and name == "float16":
+        return "float32"
+    raise ConfigError(f"the native runner computes in float32 or bfloat16, not in {name!r}")
