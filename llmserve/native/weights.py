@@ -333,7 +333,10 @@ def _aligned(size: int) -> int:
 
 
 def _new_memory(size: int) -> mmap.mmap:
-    memory = mmap.mmap(-1, max(size, 1))
+    # Private: memory that processes share gets no huge pages where the system keeps them for private
+    # memory alone, and without them decoding one stream is a tenth slower.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, max(size, 1), **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

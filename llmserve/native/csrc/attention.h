@@ -191,9 +191,11 @@ template <Number KIND>
 static void attend_tile(const AttendCall& call, const Tile& tile, int64_t num_rows,
                         const float* const* queries, const RowRange* ranges, float* const* states) {
   int64_t r = 0;
-  for (; r + 4 <= num_rows; r += 4)
-    attend_rows<KIND, 4>(call, tile, queries + r, ranges + r, states + r);
+  for (; r + 6 <= num_rows; r += 6)
+    attend_rows<KIND, 6>(call, tile, queries + r, ranges + r, states + r);
   switch (num_rows - r) {
+    case 5: attend_rows<KIND, 5>(call, tile, queries + r, ranges + r, states + r); break;
+    case 4: attend_rows<KIND, 4>(call, tile, queries + r, ranges + r, states + r); break;
     case 3: attend_rows<KIND, 3>(call, tile, queries + r, ranges + r, states + r); break;
     case 2: attend_rows<KIND, 2>(call, tile, queries + r, ranges + r, states + r); break;
     case 1: attend_rows<KIND, 1>(call, tile, queries + r, ranges + r, states + r); break;
@@ -217,10 +219,14 @@ static void write_row(const AttendCall& call, const float* state, float* out) {
   const int64_t width = call.cache.head_dim;
   const F factor = set1(1.0f / reduce_add(load(state + 16)));
   for (int64_t d = 0; d < width; d += 16) {
+    const F values = mul(load(state + 32 + d), factor);
+    if (width - d >= 16) {
+      store(out + d, values);
+      continue;
+    }
     float lanes[16];
-    store(lanes, mul(load(state + 32 + d), factor));
-    const int64_t count = width - d < 16 ? width - d : 16;
-    memcpy(out + d, lanes, static_cast<size_t>(count) * 4);
+    store(lanes, values);
+    memcpy(out + d, lanes, static_cast<size_t>(width - d) * 4);
   }
 }
 

@@ -48,7 +48,7 @@ static inline void integer_tile(const Linear& w, const Prepared& x, int64_t row,
         W low[NB], high[NB];
         for (int b = 0; b < NB; ++b) {
           const W both = load_weights(q + b * block_bytes);
-          if constexpr (MR == 1) __builtin_prefetch(q + b * block_bytes + 1024);
+          __builtin_prefetch(q + b * block_bytes + 1024);
           low[b] = low_nibbles(both);
           high[b] = high_nibbles(both);
         }
@@ -62,7 +62,7 @@ static inline void integer_tile(const Linear& w, const Prepared& x, int64_t row,
         W weights[NB];
         for (int b = 0; b < NB; ++b) {
           weights[b] = load_weights(q + b * block_bytes);
-          if constexpr (MR == 1) __builtin_prefetch(q + b * block_bytes + 1024);
+          __builtin_prefetch(q + b * block_bytes + 1024);
         }
         for (int m = 0; m < MR; ++m) {
           const int32_t x0 = four_bytes(row_bytes + m * x.integer_stride);
@@ -135,7 +135,7 @@ static inline void float_tile(const Linear& w, const Prepared& x, int64_t row, i
       F even[NB], odd[NB];
       for (int b = 0; b < NB; ++b) {
         const W both = load_weights(q + b * block_bytes);
-        if constexpr (MR == 1) __builtin_prefetch(q + b * block_bytes + 1024);
+        __builtin_prefetch(q + b * block_bytes + 1024);
         even[b] = even_bf16(both);
         odd[b] = odd_bf16(both);
       }
@@ -148,7 +148,7 @@ static inline void float_tile(const Linear& w, const Prepared& x, int64_t row, i
       F value[NB];
       for (int b = 0; b < NB; ++b) {
         value[b] = load(reinterpret_cast<const float*>(q + b * block_bytes));
-        if constexpr (MR == 1) __builtin_prefetch(q + b * block_bytes + 1024);
+        __builtin_prefetch(q + b * block_bytes + 1024);
       }
       for (int m = 0; m < MR; ++m) {
         const F x0 = set1(in[m * x.stride + c]);

@@ -1,29 +1,6 @@
 // Functions of 16 floats from additions, products and fused ones alone: the same bits on every
 // path, for each lane apart.
 
-// The sum of the lanes, added in halves: i and i + 8, i and i + 4, i and i + 2, then the last two.
-INLINE float reduce_add(F a) {
-  float v[16];
-  store(v, a);
-  for (int half = 8; half >= 1; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] = v[i] + v[i + half];
-  return v[0];
-}
-
-INLINE float reduce_max(F a) {
-  float v[16];
-  store(v, a);
-  for (int half = 8; half >= 1; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
-  return v[0];
-}
-
-INLINE int32_t reduce_add(const int32_t (&v)[16]) {
-  int32_t sum = 0;
-  for (int i = 0; i < 16; ++i) sum += v[i];
-  return sum;
-}
-
 // e to the x for x up to 88, within 2 units in the last place; x under -87 counts as -87.
 INLINE F exp(F x) {
   x = max(set1(-87.0f), x);  // in this order NaN stays NaN

@@ -46,32 +46,47 @@ INLINE int64_t group_length(int64_t width, int64_t size, int64_t group) {
   return width - group * size < size ? width - group * size : size;
 }
 
-// One group of a row → integers with zeros up to `padded` or beyond, its scale, its sum.
-// A NaN or an infinity makes the scale NaN, so that it is not lost.
-INLINE void quantize_group(const float* x, int64_t size, int64_t padded, int8_t* integers,
-                           float* scale, int32_t* sum) {
-  F largest = zero(), probe = zero();
-  for (int64_t i = 0; i < size; i += 16) {
-    const int n = static_cast<int>(size - i < 16 ? size - i : 16);
-    const F v = choose(0, n, load(x + i), zero());
-    largest = max(largest, abs(v));
-    probe = fma(v, zero(), probe);
-  }
+// One group of a row → integers with zeros up to `padded` or beyond, its scale, its sum. `spoiled`
+// is 0, or NaN where the row holds a NaN or an infinity: then the scale is NaN, and it is not lost.
+template <bool IS_WHOLE>
+INLINE void quantize_group(const float* x, int64_t size, int64_t padded, float spoiled,
+                           int8_t* integers, float* scale, int32_t* sum) {
+  const auto part = [&](int64_t i) INLINE_LAMBDA {
+    if constexpr (IS_WHOLE) return load(x + i);
+    const int n = static_cast<int>(size - i < 0 ? 0 : size - i < 16 ? size - i : 16);
+    return choose(0, n, load(x + i), zero());
+  };
+  F largest = zero();
+  for (int64_t i = 0; i < size; i += 16) largest = max(largest, abs(part(i)));
   const float most = reduce_max(largest);
-  const float step = most / 127.0f;
   const bool is_zero = !(most > 1e-30f);
   const F inverse = set1(is_zero ? 0.0f : 127.0f / most);
   I total = iset1(0);
   for (int64_t i = 0; i < padded; i += 16) {
-    const int n = static_cast<int>(size - i < 0 ? 0 : size - i < 16 ? size - i : 16);
-    const I q = to_int(mul(choose(0, n, load(x + i), zero()), inverse));
+    const I q = to_int(mul(part(i), inverse));
     store_int8(integers + i, q);
     total = iadd(total, q);
   }
-  int32_t lanes[16];
-  memcpy(lanes, &total, sizeof lanes);
-  *sum = reduce_add(lanes);
-  *scale = (is_zero ? 0.0f : step) + reduce_add(probe);
+  *sum = reduce_add(total);
+  *scale = (is_zero ? 0.0f : most / 127.0f) + spoiled;
+}
+
+// A row's groups. They are whole vectors where the group size is a multiple of 16.
+static void quantize_row(const float* x, int64_t width, int64_t group_size, int64_t padded_group,
+                         int64_t num_groups, int8_t* integers, float* scales, int32_t* sums) {
+  const float spoiled = sum_row(x, width, [none = zero()](F v, F sum, int n) INLINE_LAMBDA {
+    return fma(choose(0, n, v, none), none, sum);
+  });
+  const bool is_whole = group_size % 16 == 0 && width % group_size == 0;
+  for (int64_t g = 0; g < num_groups; ++g) {
+    const int64_t size = group_length(width, group_size, g);
+    const float* in = x + g * group_size;
+    int8_t* out = integers + g * padded_group;
+    if (is_whole)
+      quantize_group<true>(in, size, padded_group, spoiled, out, scales + g, sums + g);
+    else
+      quantize_group<false>(in, size, padded_group, spoiled, out, scales + g, sums + g);
+  }
 }
 
 // Rows first..last-1 of the input; row r becomes row r - shift of `out`.
@@ -96,10 +111,8 @@ static void prepare(const PrepareCall& call, const Prepared& out, int64_t first,
       x = ordered;
     }
     int8_t* integers = out.integers + place * out.integer_stride;
-    for (int64_t g = 0; g < call.num_groups; ++g)
-      quantize_group(x + g * call.group_size, group_length(call.width, call.group_size, g),
-                     call.padded_group, integers + g * call.padded_group, out.scales + place * call.num_groups + g,
-                     out.sums + place * call.num_groups + g);
+    quantize_row(x, call.width, call.group_size, call.padded_group, call.num_groups, integers,
+                 out.scales + place * call.num_groups, out.sums + place * call.num_groups);
   }
 }
 

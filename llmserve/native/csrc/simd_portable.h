@@ -119,4 +119,21 @@ INLINE I dot4_small(const I& sum, const W& w, int32_t x) {
 }
 INLINE I dot4(const I& sum, const W& w, int32_t x) { return dot4_small(sum, w, x); }
 constexpr int32_t kByteOffset = 128;
+
+// The sum of the lanes, added in halves: i and i + 8, i and i + 4, i and i + 2, then the last two.
+INLINE float reduce_add(F a) {
+  for (int half = 8; half >= 1; half /= 2)
+    for (int i = 0; i < half; ++i) a.v[i] = a.v[i] + a.v[i + half];
+  return a.v[0];
+}
+INLINE float reduce_max(F a) {
+  for (int half = 8; half >= 1; half /= 2)
+    for (int i = 0; i < half; ++i) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
+  return a.v[0];
+}
+INLINE int32_t reduce_add(const I& a) {
+  int32_t sum = 0;
+  LANES sum += a.v[i];
+  return sum;
+}
 #undef LANES
