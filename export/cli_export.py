@@ -29,9 +29,34 @@ examples:
 """
 
 
+_GGUF_DESCRIPTION = """\
+Write a Llama-shaped model folder as one GGUF file, for llama.cpp and the programs built on it.
+
+types:
+  f32, f16, bf16  every matrix in that type
+  q8_0            8-bit integers, 32 weights to a scale
+  q4_0            4-bit integers, 32 weights to a scale; embedding and head are q8_0
+
+Norms and biases stay f32. A matrix whose width 32 does not divide is f16 instead of q8_0 or q4_0,
+and named. A quantized model is written dequantized, so in f32, f16 or bf16. Models of another
+shape, and tokenizers that llama.cpp has no equal of, are refused with the reason.
+"""
+
+_GGUF_EXAMPLES = """\
+examples:
+  llmserve export gguf run/model --type q8_0
+  llmserve export gguf run/model --out model.gguf --overwrite
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this verb's formats and their arguments."""
     formats = parser.add_subparsers(title="formats", metavar="FORMAT", required=True)
+    _add_onnx(formats)
+    _add_gguf(formats)
+
+
+def _add_onnx(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     onnx = formats.add_parser(
         "onnx",
         help="one ONNX graph with its KV cache, checked against torch",
@@ -45,6 +70,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     onnx.add_argument("--overwrite", action="store_true", help="replace an existing FOLDER")
     onnx.set_defaults(sub_run=_run_onnx)
+
+
+def _add_gguf(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    gguf = formats.add_parser(
+        "gguf",
+        help="one GGUF file for llama.cpp",
+        description=_GGUF_DESCRIPTION,
+        epilog=_GGUF_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    gguf.add_argument("model", type=Path, metavar="MODEL", help="model folder")
+    gguf.add_argument(
+        "--type",
+        choices=("f32", "f16", "bf16", "q8_0", "q4_0"),
+        help="of the matrices (default: that of the folder's weights)",
+    )
+    gguf.add_argument(
+        "--out", type=Path, metavar="FILE", help="where to write (default: MODEL-TYPE.gguf)"
+    )
+    gguf.add_argument("--overwrite", action="store_true", help="replace an existing FILE")
+    gguf.set_defaults(sub_run=_run_gguf)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,4 +123,19 @@ def _run_onnx(args: argparse.Namespace) -> int:
         f"same tokens, largest logit error {parity.max_logit_error:.2e}"
     )
     print(f"ONNX graph: {out} ({result.num_bytes / 1e6:.2f} MB)")
+    return 0
+
+
+def _run_gguf(args: argparse.Namespace) -> int:
+    from llmserve.console import console
+
+    from .gguf import export_gguf
+
+    with console().status("writing the file"):
+        result = export_gguf(args.model, args.out, kind=args.type, overwrite=args.overwrite)
+    if result.dequantized_from is not None:
+        print(f"the model's {result.dequantized_from} weights are {result.kind} in the file")
+    if result.plain:
+        print(f"f16, as 32 does not divide their width: {', '.join(result.plain)}")
+    print(f"GGUF file: {result.path} ({result.num_bytes / 1e6:.2f} MB)")
     return 0

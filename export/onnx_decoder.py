@@ -22,6 +22,7 @@ import torch
 from onnx import TensorProto
 
 from llmserve.config import ModelConfig
+from llmserve.errors import ConfigError
 from llmserve.model.layers import rotary_frequencies
 from llmserve.quant.dtypes import Float32Array
 
@@ -33,8 +34,22 @@ ReadTensor = Callable[[str], Float32Array]
 """Canonical name → values."""
 
 
+_KNOWN = frozenset({
+    "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+    "intermediate_size", "max_seq_len", "positions", "rope_theta", "rope_scaling",
+    "sliding_window", "full_attention_layers", "norm", "norm_eps", "activation",
+    "attention_scale", "attention_bias", "attention_output_bias", "mlp_bias",
+    "tie_word_embeddings", "bos_token_id", "eos_token_ids", "pad_token_id", "dtype",
+})  # fmt: skip
+"""Fields of `ModelConfig` that the graph honours."""
+
+
 def build_decoder(config: ModelConfig, read: ReadTensor) -> GraphBuilder:
-    """The graph of a model whose tensors `read` gives by canonical name."""
+    """The graph of a model whose tensors `read` gives by canonical name.
+
+    Raises `ConfigError` for a model with something that the graph has no part for.
+    """
+    _check(config)
     graph = GraphBuilder()
     ids = graph.input("input_ids", "int64", ["batch", "sequence"])
     graph.input("attention_mask", "int64", ["batch", "total"])
@@ -48,6 +63,16 @@ def build_decoder(config: ModelConfig, read: ReadTensor) -> GraphBuilder:
     hidden = decoder.norm(hidden, "model.norm")
     decoder.head(hidden)
     return graph
+
+
+def _check(config: ModelConfig) -> None:
+    unknown = config.settings_beyond(_KNOWN)
+    if config.activation == "geglu_tanh":
+        unknown.append("activation")
+    if unknown:
+        raise ConfigError(
+            f"a model with {', '.join(unknown)} other than Llama's cannot be exported to ONNX"
+        )
 
 
 def cache_names(layer_index: int) -> tuple[str, str, str, str]:
@@ -179,7 +204,7 @@ class _Decoder:
             [f"{name}.mixed", present_key, present_value],
             q_num_heads=config.num_heads,
             kv_num_heads=config.num_kv_heads,
-            scale=config.head_dim**-0.5,
+            scale=config.score_scale,
         )
         return self.linear(mixed, f"{name}.o_proj", bias=config.attention_output_bias)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from llmserve.checkpoint import Checkpoint
 from llmserve.families import family_of
+from llmserve.layouts import has_canonical_names
 from llmserve.quant.bnb import BitsAndBytesLinear
 from llmserve.quant.groups import QuantizedLinear
 from llmserve.quant.layout import AnyQuantizedLinear, encode_layer
@@ -154,8 +155,12 @@ def _bnb_group(linear: BitsAndBytesLinear) -> int | None:
 
 
 def _notes(source: Checkpoint, layers: tuple[LayerReport, ...], scheme: str) -> Iterator[str]:
-    if family_of(source.config) not in ("llama", "mistral"):
-        yield "the model is no Llama: llmserve alone opens its quantized form"
+    family = family_of(source.config)
+    if family == "llmserve" or not has_canonical_names(family):
+        yield f"a model of the family {family}: llmserve alone opens its quantized form"
+        return
+    if source.config.experts is not None:
+        yield "transformers does not open quantized experts; other programs may"
         return
     if scheme == "int8":
         yield (

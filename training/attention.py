@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llmserve.config import ModelConfig
+from llmserve.errors import ConfigError
 
 __all__ = ["MatrixAttention"]
 
@@ -22,6 +23,9 @@ class MatrixAttention:
     """An `Attend` over whole rows, each of one text from its first position on. O(T²) memory."""
 
     def __init__(self, config: ModelConfig) -> None:
+        """Raises `ConfigError` for a model whose scores are capped."""
+        if config.attention_softcap is not None:
+            raise ConfigError("attention_softcap is not supported in bfloat16 training")
         self._config = config
 
     def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -31,7 +35,7 @@ class MatrixAttention:
         group = heads // kv_heads
         mask = _mask(tokens, self._config.window_of(layer_index), v.dtype)
         with torch.autocast(q.device.type, enabled=False):
-            q = q.to(v.dtype) * width**-0.5
+            q = q.to(v.dtype) * self._config.score_scale
             q = q.view(batch, tokens, kv_heads, group, width).permute(0, 2, 3, 1, 4)
             q = q.reshape(batch * kv_heads, group * tokens, width)
             k = k.to(v.dtype).permute(0, 2, 3, 1).reshape(batch * kv_heads, width, tokens)

@@ -1,26 +1,30 @@
 """A model's program from its configuration and checkpoint: what C++ does in a step, in order.
 
-Every variant of `ModelConfig` but mixtures of experts is a choice of operations here; the C++ knows
-no families. Names of tensors are canonical (`layouts.py`).
+Every variant of `ModelConfig` is a choice of operations here; the C++ knows no families. Names of
+tensors are canonical (`layouts.py`). Feed-forwards are in `feed_forward.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..adapters import Adapter
 from ..checkpoint import Checkpoint
-from ..config import ModelConfig
 from ..layouts import BlockNorms, block_norms
+from .feed_forward import FeedForwardWriter
+from .lora import LoraMatrices
+from .matrices import BlockMatrices, specify_block
 from .positions import sinusoid_rows
-from .program import Epilogue, Norm, Number, PackedLinear, Program, WeightKind
+from .program import Domain, Epilogue, Norm, Number, PackedLinear, Program, WeightKind
 from .weights import Form, MatrixSpec, WeightSegment, number_of
 
 __all__ = ["NativeModel", "describe"]
 
-_PLAIN_ACTIVATIONS = {"gelu": Epilogue.GELU, "gelu_tanh": Epilogue.GELU_TANH}
-_GATED_ACTIVATIONS = {"swiglu": Epilogue.SWIGLU, "geglu_tanh": Epilogue.GEGLU_TANH}
+_COLUMN_SLACK = 16
+"""Floats that a product may write behind its last column."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,32 +32,18 @@ class NativeModel:
     """A program with its weights, ready to be run."""
 
     program: Program
-    hidden: int
-    """Buffer of the residual stream after the last block."""
     final_hidden: int
     """Buffer of the rows asked for, normalized."""
-    logits: int
-    """Buffer of the logits."""
     weight_bytes: int
     """Bytes of the matrices as executed."""
     forms: tuple[str, ...]
     """How the matrices are executed, head last, for people."""
 
 
-@dataclass(slots=True)
-class _Layer:
-    """The matrices of one block."""
-
-    name: str
-    qkv: list[MatrixSpec]
-    output: MatrixSpec
-    up: list[MatrixSpec]
-    down: MatrixSpec
-
-
 def describe(
-    checkpoint: Checkpoint, form: Form, *, layer_groups: list[int], threads: int
-) -> NativeModel:
+    checkpoint: Checkpoint, form: Form, *, layer_groups: list[int], threads: int,
+    adapters: Sequence[Adapter] = (),
+) -> NativeModel:  # fmt: skip
     """Pack the weights and write the program down.
 
     Args:
@@ -61,44 +51,33 @@ def describe(
         form: How matrices are executed.
         layer_groups: Cache group of each layer.
         threads: Matrices packed at a time.
+        adapters: LoRA adapters that requests may name.
 
     Raises:
-        CheckpointError: weights that cannot be used.
+        CheckpointError: weights that cannot be used, or an adapter that does not fit.
     """
     config = checkpoint.config
+    lora = LoraMatrices(config, adapters)
     segment = WeightSegment(checkpoint, form)
-    layers = [_specify_layer(config, segment, index) for index in range(config.num_layers)]
+    blocks = [
+        specify_block(config, segment, index, has_adapters=bool(adapters))
+        for index in range(config.num_layers)
+    ]
     head_name = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
     head = segment.specify_head(f"{head_name}.weight")
     segment.pack(threads)
-    writer = _Writer(checkpoint, segment, layer_groups)
-    return writer.write(layers, head)
-
-
-def _specify_layer(config: ModelConfig, segment: WeightSegment, index: int) -> _Layer:
-    name = f"model.layers.{index}"
-    attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-    qkv = segment.specify([f"{attention}.{part}_proj.weight" for part in "qkv"])
-    (output,) = segment.specify([f"{attention}.o_proj.weight"])
-    if config.is_gated:
-        up = segment.specify(
-            [f"{mlp}.{part}_proj.weight" for part in ("gate", "up")], is_gated=True
-        )
-    else:
-        up = segment.specify([f"{mlp}.up_proj.weight"])
-    (down,) = segment.specify([f"{mlp}.down_proj.weight"])
-    return _Layer(name, qkv, output, up, down)
+    return _Writer(checkpoint, segment, lora, layer_groups).write(blocks, head)
 
 
 class _Writer:
     """Writes one model's program."""
 
     def __init__(
-        self, checkpoint: Checkpoint, segment: WeightSegment, layer_groups: list[int]
-    ) -> None:
-        self._checkpoint = checkpoint
+        self, checkpoint: Checkpoint, segment: WeightSegment, lora: LoraMatrices,
+        layer_groups: list[int],
+    ) -> None:  # fmt: skip
+        self._checkpoint, self._segment, self._lora = checkpoint, segment, lora
         self._config = config = checkpoint.config
-        self._segment = segment
         window_of = {group: config.window_of(layer) for layer, group in enumerate(layer_groups)}
         self._program = program = Program(
             num_heads=config.num_heads,
@@ -106,42 +85,39 @@ class _Writer:
             head_dim=config.head_dim,
             layer_groups=layer_groups,
             windows=[window_of[group] or 0 for group in sorted(window_of)],
+            num_experts_per_token=config.experts.num_experts_per_token if config.experts else 0,
+            num_adapters=len(lora.adapters),
         )
         self._norms: BlockNorms = block_norms(config)
-        width = config.hidden_size
-        self._x = program.buffer(width)
-        self._qkv = program.buffer(config.q_size + 2 * config.kv_size)
+        self._x = program.buffer(config.hidden_size)
+        self._qkv = program.buffer(config.q_size + 2 * config.kv_size + _COLUMN_SLACK)
         self._attended = program.buffer(config.q_size)
-        # Of a half block before the norm behind it; gate and input where they are not computed
-        # together.
-        self._branch = program.buffer(width)
-        self._inner = program.buffer(config.intermediate_size)
-        self._gate = program.buffer(config.intermediate_size)
-        self._up = program.buffer(config.intermediate_size)
+        # What a half block made, where a norm or several experts stand before the residual.
+        self._branch = program.buffer(config.hidden_size)
+        self._mlp = FeedForwardWriter(config, program, segment, lora, self._x, self._branch)
 
-    def write(self, layers: list[_Layer], head: MatrixSpec) -> NativeModel:
+    def write(self, blocks: list[BlockMatrices], head: MatrixSpec) -> NativeModel:
+        """The whole program."""
         program, config = self._program, self._config
         self._embed()
-        for index, layer in enumerate(layers):
-            self._attention(layer, index)
-            self._feed_forward(layer)
-        rows = program.buffer(config.hidden_size, on_rows=True)
-        logits = program.buffer(config.vocab_size, on_rows=True)
+        for block in blocks:
+            self._attention(block)
+            self._feed_forward(block)
+        rows = program.buffer(config.hidden_size, Domain.ROWS)
+        logits = program.buffer(config.vocab_size, Domain.ROWS)
         program.gather(self._x, rows)
-        packed = self._segment.packed(head)
         program.norm(rows, config.hidden_size, self._norm("model.norm"))
-        slot = program.prepare(rows, config.hidden_size, None, packed, on_rows=True)
+        packed = self._segment.packed(head)
+        slot = program.prepare(rows, config.hidden_size, None, packed, Domain.ROWS)
         program.linear(
-            slot, packed, Epilogue.STORE, logits, cap=config.logits_softcap or 0.0, on_rows=True
+            slot, packed, Epilogue.STORE, logits, Domain.ROWS, cap=config.logits_softcap or 0.0
         )
         program.sample(logits, config.vocab_size)
         return NativeModel(
             program=program,
-            hidden=self._x,
             final_hidden=rows,
-            logits=logits,
             weight_bytes=self._segment.nbytes,
-            forms=_forms([*layers], packed, self._segment),
+            forms=_forms(blocks, packed, self._segment),
         )
 
     def _embed(self) -> None:
@@ -158,70 +134,60 @@ class _Writer:
             scale=config.embedding_scale, positions=positions, position_kind=kind,
         )  # fmt: skip
 
-    def _attention(self, layer: _Layer, index: int) -> None:
+    def _attention(self, block: BlockMatrices) -> None:
         program, config = self._program, self._config
-        norm = self._block_norm(layer, self._norms.before_attention)
-        column = 0
-        for spec in layer.qkv:
-            packed = self._segment.packed(spec)
-            slot = program.prepare(self._x, config.hidden_size, norm, packed)
-            program.linear(slot, packed, Epilogue.STORE, self._qkv, column=column)
-            column += spec.out
-        query_norm, key_norm = self._query_key_norms(layer)
+        self._query_key_value(block)
+        query_norm, key_norm = self._query_key_norms(block)
         program.rope(
             self._qkv,
-            index,
+            block.index,
             rotary_dim=config.rotary_size if config.positions == "rope" else 0,
-            table=int(config.has_local_rope(index)),
+            table=int(config.has_local_rope(block.index)),
             query_norm=query_norm,
             key_norm=key_norm,
             is_whole_norm=config.qk_norm == "full",
         )
         program.attend(
-            self._qkv, index, self._attended,
+            self._qkv, block.index, self._attended,
             scale=config.score_scale, cap=config.attention_softcap or 0.0,
         )  # fmt: skip
-        self._add_branch(
-            layer, self._attended, config.q_size, layer.output, self._norms.after_attention
+        packed = self._segment.packed(block.output)
+        slot = program.prepare(
+            self._attended, config.q_size, None, packed, needs_values=bool(self._lora)
         )
+        norm = self._block_norm(block, self._norms.after_attention)
+        out = self._x if norm is None else self._branch
+        program.linear(slot, packed, Epilogue.ADD if norm is None else Epilogue.STORE, out)
+        self._lora.write(program, slot, block.index, "o_proj", out)
+        self._add_branch(norm)
 
-    def _feed_forward(self, layer: _Layer) -> None:
+    def _query_key_value(self, block: BlockMatrices) -> None:
         program, config = self._program, self._config
-        norm = self._block_norm(layer, self._norms.before_mlp)
-        if len(layer.up) == 1:
-            activation = _GATED_ACTIVATIONS if config.is_gated else _PLAIN_ACTIVATIONS
-            packed = self._segment.packed(layer.up[0])
-            slot = program.prepare(self._x, config.hidden_size, norm, packed)
-            program.linear(slot, packed, activation[config.activation], self._inner)
-        else:
-            for spec, out in zip(layer.up, (self._gate, self._up), strict=True):
-                packed = self._segment.packed(spec)
-                slot = program.prepare(self._x, config.hidden_size, norm, packed)
-                program.linear(slot, packed, Epilogue.STORE, out)
-            program.gate(
-                self._gate, self._up, self._inner, config.intermediate_size,
-                _GATED_ACTIVATIONS[config.activation],
-            )  # fmt: skip
-        self._add_branch(
-            layer, self._inner, config.intermediate_size, layer.down, self._norms.after_mlp
-        )
+        norm = self._block_norm(block, self._norms.before_attention)
+        column = slot = 0
+        for spec in block.qkv:
+            packed = self._segment.packed(spec)
+            slot = program.prepare(
+                self._x, config.hidden_size, norm, packed, needs_values=bool(self._lora)
+            )
+            program.linear(slot, packed, Epilogue.STORE, self._qkv, column=column)
+            column += spec.out
+        for place, part in ((0, "q"), (config.q_size, "k"), (config.q_size + config.kv_size, "v")):
+            self._lora.write(program, slot, block.index, f"{part}_proj", self._qkv, column=place)
 
-    def _add_branch(
-        self, layer: _Layer, source: int, width: int, spec: MatrixSpec, norm_name: str | None
-    ) -> None:
-        """The product that ends a half block, its norm if there is one, the residual."""
-        packed = self._segment.packed(spec)
-        slot = self._program.prepare(source, width, None, packed)
-        if norm_name is None:
-            self._program.linear(slot, packed, Epilogue.ADD, self._x)
-            return
-        self._program.linear(slot, packed, Epilogue.STORE, self._branch)
-        norm = self._block_norm(layer, norm_name)
-        assert norm is not None, "a norm that has a name"
-        self._program.add_norm(self._branch, self._x, self._config.hidden_size, norm)
+    def _feed_forward(self, block: BlockMatrices) -> None:
+        before = self._block_norm(block, self._norms.before_mlp)
+        after = self._block_norm(block, self._norms.after_mlp)
+        self._mlp.write(block, before, is_direct=after is None)
+        self._add_branch(after)
 
-    def _block_norm(self, layer: _Layer, name: str | None) -> Norm | None:
-        return None if name is None else self._norm(f"{layer.name}.{name}")
+    def _add_branch(self, norm: Norm | None) -> None:
+        """The residual takes a half block's output through its norm, if there is one."""
+        if norm is not None:
+            self._program.add_norm(self._branch, self._x, self._config.hidden_size, norm)
+
+    def _block_norm(self, block: BlockMatrices, name: str | None) -> Norm | None:
+        return None if name is None else self._norm(f"{block.name}.{name}")
 
     def _norm(self, name: str, *, is_rms: bool | None = None) -> Norm:
         config = self._config
@@ -231,28 +197,26 @@ class _Writer:
             name, eps=config.norm_eps, offset=config.norm_weight_offset, is_rms=is_rms
         )
 
-    def _query_key_norms(self, layer: _Layer) -> tuple[Norm | None, Norm | None]:
+    def _query_key_norms(self, block: BlockMatrices) -> tuple[Norm | None, Norm | None]:
         if self._config.qk_norm == "none":
             return None, None
-        name = f"{layer.name}.self_attn"
-        return (
-            self._norm(f"{name}.q_norm", is_rms=True),
-            self._norm(f"{name}.k_norm", is_rms=True),
-        )
+        name = f"{block.name}.self_attn"
+        return self._norm(f"{name}.q_norm", is_rms=True), self._norm(f"{name}.k_norm", is_rms=True)
 
 
-def _forms(layers: list[_Layer], head: PackedLinear, segment: WeightSegment) -> tuple[str, ...]:
+def _forms(
+    blocks: list[BlockMatrices], head: PackedLinear, segment: WeightSegment
+) -> tuple[str, ...]:
     specs = {
         (packed.kind, packed.has_float_rows)
-        for layer in layers
-        for packed in map(segment.packed, [*layer.qkv, layer.output, *layer.up, layer.down])
+        for block in blocks
+        for packed in map(segment.packed, block.all())
     }
     names = [_form_name(kind, has_floats) for kind, has_floats in sorted(specs)]
     return (*names, f"{head.kind.name.lower()} head")
 
 
-def _form_name(kind: int, has_float_rows: bool) -> str:
-    weight = WeightKind(kind)
-    is_integer = weight in (WeightKind.INT4, WeightKind.INT8)
+def _form_name(kind: WeightKind, has_float_rows: bool) -> str:
+    is_integer = kind in (WeightKind.INT4, WeightKind.INT8)
     activations = "float32" if has_float_rows or not is_integer else "int8"
-    return f"{weight.name.lower()} weights x {activations} activations"
+    return f"{kind.name.lower()} weights x {activations} activations"

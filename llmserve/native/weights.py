@@ -333,9 +333,11 @@ def _aligned(size: int) -> int:
 
 
 def _new_memory(size: int) -> mmap.mmap:
-    # Private: memory that processes share gets no huge pages where the system keeps them for private
-    # memory alone, and without them decoding one stream is a tenth slower.
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    # Private: shared memory gets no huge pages on most systems, and without them decoding is slower
+    # (docs/lab-log.md, 2026-11-25).
+    private = (
+        {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    )
     memory = mmap.mmap(-1, max(size, 1), **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)

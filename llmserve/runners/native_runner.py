@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ..adapters import Adapter
 from ..checkpoint import Checkpoint
 from ..errors import ConfigError, EngineError
 from ..failpoints import hit
@@ -69,12 +71,23 @@ class NativeRunner:
 
     overlaps = False
 
-    def __init__(self, checkpoint: Checkpoint, options: NativeOptions | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        options: NativeOptions | None = None,
+        *,
+        adapters: Sequence[Adapter] = (),
+    ) -> None:
         """Pack the weights.
+
+        Args:
+            checkpoint: An open model folder.
+            options: How it is to be executed.
+            adapters: LoRA adapters that requests may name.
 
         Raises:
             ConfigError: an option that this model or this processor does not have.
-            CheckpointError: weights that cannot be used.
+            CheckpointError: weights that cannot be used, or an adapter that does not fit.
         """
         options = options or NativeOptions()
         self._kernels: Any = load_kernels()
@@ -83,8 +96,11 @@ class NativeRunner:
                 "the native runner's kernels were not built for this Python: install llmserve "
                 "where there is a C++ compiler, or use the torch runner"
             )
-        if checkpoint.config.head is not None or checkpoint.config.experts is not None:
-            raise ConfigError("the native runner does not run experts, nor heads of other kinds")
+        if checkpoint.config.head is not None:
+            raise ConfigError(
+                f"the model has a head of kind {checkpoint.config.head.kind!r}; the native runner "
+                "generates text"
+            )
         path = choose_path(options.instruction_set)
         self._config = checkpoint.config
         threads = options.threads or default_threads()
@@ -103,6 +119,7 @@ class NativeRunner:
             form,
             layer_groups=[self._group_of[layer] for layer in range(checkpoint.config.num_layers)],
             threads=threads,
+            adapters=adapters,
         )
         self._path = path
         self._handle = self._kernels.new(path, threads, *self._model.program.tables())
@@ -114,7 +131,7 @@ class NativeRunner:
         self._cache: list[npt.NDArray[np.uint8]] = []
         self._rotary_rows = 0
         self._result: StepResult | None = None
-        self.info = self._describe(checkpoint, path)
+        self.info = self._describe(checkpoint, path, adapters)
         self._grow_rotary(min(checkpoint.config.max_seq_len, _FIRST_ROTARY_ROWS))
 
     def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
@@ -221,7 +238,9 @@ class NativeRunner:
         scales = 2 * 4 * config.num_kv_heads if self._cache_dtype == "int8" else 0
         return 2 * config.kv_size * _CACHE_BYTES[self._cache_dtype] + scales
 
-    def _describe(self, checkpoint: Checkpoint, path: str) -> RunnerInfo:
+    def _describe(
+        self, checkpoint: Checkpoint, path: str, adapters: Sequence[Adapter]
+    ) -> RunnerInfo:
         config = checkpoint.config
         return RunnerInfo(
             vocab_size=config.vocab_size,
@@ -240,8 +259,12 @@ class NativeRunner:
             cache_dtype=self._cache_dtype,
             num_parameters=sum(int(np.prod(shape)) for shape in expected_tensors(config).values()),
             weight_bytes=self._model.weight_bytes,
-            fingerprint=checkpoint.fingerprint,
+            # Blocks of the KV cache are named by this and an adapter's name: its content counts.
+            fingerprint="|".join(
+                [checkpoint.fingerprint, *(f"{one.name}={one.fingerprint}" for one in adapters)]
+            ),
             hidden_size=config.hidden_size,
+            adapters=tuple(adapter.name for adapter in adapters),
         )
 
 
@@ -255,7 +278,8 @@ def _arrays(batch: Batch) -> tuple[Any, ...]:
         tuple(map(np.ascontiguousarray, (one.slot_mapping, one.block_tables, one.block_copies)))
         for one in batch.groups
     )
-    return (*map(np.ascontiguousarray, arrays), groups)
+    adapter_ids = None if batch.adapter_ids is None else np.ascontiguousarray(batch.adapter_ids)
+    return (*map(np.ascontiguousarray, arrays), groups, adapter_ids)
 
 
 def _sampling(packed: PackedRows | None, drawn: DrawnRows | None) -> tuple[Any, ...] | None:

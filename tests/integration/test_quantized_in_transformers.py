@@ -14,8 +14,9 @@ import torch
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.config import ModelConfig
 from llmserve.export.quantize import Scheme, quantize_model
+from llmserve.families import family_of
 from llmserve.model.weights import load_model
-from support.variants import LLAMA, random_tensors
+from support.variants import GEMMA3, LLAMA, OLMO2, QWEN2, QWEN3, random_tensors
 
 pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
@@ -67,6 +68,18 @@ def test_integers_give_the_logits_of_our_own_dequantization(
 ) -> None:
     config = dataclasses.replace(CONFIG, dtype=dtype)
     checkpoint = quantized(tmp_path, config, scheme, group_size)
+    theirs, loading = open_in_transformers(checkpoint)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert_same_logits(theirs.eval(), checkpoint)
+
+
+@pytest.mark.parametrize("family", [QWEN2, QWEN3, OLMO2, GEMMA3], ids=lambda one: family_of(one))
+def test_integers_of_other_families_give_the_same_logits(
+    tmp_path: Path, family: ModelConfig
+) -> None:
+    config = dataclasses.replace(family, vocab_size=105)
+    checkpoint = quantized(tmp_path, config, "int8")
     theirs, loading = open_in_transformers(checkpoint)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]

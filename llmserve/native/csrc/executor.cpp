@@ -77,7 +77,7 @@ void PreparedRows::reserve(const Slot& slot, int64_t num_rows) {
 Executor::Executor(const Kernels& kernels, int num_threads, const Geometry& geometry,
                    std::vector<Op> ops, std::vector<Linear> linears, std::vector<Buffer> buffers,
                    std::vector<Slot> slots, std::vector<int64_t> layer_groups,
-                   std::vector<int64_t> windows)
+                   std::vector<int64_t> windows, std::vector<int64_t> adapters)
     : kernels_(kernels),
       team_(num_threads, static_cast<int64_t>(ops.size())),
       geometry_(geometry),
@@ -87,6 +87,7 @@ Executor::Executor(const Kernels& kernels, int num_threads, const Geometry& geom
       slots_(std::move(slots)),
       layer_groups_(std::move(layer_groups)),
       windows_(std::move(windows)),
+      adapters_(std::move(adapters)),
       rope_tables_(2, nullptr),
       shared_(slots_.size()),
       private_(slots_.size() * static_cast<size_t>(num_threads)),
@@ -104,7 +105,9 @@ Executor::Executor(const Kernels& kernels, int num_threads, const Geometry& geom
   prepared_by_.assign(ops_.size(), -1);
   for (size_t i = 0; i < ops_.size(); ++i) {
     if (ops_[i].code == Code::kPrepare) last[static_cast<size_t>(ops_[i].a[1])] = int64_t(i);
-    if (ops_[i].code == Code::kLinear) prepared_by_[i] = last[static_cast<size_t>(ops_[i].a[0])];
+    if (ops_[i].code == Code::kLinear || ops_[i].code == Code::kLora ||
+        ops_[i].code == Code::kExperts)
+      prepared_by_[i] = last[static_cast<size_t>(ops_[i].a[0])];
   }
 }
 
@@ -120,14 +123,14 @@ void Executor::reserve(int64_t num_tokens, int64_t num_rows) {
   token_room_ = std::max(num_tokens, token_room_);
   row_room_ = std::max(num_rows, row_room_);
   for (Buffer& buffer : buffers_) {
-    if (buffer.is_on_rows ? has_rows : has_tokens) continue;
-    const int64_t rows = buffer.is_on_rows ? row_room_ : token_room_;
+    if (buffer.domain == Domain::kRows ? has_rows : has_tokens) continue;
+    const int64_t rows = room_of(buffer.domain);
     buffer.data.reset();
     buffer.data.reset(new float[static_cast<size_t>(rows * buffer.width + kSlackValues)]());
   }
   for (size_t i = 0; i < slots_.size(); ++i) {
-    if (slots_[i].is_on_rows ? has_rows : has_tokens) continue;
-    shared_[i].reserve(slots_[i], slots_[i].is_on_rows ? row_room_ : token_room_);
+    if (slots_[i].domain == Domain::kRows ? has_rows : has_tokens) continue;
+    shared_[i].reserve(slots_[i], room_of(slots_[i].domain));
   }
 }
 
@@ -162,7 +165,8 @@ void Executor::run(bool has_tokens, bool has_head) {
   phases_.clear();
   for (size_t i = 0; i < ops_.size(); ++i) {
     const Op& op = ops_[i];
-    if ((!op.is_on_rows && !has_tokens) || rows_of(op) == 0) continue;
+    if ((op.domain != Domain::kRows && !has_tokens) || rows_of(op) == 0) continue;
+    if (op.code == Code::kLora && input_.adapter_ids == nullptr) continue;
     if (op.code == Code::kSample && sampling_.rows == nullptr) continue;
     phases_.push_back({static_cast<int64_t>(i), num_items(op)});
     if (op.code == Code::kNorm && !has_head) break;
@@ -197,6 +201,15 @@ int64_t Executor::num_items(const Op& op) {
       break;
     case Code::kSample:
       return rows;
+    case Code::kLora:
+      return input_.num_seqs;
+    case Code::kRoute:
+      return 1;
+    case Code::kExperts: {
+      const Grid grid =
+          grid_of(linears_[static_cast<size_t>(op.a[1])], rows / op.a[4] + 1, team_.size());
+      return op.a[4] * grid.num_panel_steps;
+    }
     default:
       break;
   }
@@ -224,6 +237,9 @@ void Executor::do_item(int64_t index, int64_t item, int thread) {
   if (op.code == Code::kLinear) return do_linear(op, item, thread);
   if (op.code == Code::kAttend) return do_attend(op, item, thread);
   if (op.code == Code::kSample) return do_sample(op, item, thread);
+  if (op.code == Code::kLora) return do_lora(op, item, thread);
+  if (op.code == Code::kRoute) return do_route(op);
+  if (op.code == Code::kExperts) return do_experts(op, item, thread);
   const int64_t rows = rows_of(op), count = num_items(op);
   const int64_t first = rows * item / count, last = rows * (item + 1) / count;
   switch (op.code) {
@@ -260,6 +276,24 @@ void Executor::do_item(int64_t index, int64_t item, int thread) {
       kernels_.gate(data(op.a[0]), data(op.a[1]), data(op.a[2]), stride(op.a[2]),
                     static_cast<Epilogue>(op.a[4]), first, last);
       break;
+    case Code::kDispatch:
+      for (int64_t choice = first; choice < last; ++choice)
+        std::memcpy(data(op.a[1]) + routed_row_[static_cast<size_t>(choice)] * stride(op.a[1]),
+                    data(op.a[0]) + choice / geometry_.num_experts_per_token * stride(op.a[0]),
+                    static_cast<size_t>(stride(op.a[1])) * sizeof(float));
+      break;
+    case Code::kCombine:
+      do_combine(op, first, last);
+      break;
+    case Code::kAdd:
+      for (int64_t row = first; row < last; ++row)
+        kernels_.add_scaled(data(op.a[0]) + row * stride(op.a[0]), 1.0f,
+                            data(op.a[1]) + row * stride(op.a[1]), stride(op.a[1]), true);
+      break;
+    case Code::kAddGated:
+      kernels_.add_gated(data(op.a[0]), data(op.a[1]), stride(op.a[1]), data(op.a[2]),
+                         stride(op.a[2]), first, last);
+      break;
     case Code::kNorm:
       kernels_.norm(data(op.a[0]), stride(op.a[0]), op.a[1],
                     norm_of(op.a[2], op.a[3], op.a[4], op.r[0]), first, last);
@@ -275,30 +309,32 @@ void Executor::do_item(int64_t index, int64_t item, int thread) {
   }
 }
 
+// What `op` multiplies: the team's rows, or this thread's own, made now if they are not yet.
+const Prepared& Executor::prepared_for(const Op& op, int thread) {
+  const size_t slot = static_cast<size_t>(op.a[0]);
+  const int64_t by = prepared_by_[static_cast<size_t>(&op - ops_.data())];
+  const Op& prepare = ops_[static_cast<size_t>(by)];
+  if (!is_private(prepare)) return shared_[slot].view;
+  const size_t place = static_cast<size_t>(thread) * slots_.size() + slot;
+  const uint64_t wanted = step_ << 20 | static_cast<uint64_t>(by);
+  if (made_[place] != wanted) {
+    kernels_.prepare(prepare_call(prepare), private_[place].view, 0, rows_of(prepare), 0);
+    made_[place] = wanted;
+  }
+  return private_[place].view;
+}
+
 void Executor::do_linear(const Op& op, int64_t item, int thread) {
   const Linear& weight = linears_[static_cast<size_t>(op.a[1])];
   const int64_t rows = rows_of(op);
   const Grid grid = grid_of(weight, rows, team_.size());
-  const size_t slot = static_cast<size_t>(op.a[0]);
-  const size_t index = static_cast<size_t>(&op - ops_.data());
-  const int64_t by = prepared_by_[index];
-  const Op& prepare = ops_[static_cast<size_t>(by)];
   LinearCall call;
   call.weight = &weight;
   call.epilogue = static_cast<Epilogue>(op.a[2]);
   call.out = data(op.a[3]) + op.a[4];
   call.stride = stride(op.a[3]);
   call.cap = static_cast<float>(op.r[0]);
-  call.input = shared_[slot].view;
-  if (is_private(prepare)) {
-    const size_t place = static_cast<size_t>(thread) * slots_.size() + slot;
-    const uint64_t wanted = step_ << 20 | static_cast<uint64_t>(by);
-    if (made_[place] != wanted) {
-      kernels_.prepare(prepare_call(prepare), private_[place].view, 0, rows, 0);
-      made_[place] = wanted;
-    }
-    call.input = private_[place].view;
-  }
+  call.input = prepared_for(op, thread);
   const int64_t row_step = item / grid.num_panel_steps, panel_step = item % grid.num_panel_steps;
   const int64_t first_row = row_step * grid.row_step, first_panel = panel_step * grid.panel_step;
   kernels_.linear(call, first_row, std::min(first_row + grid.row_step, rows), first_panel,
@@ -412,6 +448,103 @@ void Executor::do_attend(const Op& op, int64_t index, int thread) {
       item.attend.partial -
       (item.attend.partition - item.first_partition) * item.attend.num_rows() * state;
   kernels_.join(call, item.attend, item.first_partition, item.last_partition, partials, scratch);
+}
+
+// out += B (A x) for the rows of a sequence that has an adapter; the scale is in B.
+void Executor::do_lora(const Op& op, int64_t sequence, int thread) {
+  const int64_t adapter = input_.adapter_ids[sequence];
+  if (adapter == 0) return;
+  const size_t entry = static_cast<size_t>(
+      (op.a[1] * geometry_.num_adapters + adapter - 1) * 2);
+  if (adapters_[entry] < 0) return;
+  const Linear& a = linears_[static_cast<size_t>(adapters_[entry])];
+  const Linear& b = linears_[static_cast<size_t>(adapters_[entry + 1])];
+  const int64_t first = input_.cu_seqlens[sequence];
+  const int64_t count = input_.cu_seqlens[sequence + 1] - first;
+  const int64_t inner = a.num_blocks() * 16;
+  std::vector<float> between(static_cast<size_t>(count * inner + kSlackValues));
+  LinearCall call{};
+  call.weight = &a;
+  call.input = prepared_for(op, thread);
+  call.input.values += first * call.input.stride;
+  call.epilogue = Epilogue::kStore;
+  call.out = between.data();
+  call.stride = inner;
+  kernels_.linear(call, 0, count, 0, ceil_div(a.num_blocks(), kPanelBlocks));
+  call.weight = &b;
+  call.input = {};
+  call.input.values = between.data();
+  call.input.stride = inner;
+  call.epilogue = Epilogue::kAdd;
+  call.stride = stride(op.a[2]);
+  call.out = data(op.a[2]) + first * call.stride + op.a[3];
+  kernels_.linear(call, 0, count, 0, ceil_div(b.num_blocks(), kPanelBlocks));
+}
+
+// Experts of each token: the likeliest, of equals the lowest, listed by ascending index; then the
+// places of all (token, expert) pairs, expert after expert.
+void Executor::do_route(const Op& op) {
+  const int64_t num_experts = op.a[1], per_token = op.a[2], tokens = input_.num_tokens;
+  std::vector<float> shares(static_cast<size_t>(stride(op.a[0]) + kSlackValues));
+  std::vector<int64_t> chosen(static_cast<size_t>(tokens * per_token));
+  std::vector<int64_t> order(static_cast<size_t>(num_experts));
+  routed_row_.resize(chosen.size());
+  routed_weight_.resize(chosen.size());
+  expert_start_.assign(static_cast<size_t>(num_experts) + 1, 0);
+  for (int64_t token = 0; token < tokens; ++token) {
+    kernels_.softmax(data(op.a[0]) + token * stride(op.a[0]), shares.data(), num_experts);
+    for (int64_t e = 0; e < num_experts; ++e) order[static_cast<size_t>(e)] = e;
+    std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) {
+      return shares[static_cast<size_t>(x)] > shares[static_cast<size_t>(y)];
+    });
+    std::sort(order.begin(), order.begin() + per_token);
+    float sum = 0.0f;
+    for (int64_t i = 0; i < per_token; ++i)
+      sum += shares[static_cast<size_t>(order[static_cast<size_t>(i)])];
+    for (int64_t i = 0; i < per_token; ++i) {
+      const size_t place = static_cast<size_t>(token * per_token + i);
+      const int64_t expert = order[static_cast<size_t>(i)];
+      const float share = shares[static_cast<size_t>(expert)];
+      chosen[place] = expert;
+      routed_weight_[place] = op.a[3] != 0 ? share / sum : share;
+      ++expert_start_[static_cast<size_t>(expert) + 1];
+    }
+  }
+  for (int64_t e = 0; e < num_experts; ++e)
+    expert_start_[static_cast<size_t>(e) + 1] += expert_start_[static_cast<size_t>(e)];
+  std::vector<int64_t> next(expert_start_.begin(), expert_start_.end() - 1);
+  for (size_t i = 0; i < chosen.size(); ++i)
+    routed_row_[i] = next[static_cast<size_t>(chosen[i])]++;
+}
+
+void Executor::do_experts(const Op& op, int64_t item, int thread) {
+  const Linear& one = linears_[static_cast<size_t>(op.a[1])];
+  const Grid grid = grid_of(one, rows_of(op) / op.a[4] + 1, team_.size());
+  const int64_t expert = item / grid.num_panel_steps, step = item % grid.num_panel_steps;
+  const int64_t first = expert_start_[static_cast<size_t>(expert)];
+  const int64_t last = expert_start_[static_cast<size_t>(expert) + 1];
+  if (first == last) return;
+  LinearCall call{};
+  call.weight = &linears_[static_cast<size_t>(op.a[1] + expert)];
+  call.input = prepared_for(op, thread);
+  call.epilogue = static_cast<Epilogue>(op.a[2]);
+  call.out = data(op.a[3]);
+  call.stride = stride(op.a[3]);
+  const int64_t panel = step * grid.panel_step;
+  kernels_.linear(call, first, last, panel, std::min(panel + grid.panel_step, grid.num_panels));
+}
+
+// Each token's experts, by ascending index: out = the sum of weight times output.
+void Executor::do_combine(const Op& op, int64_t first, int64_t last) {
+  const int64_t per_token = geometry_.num_experts_per_token, width = stride(op.a[1]);
+  for (int64_t token = first; token < last; ++token) {
+    float* out = data(op.a[1]) + token * width;
+    for (int64_t i = 0; i < per_token; ++i) {
+      const size_t place = static_cast<size_t>(token * per_token + i);
+      kernels_.add_scaled(data(op.a[0]) + routed_row_[place] * width, routed_weight_[place], out,
+                          width, i > 0);
+    }
+  }
 }
 
 void Executor::do_sample(const Op& op, int64_t row, int thread) {

@@ -24,29 +24,40 @@ enum class Code : int64_t {
   kAttend = 4,   // qkv, layer, out; scale, cap
   kAddNorm = 5,  // in, out, width, norm kind, weight, bias; eps
   kGather = 6,   // in, out: the rows asked for
-  kGate = 7,     // gate, up, out, width, epilogue
+  kGate = 7,     // gate, up, out, width, epilogue (a plain one: of the gate alone)
   kNorm = 8,     // in place, width, norm kind, weight, bias; eps
   kSample = 9,   // logits, width
+  kLora = 10,    // slot, first entry of the adapters' table, out, column
+  kRoute = 11,   // router's logits, experts, experts per token, is_normalized
+  kDispatch = 12,  // in, out (routed), width
+  kExperts = 13,   // slot (routed), first linear, epilogue, out (routed), experts
+  kCombine = 14,   // in (routed), out, width
+  kAddGated = 15,  // in, gate, out, width
+  kAdd = 16,       // in, out
 };
+
+// What an operation or a buffer has rows for: tokens of the step, rows whose logits are asked for,
+// or tokens once for each expert that they go through, expert after expert.
+enum class Domain : int64_t { kTokens = 0, kRows = 1, kRouted = 2 };
 
 constexpr int kArguments = 12;
 
 struct Op {
   Code code;
-  int64_t is_on_rows;  // 0: tokens, 1: rows
+  Domain domain;
   int64_t a[kArguments];
   double r[4];
 };
 
 struct Buffer {
   int64_t width;       // floats of a row, padded to 16
-  int64_t is_on_rows;
+  Domain domain;
   std::unique_ptr<float[]> data;
 };
 
 // A place for prepared activations, and how they are to be made.
 struct Slot {
-  int64_t is_on_rows;
+  Domain domain;
   int64_t has_values;
   int64_t has_integers;
   int64_t width;
@@ -75,6 +86,8 @@ struct Geometry {
   int64_t head_dim;
   int64_t num_layers;
   int64_t num_groups;  // of the cache
+  int64_t num_experts_per_token;  // 0: none
+  int64_t num_adapters;
 };
 
 struct GroupInput {
@@ -92,6 +105,7 @@ struct StepInput {
   const int64_t* cu_seqlens;
   const int64_t* context_lens;
   int64_t num_seqs;
+  const int64_t* adapter_ids;   // [S] 0: none; or null: none anywhere
   std::vector<GroupInput> groups;
   const int64_t* row_indices;   // packed indices of the rows whose logits are wanted
   int64_t num_rows;
@@ -110,7 +124,8 @@ class Executor {
  public:
   Executor(const Kernels& kernels, int num_threads, const Geometry& geometry, std::vector<Op> ops,
            std::vector<Linear> linears, std::vector<Buffer> buffers, std::vector<Slot> slots,
-           std::vector<int64_t> layer_groups, std::vector<int64_t> windows);
+           std::vector<int64_t> layer_groups, std::vector<int64_t> windows,
+           std::vector<int64_t> adapters);
 
   // Where each layer's keys and values are.
   void set_cache(std::vector<LayerCache> layers);
@@ -140,13 +155,26 @@ class Executor {
   void plan_attention();
   void plan_sequence(int64_t group, int64_t sequence, bool is_split);
   void run(bool has_tokens, bool has_head);
-  int64_t rows_of(const Op& op) const { return op.is_on_rows ? num_rows_ : input_.num_tokens; }
+  int64_t rows_of(const Op& op) const {
+    if (op.domain == Domain::kRows) return num_rows_;
+    const int64_t times = op.domain == Domain::kRouted ? geometry_.num_experts_per_token : 1;
+    return input_.num_tokens * times;
+  }
+  int64_t room_of(Domain domain) const {
+    if (domain == Domain::kRows) return row_room_;
+    return token_room_ * (domain == Domain::kRouted ? geometry_.num_experts_per_token : 1);
+  }
   int64_t num_items(const Op& op);
   bool is_private(const Op& prepare) const;
   void do_item(int64_t index, int64_t item, int thread);
   void do_linear(const Op& op, int64_t item, int thread);
   void do_attend(const Op& op, int64_t item, int thread);
   void do_sample(const Op& op, int64_t row, int thread);
+  void do_lora(const Op& op, int64_t sequence, int thread);
+  void do_route(const Op& op);
+  void do_experts(const Op& op, int64_t item, int thread);
+  void do_combine(const Op& op, int64_t first, int64_t last);
+  const Prepared& prepared_for(const Op& op, int thread);
   PrepareCall prepare_call(const Op& op) const;
   float* data(int64_t index) { return buffers_[static_cast<size_t>(index)].data.get(); }
   int64_t stride(int64_t index) const { return buffers_[static_cast<size_t>(index)].width; }
@@ -161,6 +189,7 @@ class Executor {
   std::vector<Slot> slots_;
   std::vector<int64_t> layer_groups_;
   std::vector<int64_t> windows_;      // by cache group
+  std::vector<int64_t> adapters_;     // [entries, adapters, 2] linears A and B, or -1
   std::vector<LayerCache> layers_;
   std::vector<const float*> rope_tables_;
   std::vector<PreparedRows> shared_;  // by slot
@@ -174,6 +203,11 @@ class Executor {
   std::unique_ptr<std::atomic<int64_t>[]> counters_;
   int64_t num_counters_ = 0, most_counters_ = 0, partial_floats_ = 0;
   std::vector<Team::Phase> phases_;
+  // Of the last routing: for each token and choice, ascending by expert, the routed row and its
+  // weight; for each expert its first routed row.
+  std::vector<int64_t> routed_row_;
+  std::vector<float> routed_weight_;
+  std::vector<int64_t> expert_start_;
   int64_t token_room_ = 0, row_room_ = 0;
   StepInput input_{};
   const int64_t* row_indices_ = nullptr;

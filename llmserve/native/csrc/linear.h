@@ -247,12 +247,16 @@ static void linear(const LinearCall& call, int64_t first_row, int64_t last_row,
   }
 }
 
-// out = activation(gate) * up, for rows of whole vectors.
+// out = activation(gate) * up, or the activation alone; rows of whole vectors.
 static void gate(const float* gates, const float* ups, float* out, int64_t stride,
                  Epilogue epilogue, int64_t first, int64_t last) {
   for (int64_t i = first * stride; i < last * stride; i += 16) {
     const F x = load(gates + i);
-    const F turned = epilogue == Epilogue::kSwiglu ? silu(x) : gelu_tanh(x);
-    store(out + i, mul(turned, load(ups + i)));
+    switch (epilogue) {
+      case Epilogue::kSwiglu: store(out + i, mul(silu(x), load(ups + i))); break;
+      case Epilogue::kGeglu: store(out + i, mul(gelu_tanh(x), load(ups + i))); break;
+      case Epilogue::kGelu: store(out + i, gelu(x)); break;
+      default: store(out + i, gelu_tanh(x));
+    }
   }
 }

@@ -83,7 +83,7 @@ std::vector<Op> read_ops(const View& codes, const View& reals) {
   for (size_t i = 0; i < ops.size(); ++i) {
     const int64_t* row = codes.as<int64_t>() + i * kColumns;
     ops[i].code = static_cast<Code>(row[0]);
-    ops[i].is_on_rows = row[1];
+    ops[i].domain = static_cast<Domain>(row[1]);
     std::memcpy(ops[i].a, row + 2, sizeof ops[i].a);
     std::memcpy(ops[i].r, reals.as<double>() + i * 4, sizeof ops[i].r);
   }
@@ -108,36 +108,39 @@ std::vector<Slot> read_slots(const View& table) {
   std::vector<Slot> slots(static_cast<size_t>(table.count<int64_t>() / kColumns));
   for (size_t i = 0; i < slots.size(); ++i) {
     const int64_t* row = table.as<int64_t>() + i * kColumns;
-    slots[i] = {row[0], row[1], row[2], row[3], row[4], row[5], row[6],
+    slots[i] = {static_cast<Domain>(row[0]), row[1], row[2], row[3], row[4], row[5], row[6],
                 address<const int32_t>(row[7])};
   }
   return slots;
 }
 
-// new(path, threads, geometry, ops, reals, linears, buffers, slots, layer_groups, windows)
+// new(path, threads, geometry, ops, reals, linears, buffers, slots, layer_groups, windows, adapters)
 PyObject* executor_new(PyObject*, PyObject* args) {
   const char* path;
   int threads;
-  View geometry, codes, reals, linears, buffers, slots, groups, windows;
-  if (!PyArg_ParseTuple(args, "siy*y*y*y*y*y*y*y*", &path, &threads, geometry.raw(), codes.raw(),
+  View geometry, codes, reals, linears, buffers, slots, groups, windows, adapters;
+  if (!PyArg_ParseTuple(args, "siy*y*y*y*y*y*y*y*y*", &path, &threads, geometry.raw(), codes.raw(),
                         reals.raw(), linears.raw(), buffers.raw(), slots.raw(), groups.raw(),
-                        windows.raw()))
+                        windows.raw(), adapters.raw()))
     return nullptr;
   const Kernels* kernels = find_kernels(path);
   if (kernels == nullptr) return fail("this processor does not have the instruction set");
-  if (threads < 1 || geometry.count<int64_t>() != 5) return fail("malformed program");
+  if (threads < 1 || geometry.count<int64_t>() != 7) return fail("malformed program");
   Geometry shape;
   std::memcpy(&shape, geometry.as<int64_t>(), sizeof shape);
   if (shape.head_dim > 256) return fail("heads wider than 256 are not supported");
   std::vector<Buffer> memory;
   for (int64_t i = 0; i + 1 < buffers.count<int64_t>(); i += 2)
-    memory.push_back({buffers.as<int64_t>()[i], buffers.as<int64_t>()[i + 1], nullptr});
+    memory.push_back({buffers.as<int64_t>()[i],
+                      static_cast<Domain>(buffers.as<int64_t>()[i + 1]), nullptr});
   const int64_t* g = groups.as<int64_t>();
   const int64_t* w = windows.as<int64_t>();
+  const int64_t* l = adapters.as<int64_t>();
   try {
     Executor* executor = new Executor(
         *kernels, threads, shape, read_ops(codes, reals), read_linears(linears), std::move(memory),
-        read_slots(slots), {g, g + groups.count<int64_t>()}, {w, w + windows.count<int64_t>()});
+        read_slots(slots), {g, g + groups.count<int64_t>()}, {w, w + windows.count<int64_t>()},
+        {l, l + adapters.count<int64_t>()});
     return PyCapsule_New(executor, kCapsule, destroy);
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_MemoryError, error.what());
@@ -182,15 +185,17 @@ PyObject* buffer_view(Executor* executor, int64_t index, int64_t rows) {
 }
 
 // step(executor, token_ids, positions, cu_seqlens, context_lens, row_indices,
-//      ((slots, tables, copies), ...), vocab_size,
+//      ((slots, tables, copies), ...), adapter_ids or None, vocab_size,
 //      (constants, positions, edits, ids, is_usable, logprob, num_top, top_ids, top_logprobs))
 PyObject* step(PyObject*, PyObject* args) {
-  PyObject *capsule, *groups, *sampling;
-  View ids, positions, offsets, lengths, rows;
+  PyObject *capsule, *groups, *sampling, *adapters;
+  View ids, positions, offsets, lengths, rows, adapter_ids;
   long long vocab_size;
-  if (!PyArg_ParseTuple(args, "Oy*y*y*y*y*OLO", &capsule, ids.raw(), positions.raw(),
-                        offsets.raw(), lengths.raw(), rows.raw(), &groups, &vocab_size, &sampling))
+  if (!PyArg_ParseTuple(args, "Oy*y*y*y*y*OOLO", &capsule, ids.raw(), positions.raw(),
+                        offsets.raw(), lengths.raw(), rows.raw(), &groups, &adapters, &vocab_size,
+                        &sampling))
     return nullptr;
+  if (adapters != Py_None && !adapter_ids.get(adapters)) return nullptr;
   Executor* executor = executor_of(capsule);
   if (executor == nullptr) return nullptr;
   StepInput input{};
@@ -202,6 +207,9 @@ PyObject* step(PyObject*, PyObject* args) {
   input.num_seqs = lengths.count<int64_t>();
   input.row_indices = rows.as<int64_t>();
   input.num_rows = rows.count<int64_t>();
+  input.adapter_ids = adapter_ids.as<int64_t>();
+  if (adapters != Py_None && adapter_ids.count<int64_t>() != input.num_seqs)
+    return fail("the adapters do not fit the sequences");
   if (positions.count<int64_t>() != input.num_tokens ||
       offsets.count<int64_t>() != input.num_seqs + 1 || input.num_seqs < 1)
     return fail("the step's arrays do not fit each other");

@@ -5,10 +5,11 @@
 #include "prepare.h"
 #include "embed.h"
 #include "linear.h"
+#include "experts.h"
 #include "rope.h"
 #include "attention.h"
 #include "sampler_loops.h"
 
 static const Kernels kKernels = {PATH_NAME, embed,           prepare,  linear, rope,
                                  attend,    join_partitions, add_norm, norm_rows, gate,
-                                 &kSamplerLoops};
+                                 softmax,   add_scaled,      add_gated, &kSamplerLoops};

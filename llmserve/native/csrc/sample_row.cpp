@@ -74,7 +74,8 @@ const char* decode_edits(Reader& reader, int64_t vocab_size, SampleRow& row) {
       row.num_bias + num_listed + row.num_banned + row.num_seen + 2 * row.num_generated;
   reader.words(num_words % 2);
   if (!reader.is_whole()) return "the edits of the rows end early";
-  if (num_listed > vocab_size) return "a row allows more ids than the vocabulary has";
+  for (int64_t i = 1; i < num_listed; ++i)
+    if (row.allowed_ids[i - 1] >= row.allowed_ids[i]) return "allowed ids do not ascend";
   row.bias = reinterpret_cast<const double*>(bias);
   if (!are_ids(row.bias_ids, row.num_bias, vocab_size) ||
       !are_ids(row.allowed_ids, num_listed, vocab_size) ||
@@ -84,8 +85,6 @@ const char* decode_edits(Reader& reader, int64_t vocab_size, SampleRow& row) {
     return "an id of a row is not one of the vocabulary's";
   return nullptr;
 }
-
-float rounded(double value) { return static_cast<float>(value); }
 
 }  // namespace
 
@@ -111,25 +110,29 @@ const char* decode_rows(const PackedRows& packed, int64_t vocab_size,
   return nullptr;
 }
 
-void edit_logits(float* logits, int64_t vocab_size, const SampleRow& row, float* saved) {
+void edit_logits(float* logits, int64_t vocab_size, const SampleRow& row) {
   constexpr float kOut = -std::numeric_limits<float>::infinity();
   for (int64_t i = 0; i < row.num_seen; ++i) {
     float& logit = logits[row.seen_ids[i]];
     const double value = logit, penalty = row.repetition_penalty;
-    logit = rounded(value > 0 ? value / penalty : value * penalty);
+    logit = static_cast<float>(value > 0 ? value / penalty : value * penalty);
   }
   for (int64_t i = 0; i < row.num_generated; ++i) {
     float& logit = logits[row.generated_ids[i]];
-    logit = rounded(logit - (row.presence_penalty + row.frequency_penalty * row.counts[i]));
+    const double penalty = row.presence_penalty + row.frequency_penalty * row.counts[i];
+    logit = static_cast<float>(logit - penalty);
   }
   for (int64_t i = 0; i < row.num_bias; ++i) {
     float& logit = logits[row.bias_ids[i]];
-    logit = rounded(logit + row.bias[i]);
+    logit = static_cast<float>(logit + row.bias[i]);
   }
   if (row.num_allowed >= 0) {
-    for (int64_t i = 0; i < row.num_allowed; ++i) saved[i] = logits[row.allowed_ids[i]];
-    for (int64_t i = 0; i < vocab_size; ++i) logits[i] = kOut;
-    for (int64_t i = 0; i < row.num_allowed; ++i) logits[row.allowed_ids[i]] = saved[i];
+    int64_t next = 0;
+    for (int64_t i = 0; i < row.num_allowed; ++i) {
+      for (; next < row.allowed_ids[i]; ++next) logits[next] = kOut;
+      ++next;
+    }
+    for (; next < vocab_size; ++next) logits[next] = kOut;
   }
   for (int64_t i = 0; i < row.num_banned; ++i) logits[row.banned_ids[i]] = kOut;
 }

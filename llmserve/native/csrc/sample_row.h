@@ -24,26 +24,28 @@ struct SampleRow {
   const double* bias;           // [num_bias]
   const int32_t* bias_ids;      // [num_bias]
   int64_t num_bias;
-  const int32_t* allowed_ids;   // [num_allowed]
+  const int32_t* allowed_ids;   // [num_allowed] ascending
   int64_t num_allowed;          // -1: all ids are allowed
   const int32_t* banned_ids;    // [num_banned]
   int64_t num_banned;
   const int32_t* seen_ids;      // [num_seen] the sequence's, each once; none without the penalty
   int64_t num_seen;
-  const int32_t* generated_ids; // [num_generated] likewise of what was generated
+  const int32_t* generated_ids;  // [num_generated] likewise of what was generated
   const int32_t* counts;        // [num_generated]
   int64_t num_generated;
 };
 
 // What Python hands over for R rows.
 struct PackedRows {
-  const uint8_t* constants;     // R records of kRowBytes: 7 double, uint64, 2 int32, uint32, 4 bytes
+  // [R, kRowBytes]: the fields of SampleRow from temperature to choice_index but the position, and
+  // 4 bytes more.
+  const uint8_t* constants;
   size_t num_constant_bytes;
-  const int64_t* positions;     // [R]
+  const int64_t* positions;  // [R]
   size_t num_positions;
-  // For each row with edits, by ascending row: row, num_bias, num_allowed, num_banned, num_seen,
-  // num_generated; bias (two words each), bias ids, allowed ids, banned ids, seen ids, generated
-  // ids, counts; a word more where their number is odd. Begins at a multiple of 8 bytes.
+  // For each row with edits: row, num_bias, num_allowed, num_banned, num_seen, num_generated; bias
+  // (two words each), bias ids, allowed ids, banned ids, seen ids, generated ids, counts; a word
+  // more where the number of words is odd. Begins at a multiple of 8 bytes.
   const int32_t* edits;
   size_t num_edit_words;
 };
@@ -54,8 +56,8 @@ constexpr size_t kRowBytes = 80;
 // id of the edits is checked to be one of the vocabulary's.
 const char* decode_rows(const PackedRows& packed, int64_t vocab_size, std::vector<SampleRow>& rows);
 
-// Penalties, bias and masks, in place. `saved` has room for as many floats as ids are allowed.
-void edit_logits(float* logits, int64_t vocab_size, const SampleRow& row, float* saved);
+// Penalties, bias and masks, in place.
+void edit_logits(float* logits, int64_t vocab_size, const SampleRow& row);
 
 // The 53 bits that draw the row's token.
 uint64_t random_number(const SampleRow& row);

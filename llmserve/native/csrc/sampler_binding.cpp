@@ -137,4 +137,21 @@ PyObject* py_prompt_logprobs(PyObject*, PyObject* args) {
   Py_RETURN_NONE;
 }
 
+PyObject* py_weigh(PyObject*, PyObject* args) {
+  const char* path;
+  double largest, scale;
+  Held logits, steps, weights;
+  if (!PyArg_ParseTuple(args, "sy*ddw*w*", &path, &logits.view, &largest, &scale, &steps.view,
+                        &weights.view))
+    return nullptr;
+  const SamplerLoops* loops = find_loops(path);
+  if (loops == nullptr) return nullptr;
+  const size_t count = logits.count(4);
+  if (!logits.is_of(count, 4) || !steps.is_of(count, 8) || !weights.is_of(count, 8))
+    return refuse("steps and weights are not as many as the logits");
+  loops->weigh(logits.as<float>(), static_cast<int64_t>(count), largest, scale,
+               steps.as<double>(), weights.as<int64_t>());
+  Py_RETURN_NONE;
+}
+
 }  // namespace llmserve

@@ -15,4 +15,8 @@ PyObject* py_sample(PyObject* module, PyObject* args);
 // targets int64 [R]; the others as above.
 PyObject* py_prompt_logprobs(PyObject* module, PyObject* args);
 
+// weigh(path, logits, largest, scale, steps, weights): float32 [V]; float64 and int64 [V] are
+// written.
+PyObject* py_weigh(PyObject* module, PyObject* args);
+
 }  // namespace llmserve

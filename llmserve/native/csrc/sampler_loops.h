@@ -1,4 +1,4 @@
-// The sampler's passes over many ids, for one instruction set: see SamplerLoops in sampler.h.
+// The sampler's passes over many ids, for one instruction set: see SamplerLoops in sampler_table.h.
 // Included inside a path's namespace, which defines PATH_VECTOR_BYTES, the size of its registers.
 //
 // Vectors are those of the compiler (GCC and clang), so one text serves every instruction set, and
@@ -33,7 +33,7 @@ INLINE void sample_pad(const float* from, int64_t count, float* to, int64_t room
   for (int64_t i = 0; i < room; ++i) to[i] = i < count ? from[i] : -__builtin_inff();
 }
 
-// Largest of each column of a chunk, and of the magnitudes, as bits, so far: beyond infinity is NaN.
+// Largest of each column of a chunk, and so far of the magnitudes, as bits: beyond infinity is NaN.
 // Two halves side by side: one alone would wait for itself.
 INLINE void chunk_maxima(const float* chunk, SampleFloats* most, SampleBits* magnitudes) {
   const SampleBits magnitude = SampleBits{} + 0x7fffffff;

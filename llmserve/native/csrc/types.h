@@ -180,6 +180,12 @@ struct Kernels {
                int64_t last);
   void (*gate)(const float* gate, const float* up, float* out, int64_t stride, Epilogue epilogue,
                int64_t first, int64_t last);
+  void (*softmax)(const float* values, float* out, int64_t count);
+  // out = (out +) input * factor
+  void (*add_scaled)(const float* input, float factor, float* out, int64_t width, bool is_added);
+  // out += input * sigmoid(the first of the row's gates)
+  void (*add_gated)(const float* input, const float* gates, int64_t gate_stride, float* out,
+                    int64_t stride, int64_t first, int64_t last);
   const SamplerLoops* sampler;
 };
 
