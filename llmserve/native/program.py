@@ -120,6 +120,8 @@ class PackedLinear:
     values: npt.NDArray[np.uint8]
     scales: npt.NDArray[np.uint8] | None = None
     scale_kind: Number = Number.FLOAT32
+    num_scales: int = 0
+    """Scales of one output: one for each group, or 1."""
     zeros: npt.NDArray[np.uint8] | None = None
     bias: npt.NDArray[np.float32] | None = None
     has_float_rows: bool = False
@@ -344,7 +346,7 @@ def _row(linear: PackedLinear) -> list[int]:
     return [
         linear.kind, linear.has_float_rows, linear.out, linear.width, linear.group_size,
         linear.padded_group, linear.num_groups, address_of(linear.values),
-        address_of(linear.scales), linear.scale_kind, address_of(linear.zeros),
+        linear.num_scales, address_of(linear.scales), linear.scale_kind, address_of(linear.zeros),
         address_of(linear.bias),
     ]  # fmt: skip
 

@@ -25,7 +25,9 @@ from .program import Norm, Number, PackedLinear, WeightKind
 __all__ = ["Form", "MatrixSpec", "WeightSegment", "number_of", "pad_vector"]
 
 _ALIGNMENT = 64  # bytes: a cache line
-_HEAD_GROUP = 32  # inputs of one scale of an int4 head made at load
+_ACTIVATION_GROUP = 32
+"""Inputs of one activation scale where weights have one for a whole row (decision 10), and of one
+scale of an int4 head made at load."""
 _NUMBERS = {
     "float32": Number.FLOAT32,
     "bfloat16": Number.BFLOAT16,
@@ -70,6 +72,9 @@ class MatrixSpec:
     is_gated: bool
     kind: WeightKind
     group_size: int
+    """Inputs whose products are summed as integers; int8 activations have a scale for each."""
+    scale_group: int
+    """Inputs of one weight scale: a group, or all."""
     scale_kind: Number
     has_float_rows: bool
     is_made_here: bool
@@ -89,8 +94,13 @@ class MatrixSpec:
 
     @property
     def num_groups(self) -> int:
-        """Scales of one output."""
+        """Groups of inputs."""
         return -(-self.width // self.group_size)
+
+    @property
+    def num_scales(self) -> int:
+        """Weight scales of one output."""
+        return -(-self.width // self.scale_group)
 
     @property
     def padded_group(self) -> int:
@@ -113,7 +123,7 @@ class MatrixSpec:
     def scale_bytes(self) -> int:
         """Bytes of the scales."""
         size = 2 if self.scale_kind is Number.BFLOAT16 else 4
-        return self.num_blocks * self.num_groups * 16 * size if self.is_integer else 0
+        return self.num_blocks * self.num_scales * 16 * size if self.is_integer else 0
 
     def placements(self) -> Iterable[tuple[str, int, int, int]]:
         """(tensor, its rows, outputs before it, 0 or its turn among gate and input)."""
@@ -135,7 +145,7 @@ class WeightSegment:
     def specify(self, names: Sequence[str], *, is_gated: bool = False) -> list[MatrixSpec]:
         """The matrices that hold these tensors: one if they have the same form, else one each."""
         alone = [self._spec((name,), is_gated=False) for name in names]
-        forms = {(one.kind, one.group_size, one.scale_kind) for one in alone}
+        forms = {(one.kind, one.scale_group, one.scale_kind) for one in alone}
         if len(forms) == 1 and len(names) > 1:
             alone = [self._spec(tuple(names), is_gated=is_gated)]
         self._specs += alone
@@ -156,7 +166,8 @@ class WeightSegment:
                 width=spec.width,
                 is_gated=False,
                 kind=WeightKind.INT4 if is_int4 else WeightKind.INT8,
-                group_size=min(_HEAD_GROUP, spec.width) if is_int4 else spec.width,
+                group_size=min(_ACTIVATION_GROUP, spec.width),
+                scale_group=min(_ACTIVATION_GROUP, spec.width) if is_int4 else spec.width,
                 scale_kind=Number.FLOAT32,
                 has_float_rows=not self._form.has_int8_activations,
                 is_made_here=True,
@@ -210,14 +221,16 @@ class WeightSegment:
         checkpoint = self._checkpoint
         shapes = [checkpoint.shape_of(name) for name in names]
         width = shapes[0][1]
-        kind, group_size, scale_kind = self._form_of(names[0], width)
+        kind, scale_group, scale_kind = self._form_of(names[0], width)
+        is_whole = kind is WeightKind.INT8 and scale_group == width
         return MatrixSpec(
             names=names,
             rows=tuple(shape[0] for shape in shapes),
             width=width,
             is_gated=is_gated,
             kind=kind,
-            group_size=group_size,
+            group_size=min(_ACTIVATION_GROUP, width) if is_whole else scale_group,
+            scale_group=scale_group,
             scale_kind=scale_kind,
             has_float_rows=not self._form.has_int8_activations,
             is_made_here=False,
@@ -245,7 +258,9 @@ class WeightSegment:
         self, spec: MatrixSpec, values: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]
     ) -> PackedLinear:
         for name, rows, start, turn in spec.placements():
-            shape = (rows, spec.width, spec.group_size, spec.padded_group, start, turn)
+            shape = (
+                rows, spec.width, spec.group_size, spec.padded_group, spec.scale_group, start, turn,
+            )  # fmt: skip
             self._pack_tensor(spec, name, shape, values, scales)
         return PackedLinear(
             kind=spec.kind,
@@ -257,6 +272,7 @@ class WeightSegment:
             values=values,
             scales=scales if spec.is_integer else None,
             scale_kind=spec.scale_kind,
+            num_scales=spec.num_scales,
             bias=self._bias(spec),
             has_float_rows=spec.has_float_rows and spec.is_integer,
         )

@@ -5,75 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmserve.errors import RequestError
 from llmserve.runners.protocol import SamplingRow
 from llmserve.runners.sampler import prompt_logprobs, sample
-from llmserve.sampling import MAX_SEED, SamplingParams
 from support.sampling_oracle import oracle_logprobs, oracle_token
-
-LARGEST = float(np.finfo(np.float32).max)
-
-# Few values make ties, round ones exact shares; the rest is whatever float32 holds.
-logit = st.one_of(
-    st.sampled_from([-math.inf, -LARGEST, -1.0, -0.0, 0.0, 1e-45, 1.0, 2.0, LARGEST]),
-    st.floats(-20, 20, width=32),
-    st.floats(width=32, allow_nan=False, allow_infinity=False),
-)
-broken_logit = st.one_of(logit, logit, logit, st.sampled_from([math.nan, math.inf]))
-
-
-def share(*others: float) -> st.SearchStrategy[float]:
-    """A fraction above 0 and up to 1, often one that sums of equal tokens reach exactly."""
-    exact = st.sampled_from([0.1, 0.2, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1.0, *others])
-    return exact | st.floats(1e-12, 1.0)
-
-
-@st.composite
-def sampling_rows(draw: st.DrawFn, vocab_size: int) -> SamplingRow:
-    token_id = st.integers(0, vocab_size - 1)
-    ids = st.lists(token_id, max_size=4).map(tuple)
-    tokens = draw(st.lists(token_id, min_size=1, max_size=30))
-    try:
-        params = SamplingParams(
-            temperature=draw(st.sampled_from([0.0, 1e-320, 0.5, 1.0, 1.0]) | st.floats(0, 100)),
-            top_k=draw(st.just(0) | st.integers(-1, vocab_size + 1)),
-            top_p=draw(st.just(1.0) | share()),
-            min_p=draw(st.just(0.0) | share(0.0)),
-            typical_p=draw(st.just(1.0) | share()),
-            presence_penalty=draw(st.just(0.0) | st.floats(-2, 2)),
-            frequency_penalty=draw(st.just(0.0) | st.floats(-2, 2)),
-            repetition_penalty=draw(st.just(1.0) | st.floats(0, 10, exclude_min=True)),
-            logit_bias=draw(
-                st.just({}) | st.dictionaries(token_id, st.floats(-100, 100), max_size=4)
-            ),
-            allowed_token_ids=draw(st.none() | st.lists(token_id, min_size=1).map(tuple)),
-            banned_token_ids=draw(st.just(()) | ids),
-            min_tokens=draw(st.integers(0, 20)),
-            logprobs=draw(st.none() | st.integers(0, vocab_size + 1)),
-        )
-    except RequestError:  # nothing is left that may be drawn
-        assume(False)
-    return SamplingRow(
-        params=params,
-        seed=draw(st.integers(0, MAX_SEED)),
-        choice_index=draw(st.integers(0, 15)),
-        token_ids=tokens,
-        num_prompt_tokens=draw(st.integers(1, len(tokens))),
-        end_token_ids=draw(ids),
-    )
-
-
-@st.composite
-def batches(draw: st.DrawFn) -> tuple[np.ndarray, list[SamplingRow]]:
-    vocab_size = draw(st.sampled_from([1, 2, 7, 10, 33]))
-    rows = draw(st.lists(sampling_rows(vocab_size), min_size=1, max_size=4))
-    row = st.lists(logit, min_size=vocab_size, max_size=vocab_size)
-    broken_row = st.lists(broken_logit, min_size=vocab_size, max_size=vocab_size)
-    values = [draw(st.one_of(row, row, row, broken_row)) for _ in rows]
-    return np.array(values, dtype=np.float32), rows
+from support.sampling_strategies import batches
 
 
 @settings(max_examples=150, deadline=None)

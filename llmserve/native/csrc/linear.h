@@ -9,7 +9,7 @@
 // at most (groups + 1) * 2^-24 of the sum of magnitudes for integers, width * 2^-24 for floats.
 
 INLINE F load_scale(const Linear& w, int64_t block, int64_t group) {
-  const int64_t place = (block * w.num_groups + group) * 16;
+  const int64_t place = (w.num_scales == 1 ? block : block * w.num_scales + group) * 16;
   if (w.scale_kind == Number::kBfloat16)
     return load_bf16(reinterpret_cast<const uint16_t*>(w.scales) + place);
   return load(reinterpret_cast<const float*>(w.scales) + place);

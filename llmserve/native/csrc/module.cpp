@@ -91,14 +91,14 @@ std::vector<Op> read_ops(const View& codes, const View& reals) {
 }
 
 std::vector<Linear> read_linears(const View& table) {
-  constexpr int kColumns = 12;
+  constexpr int kColumns = 13;
   std::vector<Linear> linears(static_cast<size_t>(table.count<int64_t>() / kColumns));
   for (size_t i = 0; i < linears.size(); ++i) {
     const int64_t* row = table.as<int64_t>() + i * kColumns;
     linears[i] = {static_cast<WeightKind>(row[0]), row[1] != 0, row[2], row[3], row[4], row[5],
-                  row[6], address<const uint8_t>(row[7]), address<const uint8_t>(row[8]),
-                  static_cast<Number>(row[9]), address<const uint8_t>(row[10]),
-                  address<const float>(row[11])};
+                  row[6], address<const uint8_t>(row[7]), row[8], address<const uint8_t>(row[9]),
+                  static_cast<Number>(row[10]), address<const uint8_t>(row[11]),
+                  address<const float>(row[12])};
   }
   return linears;
 }
@@ -302,15 +302,15 @@ PyObject* buffer(PyObject*, PyObject* args) {
 }
 
 bool parse_shape(PyObject* numbers, Shape* shape, Placement* placement) {
-  long long values[6];
-  for (int i = 0; i < 6; ++i) {
+  long long values[7];
+  for (int i = 0; i < 7; ++i) {
     PyObject* item = PyTuple_GetItem(numbers, i);
     if (item == nullptr) return false;
     values[i] = PyLong_AsLongLong(item);
     if (PyErr_Occurred() != nullptr) return false;
   }
-  *shape = {values[0], values[1], values[2], values[3]};
-  *placement = {values[4], values[5]};
+  *shape = {values[0], values[1], values[2], values[3], values[4]};
+  *placement = {values[5], values[6]};
   return true;
 }
 
@@ -356,6 +356,7 @@ PyMethodDef kMethods[] = {
     {"set_rope_table", set_rope_table, METH_VARARGS, "Says where cosines and sines are."},
     {"step", step, METH_VARARGS, "Runs one step and draws its tokens."},
     {"sample", py_sample, METH_VARARGS, "Draws tokens from logits."},
+    {"weigh", py_weigh, METH_VARARGS, "Weights of logits."},
     {"prompt_logprobs", py_prompt_logprobs, METH_VARARGS, "Log-probabilities of given ids."},
     {"head", head, METH_VARARGS, "Logits of other rows of the last step."},
     {"hidden", hidden, METH_VARARGS, "Final hidden states of rows of the last step."},

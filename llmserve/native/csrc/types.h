@@ -19,11 +19,12 @@ struct Linear {
   bool has_float_rows;      // integer weights times float32 activations
   int64_t out;
   int64_t width;
-  int64_t group_size;       // inputs of one scale
+  int64_t group_size;       // inputs whose products are summed as integers
   int64_t padded_group;     // group_size rounded up to whole chunks of 64 bytes
   int64_t num_groups;
   const uint8_t* values;
-  const uint8_t* scales;    // [blocks, groups, 16] of scale_kind
+  int64_t num_scales;       // of one output: num_groups, or 1 for all groups
+  const uint8_t* scales;    // [blocks, num_scales, 16] of scale_kind
   Number scale_kind;        // kFloat32 or kBfloat16
   const uint8_t* zeros;     // [blocks, groups, 16] or null: the middle of the range is zero
   const float* bias;        // [blocks * 16] or null
