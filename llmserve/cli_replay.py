@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .assignments import parse_assignments
 from .cli_sampling import add_runner_arguments
 from .errors import ConfigError
+from .native_arguments import native_options
 
 if TYPE_CHECKING:
     from .engine.replay import ReplayReport
@@ -88,6 +89,7 @@ def _load_runner(args: argparse.Namespace) -> Runner:
         device=args.device,
         threads=args.threads,
         deterministic=args.deterministic,
+        native=native_options(args),
         adapters={name: Path(path) for name, path in adapters.items()},
     )
 

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from .assignments import parse_assignments
+from .native_arguments import add_native_arguments, native_options
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -45,21 +46,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_runner_arguments(group: argparse._ArgumentGroup) -> None:
     """How a model is loaded and computed."""
-    group.add_argument("--runner", default="auto", help="auto or torch (default: auto)")
+    group.add_argument("--runner", default="auto", help="auto, native or torch (default: auto)")
     group.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="type of the arithmetic (default: the folder's)",
     )
     group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    group.add_argument(
-        "--threads", type=int, help="threads for one step (default: 1 for a small model, else all)"
-    )
+    group.add_argument("--threads", type=int, help="threads for one step (default: all cores)")
     group.add_argument(
         "--deterministic",
         action="store_true",
-        help="answers equal bit for bit whatever else is in the batch; slower",
+        help="torch runner: answers equal bit for bit whatever else is in the batch, slower (the "
+        "native runner's always are)",
     )
+    add_native_arguments(group)
     group.add_argument(
         "--no-verify", action="store_true", help="do not check the files against the manifest"
     )
@@ -114,6 +115,7 @@ def load_llm(args: argparse.Namespace) -> LLM:
         device=args.device,
         threads=args.threads,
         deterministic=args.deterministic,
+        native=native_options(args),
         adapters=_adapters(args),
         speculation=None if speculation is None else speculation.config,
         draft_model=None if speculation is None else speculation.draft_model,

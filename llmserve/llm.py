@@ -17,6 +17,7 @@ from .engine.step_log import StepLog, open_log
 from .errors import ConfigError, EngineError, RequestError
 from .limits import Limits
 from .output import TextDelta
+from .runners.native_options import NativeOptions
 from .runners.protocol import Runner
 from .runners.registry import load_runner
 from .sampling import MAX_SEED, SamplingParams
@@ -46,6 +47,7 @@ class LLM:
         device: str = "cpu",
         threads: int | None = None,
         deterministic: bool = False,
+        native: NativeOptions | None = None,
         max_seq_len: int | None = None,
         max_num_seqs: int = 64,
         max_batched_tokens: int | None = 512,
@@ -65,8 +67,10 @@ class LLM:
             runner: One of `llmserve.runners.registry.RUNNERS`.
             dtype: Type of the arithmetic; None: as the folder says.
             device: `cpu`, `cuda` or `cuda:N`.
-            threads: Threads for one step; None: one for a small model, else one for each core.
-            deterministic: Answers equal bit for bit whatever else is in the batch; slower.
+            threads: Threads for one step; None: one for each core, for a small model on torch one.
+            deterministic: Answers equal bit for bit whatever else is in the batch; the native
+                runner's always are, on torch it is slower.
+            native: What is asked of the native runner alone.
             max_seq_len: Tokens of context; None: the model's.
             max_num_seqs: Most sequences running at once.
             max_batched_tokens: Most tokens in one step; None: found by trying, as the server does.
@@ -98,6 +102,7 @@ class LLM:
             device=device,
             threads=threads,
             deterministic=deterministic,
+            native=native,
             adapters={name: Path(path) for name, path in (adapters or {}).items()},
         )
         self._log = None if record is None else open_log(Path(record))

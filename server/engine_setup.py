@@ -87,6 +87,7 @@ def _load_runner(settings: EngineSettings) -> Runner:
         device=settings.device,
         threads=settings.threads,
         deterministic=settings.deterministic,
+        native=settings.native,
         adapters={name: Path(path) for name, path in settings.adapters.items()},
     )
 

@@ -15,6 +15,7 @@ from llmserve.engine.config import EngineConfig, PolicyName, SpeculationConfig
 from llmserve.engine.engine import EngineStats
 from llmserve.engine.request import Request, RequestOutput
 from llmserve.errors import EngineError
+from llmserve.runners.native_options import NativeOptions
 from llmserve.runners.protocol import RunnerInfo
 
 __all__ = [
@@ -53,6 +54,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Threads for one step; None: the library's own choice."""
     deterministic: bool = False
     """Answers equal bit for bit whatever else is in the batch; slower."""
+    native: NativeOptions = NativeOptions()
+    """What is asked of the native runner alone."""
     adapters: dict[str, str] = {}
     """LoRA adapters by name, each a folder."""
     max_seq_len: int | None = None

@@ -9,8 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,7 @@ from ..native.positions import rotary_rows
 from ..native.program import Number, address_of
 from ..native.weights import Form
 from .cache_groups import group_layers
+from .native_options import NativeOptions, obstacle_to_native
 from .native_sampling import DrawnRows, LogprobArrays, PackedRows, pack_rows
 from .protocol import (
     Batch,
@@ -38,7 +38,7 @@ from .protocol import (
     TokenLogprobs,
 )
 
-__all__ = ["NativeOptions", "NativeRunner", "default_threads"]
+__all__ = ["NativeRunner", "default_threads"]
 
 _PROMPT_SLICE = 64
 """Rows of logits made at once for the log-probabilities of a prompt."""
@@ -46,24 +46,6 @@ _FIRST_ROTARY_ROWS = 4096
 _CACHE_SLACK_BYTES = 256  # that kernels may read behind the last block
 _CACHE_KINDS = {"float32": Number.FLOAT32, "bfloat16": Number.BFLOAT16, "int8": Number.INT8}
 _CACHE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NativeOptions:
-    """What may be asked of the native runner."""
-
-    dtype: str | None = None
-    """Type of the matrices that the folder does not quantize; None: as the folder says."""
-    activations: Literal["int8", "float32"] = "int8"
-    """What integer weights are multiplied with."""
-    head_weights: Literal["auto", "int8", "int4", "float"] = "auto"
-    """The output layer: integers made at load, or as stored; `auto`: int8 in a quantized folder."""
-    cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Type of keys and values; `auto`: float32 for float32 models, else bfloat16."""
-    instruction_set: str = "auto"
-    """One of `llmserve.native.kernels.INSTRUCTION_SETS`."""
-    threads: int | None = None
-    """Threads of a step, the caller's included; None: one for each core."""
 
 
 class NativeRunner:
@@ -76,6 +58,8 @@ class NativeRunner:
         checkpoint: Checkpoint,
         options: NativeOptions | None = None,
         *,
+        dtype: str | None = None,
+        threads: int | None = None,
         adapters: Sequence[Adapter] = (),
     ) -> None:
         """Pack the weights.
@@ -83,6 +67,8 @@ class NativeRunner:
         Args:
             checkpoint: An open model folder.
             options: How it is to be executed.
+            dtype: Type of the matrices that the folder does not quantize; None: as it says.
+            threads: Threads of a step, the caller's included; None: one for each core.
             adapters: LoRA adapters that requests may name.
 
         Raises:
@@ -90,21 +76,14 @@ class NativeRunner:
             CheckpointError: weights that cannot be used, or an adapter that does not fit.
         """
         options = options or NativeOptions()
-        self._kernels: Any = load_kernels()
-        if self._kernels is None:
-            raise ConfigError(
-                "the native runner's kernels were not built for this Python: install llmserve "
-                "where there is a C++ compiler, or use the torch runner"
-            )
-        if checkpoint.config.head is not None:
-            raise ConfigError(
-                f"the model has a head of kind {checkpoint.config.head.kind!r}; the native runner "
-                "generates text"
-            )
+        obstacle = obstacle_to_native(checkpoint, dtype=dtype, device="cpu")
+        if obstacle is not None:
+            raise ConfigError(f"the native runner cannot run this model: {obstacle}")
+        self._kernels = cast(Any, load_kernels())
         path = choose_path(options.instruction_set)
         self._config = checkpoint.config
-        threads = options.threads or default_threads()
-        floats = _float_type(checkpoint, options.dtype)
+        threads = threads or default_threads()
+        floats = _float_type(checkpoint, dtype)
         form = Form(
             floats=floats,
             has_int8_activations=options.activations == "int8",
@@ -126,7 +105,7 @@ class NativeRunner:
         self._cache_dtype = options.cache_dtype
         if options.cache_dtype == "auto":
             is_float32 = floats == "float32" and checkpoint.quantization is None
-            is_float32 |= checkpoint.config.dtype == "float32" and options.dtype is None
+            is_float32 |= checkpoint.config.dtype == "float32" and dtype is None
             self._cache_dtype = "float32" if is_float32 else "bfloat16"
         self._cache: list[npt.NDArray[np.uint8]] = []
         self._rotary_rows = 0

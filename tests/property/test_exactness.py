@@ -2,8 +2,9 @@
 
 {alone, with 1, 4, 15, 63 others} x {whole, chunked} x {cold, prefix hit} x {ample, starved cache}
 x {streamed, not} x {greedy, seeded} x guesses {off, on, switching, from a draft model}.
-In deterministic mode ids and logprobs are equal bit for bit; in the default mode ids are equal
-except where rounding decides between two tokens.
+The native runner's ids and logprobs are equal bit for bit, as are those of the torch runner's
+deterministic mode; in its default mode ids are equal except where rounding decides between two
+tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmserve.completion import Completion
+from llmserve.export.quantize import Scheme
+from llmserve.export.quantize_folder import quantize_folder
+from llmserve.native.kernels import available_paths
 from llmserve.sampling import SamplingParams
 from support.exactness import (
     NEIGHBOURS,
@@ -51,10 +55,15 @@ ANY = settings(
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
-    return {
+    made = {
         "model": make_model_folder(root / "model"),
         "draft": make_model_folder(root / "draft", seed=1),
     }
+    schemes: tuple[Scheme, ...] = ("int4", "int8")
+    for scheme in schemes:
+        made[scheme] = root / scheme
+        quantize_folder(made["model"], made[scheme], scheme=scheme, group_size=8, measure=False)
+    return made
 
 
 def params_for(temperature: float, num_top: int) -> SamplingParams:
@@ -77,6 +86,7 @@ def references(folders: dict[str, Path]) -> dict[tuple[str, float, bool], Comple
             folders["draft"],
             PROMPT,
             params_for(temperature, 320),
+            runner="torch",
             dtype=dtype,
             deterministic=mode,
         )[0]
@@ -102,10 +112,58 @@ def test_deterministic_mode_gives_the_same_bits(
         folders["draft"],
         PROMPT,
         params,
+        runner="torch",
         dtype=dtype,
         deterministic=True,
     )
     assert found.choices == references[dtype, temperature, True].choices
+
+
+NATIVE_FORMS = [("model", "float32"), ("model", "bfloat16"), ("int4", None), ("int8", None)]
+"""Folder, and type of what it does not quantize."""
+
+
+@pytest.fixture(scope="module")
+def native_references(
+    folders: dict[str, Path],
+) -> dict[tuple[tuple[str, str | None], float], Completion]:
+    """The answer of a request alone on the native runner, by form and temperature."""
+    return {
+        (form, temperature): answer_in(
+            ALONE,
+            folders[form[0]],
+            folders["draft"],
+            PROMPT,
+            params_for(temperature, 320),
+            runner="native",
+            dtype=form[1],
+        )[0]
+        for form in NATIVE_FORMS
+        for temperature in (0.0, 1.0)
+    }
+
+
+@pytest.mark.native
+@pytest.mark.skipif(not available_paths(), reason="the kernels are not built here")
+@settings(parent=ANY, max_examples=60)
+@given(SITUATIONS, st.sampled_from([0.0, 1.0]), st.sampled_from(NATIVE_FORMS))
+def test_native_runner_gives_the_same_bits(
+    folders: dict[str, Path],
+    native_references: dict[tuple[tuple[str, str | None], float], Completion],
+    situation: Situation,
+    temperature: float,
+    form: tuple[str, str | None],
+) -> None:
+    found, _ = answer_in(
+        situation,
+        folders[form[0]],
+        folders["draft"],
+        PROMPT,
+        params_for(temperature, 320),
+        runner="native",
+        dtype=form[1],
+    )
+    assert found.choices == native_references[form, temperature].choices
 
 
 @ANY
@@ -124,6 +182,7 @@ def test_default_mode_gives_the_same_ids_but_for_close_calls(
         folders["draft"],
         PROMPT,
         params,
+        runner="torch",
         dtype=dtype,
         deterministic=False,
     )
@@ -142,6 +201,7 @@ def test_starved_situation_preempts(folders: dict[str, Path], deterministic: boo
         folders["draft"],
         PROMPT,
         params_for(0.0, 0),
+        runner="torch",
         dtype="float32",
         deterministic=deterministic,
     )

@@ -43,7 +43,7 @@ class Situation:
 
 def answer_in(
     situation: Situation, folder: Path, draft: Path, prompt: list[int], params: SamplingParams,
-    *, dtype: str, deterministic: bool,
+    *, runner: str, dtype: str | None = None, deterministic: bool = False,
 ) -> tuple[Completion, int]:  # fmt: skip
     """The answer to `prompt` in a situation, and how often anybody was preempted."""
     others = NEIGHBOURS[: situation.batch_size - 1]
@@ -60,6 +60,7 @@ def answer_in(
     has_draft = situation.speculation == "draft"
     with LLM(
         folder,
+        runner=runner,
         dtype=dtype,
         deterministic=deterministic,
         max_seq_len=MAX_SEQ_LEN,
