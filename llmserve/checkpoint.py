@@ -37,6 +37,7 @@ from .quant.config import QuantizationConfig
 from .quant.dtypes import FLOAT_DTYPES, Float32Array, StoredArray, TensorSpec, to_float32
 from .quant.layout import AnyQuantizedLinear, decode_layer, layer_specs
 from .strict_json import read_json
+from .tensor_file import drop_pages
 
 __all__ = ["Checkpoint", "save_model"]
 
@@ -117,6 +118,10 @@ class Checkpoint:
     def is_quantized(self, name: str) -> bool:
         """Whether the tensor `name` is the weight of a quantized layer."""
         return name in self._quantized
+
+    def drop_pages(self) -> None:
+        """Give back the memory of what was read of the files; it is read again when needed."""
+        drop_pages(self._weights.arrays.values())
 
     def stored_bytes(self) -> int:
         """Bytes of all tensors on disk."""

@@ -13,7 +13,7 @@ import json
 import math
 import mmap
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from .errors import CheckpointError
 from .quant.dtypes import NUMPY_DTYPES, StoredArray
 from .strict_json import MAX_JSON_BYTES, parse_json
 
-__all__ = ["map_tensors", "read_metadata", "write_tensors"]
+__all__ = ["drop_pages", "map_tensors", "read_metadata", "write_tensors"]
 
 _DTYPES = {
     "F32": "float32",
@@ -137,6 +137,22 @@ def _check_format(path: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: is not a valid safetensors file: {error}") from error
+
+
+def drop_pages(arrays: Iterable[StoredArray]) -> None:
+    """Let go of what was read of the files behind mapped arrays: it is read again when needed.
+
+    Who made a copy in a layout of its own does not need the file's pages beside it.
+    """
+    seen: set[int] = set()
+    for array in arrays:
+        base: object = array.data
+        while isinstance(base, np.ndarray):
+            base = base.base
+        base = base.obj if isinstance(base, memoryview) else base
+        if isinstance(base, mmap.mmap) and id(base) not in seen and hasattr(mmap, "MADV_DONTNEED"):
+            seen.add(id(base))
+            base.madvise(mmap.MADV_DONTNEED)
 
 
 def _view(mapped: mmap.mmap, start: int, entry: dict[str, Any]) -> StoredArray:

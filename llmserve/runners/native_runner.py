@@ -110,6 +110,7 @@ class NativeRunner:
         self._cache: list[npt.NDArray[np.uint8]] = []
         self._rotary_rows = 0
         self._result: StepResult | None = None
+        checkpoint.drop_pages()
         self.info = self._describe(checkpoint, path, adapters)
         self._grow_rotary(min(checkpoint.config.max_seq_len, _FIRST_ROTARY_ROWS))
 

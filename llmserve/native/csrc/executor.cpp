@@ -111,7 +111,13 @@ Executor::Executor(const Kernels& kernels, int num_threads, const Geometry& geom
   }
 }
 
-void Executor::set_cache(std::vector<LayerCache> layers) { layers_ = std::move(layers); }
+// A new cache begins a new use: buffers as large as some step tried before are given back.
+void Executor::set_cache(std::vector<LayerCache> layers) {
+  layers_ = std::move(layers);
+  token_room_ = row_room_ = 0;
+  for (Buffer& buffer : buffers_) buffer.data.reset();
+  for (PreparedRows& rows : shared_) rows = {};
+}
 
 void Executor::set_rope_table(int64_t index, const float* table) {
   rope_tables_[static_cast<size_t>(index)] = table;
