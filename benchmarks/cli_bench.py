@@ -1,10 +1,13 @@
-"""`llmserve bench`: `serve` loads a running server, `throughput` times a model in process, `offline`
-compares it with other engines, `make-model` makes one to time, `engine` times the engine alone."""
+"""`llmserve bench`: `serve` loads a running server, `throughput` times a model in process, `engine`
+the engine without one; `cli_offline.py` has the verbs that compare us with other engines."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+from .cli_offline import add_offline_verbs
+from .cli_verbs import add_verb
 
 __all__ = ["add_arguments", "run"]
 
@@ -54,66 +57,24 @@ examples:
   llmserve bench engine --num-seqs 64,512 --steps 1000
 """
 
-OFFLINE_DESCRIPTION = """\
-Time llmserve and other engines on one model, in turn, in one run: the prefill of one prompt, and
-the decoding of several sequences together after prompts of their own. Peers take part where an
-option names them; each runs in a process of its own, with the context lengths of the others.
-
-The model's other forms are looked for beside it. For M: M-int4 and M-int8 (`llmserve quantize`),
-M-q4_0.gguf, M-q8_0.gguf and M-bf16.gguf (`llmserve export gguf`), M-openvino-int4 and -int8, and
-M-onnxruntime-genai-int4 and -int8 (the peers' own tools). transformers runs M itself in bfloat16.
-
-Prints medians, ranges and how many times the fastest peer ours is, and as the last line one JSON
-document.
-"""
-
-OFFLINE_EXAMPLES = """\
-examples:
-  llmserve bench make-model --shape M --out models/M
-  llmserve quantize models/M --scheme int4 --no-measure
-  llmserve export gguf models/M --type q4_0
-  llmserve bench offline models/M --schemes int4 --llama-cpp llama.cpp/build/bin \\
-      --transformers venv/bin/python
-"""
-
-MAKE_MODEL_DESCRIPTION = """\
-Write a Llama model with random weights in bfloat16, to measure speed with. Shapes: S 15M parameters
-(stories15M), M 135M (SmolLM2-135M), L 1.2B (Llama-3.2-1B). The context is 2048 tokens; the
-tokenizer is trained on invented words. The same seed gives the same files.
-"""
-
-MAKE_MODEL_EXAMPLES = """\
-examples:
-  llmserve bench make-model --shape M --out models/M
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-verbs and their options."""
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    serve = _add_verb(verbs, "serve", "load-test a server", SERVE_DESCRIPTION, SERVE_EXAMPLES)
+    serve = add_verb(verbs, "serve", "load-test a server", SERVE_DESCRIPTION, SERVE_EXAMPLES)
     _add_server(serve)
     _add_traffic(serve)
     _add_prompts(serve)
     _add_sampling(serve)
     _add_figures(serve)
     serve.set_defaults(sub_run=_run_serve)
-    throughput = _add_verb(
+    throughput = add_verb(
         verbs, "throughput", "time a model offline", THROUGHPUT_DESCRIPTION, THROUGHPUT_EXAMPLES
     )
     _add_throughput(throughput)
     throughput.set_defaults(sub_run=_run_throughput)
-    offline = _add_verb(
-        verbs, "offline", "compare with other engines", OFFLINE_DESCRIPTION, OFFLINE_EXAMPLES
-    )
-    _add_offline(offline)
-    offline.set_defaults(sub_run=_run_offline)
-    make = _add_verb(
-        verbs, "make-model", "random weights", MAKE_MODEL_DESCRIPTION, MAKE_MODEL_EXAMPLES
-    )
-    _add_make_model(make)
-    make.set_defaults(sub_run=_run_make_model)
-    engine = _add_verb(
+    add_offline_verbs(verbs)
+    engine = add_verb(
         verbs, "engine", "time the engine without a model", ENGINE_DESCRIPTION, ENGINE_EXAMPLES
     )
     _add_engine(engine)
@@ -139,42 +100,10 @@ def _run_throughput(args: argparse.Namespace) -> int:
     return bench_throughput(throughput_options(args))
 
 
-def _run_offline(args: argparse.Namespace) -> int:
-    from .offline_contenders import offline_options
-    from .offline_peers import bench_offline
-
-    return bench_offline(offline_options(args))
-
-
-def _run_make_model(args: argparse.Namespace) -> int:
-    from .shapes import SHAPES, make_model
-
-    make_model(SHAPES[args.shape], args.out, seed=args.seed, overwrite=args.overwrite)
-    print(f"model of shape {args.shape} with random weights: {args.out}")
-    return 0
-
-
 def _run_engine(args: argparse.Namespace) -> int:
     from .engine_cost import bench_engine_cost, engine_cost_options
 
     return bench_engine_cost(engine_cost_options(args))
-
-
-def _add_verb(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    summary: str,
-    description: str,
-    examples: str,
-) -> argparse.ArgumentParser:
-    return verbs.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
@@ -362,77 +291,6 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repeats", metavar="N", type=int, default=3, help="runs of each (default: 3)"
     )
-
-
-def _add_offline(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", type=Path, help="the model folder, not quantized")
-    parser.add_argument(
-        "--schemes",
-        metavar="NAME,NAME",
-        default="int4,int8",
-        help="forms of the weights: int4, int8, bf16 (default: %(default)s)",
-    )
-    parser.add_argument("--runner", metavar="NAME", default="auto", help="ours (default: auto)")
-    parser.add_argument(
-        "--threads",
-        metavar="N",
-        type=int,
-        help="of every engine (default: our own choice for ours, one for each core for peers)",
-    )
-    parser.add_argument(
-        "--sequences",
-        metavar="N,N",
-        default="1,8,32",
-        help="sequences decoded together, one measurement for each number (default: 1,8,32)",
-    )
-    parser.add_argument(
-        "--prefill-len",
-        metavar="N",
-        type=int,
-        default=512,
-        help="tokens of the prompt whose prefill is timed (default: 512)",
-    )
-    parser.add_argument(
-        "--input-len",
-        metavar="N",
-        type=int,
-        default=128,
-        help="tokens of a prompt before decoding (default: 128)",
-    )
-    parser.add_argument(
-        "--output-len",
-        metavar="N",
-        type=int,
-        default=64,
-        help="tokens of each sequence that are timed (default: 64)",
-    )
-    parser.add_argument(
-        "--repeats", metavar="N", type=int, default=3, help="rounds after the first (default: 3)"
-    )
-    parser.add_argument(
-        "--seed", metavar="N", type=int, default=0, help="of the prompts (default: 0)"
-    )
-    _add_peers(parser)
-
-
-def _add_peers(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("peers")
-    group.add_argument("--llama-cpp", metavar="DIR", type=Path, help="folder of its programs")
-    for name in ("transformers", "openvino", "onnxruntime-genai"):
-        group.add_argument(
-            f"--{name}", metavar="PYTHON", type=Path, help=f"a Python that has {name}"
-        )
-
-
-def _add_make_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", choices=("S", "M", "L"), required=True, help="see above")
-    parser.add_argument(
-        "--out", metavar="FOLDER", type=Path, required=True, help="where to write the model"
-    )
-    parser.add_argument(
-        "--seed", metavar="N", type=int, default=0, help="of the weights (default: 0)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing FOLDER")
 
 
 def _add_throughput(parser: argparse.ArgumentParser) -> None:

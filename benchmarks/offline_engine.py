@@ -1,0 +1,104 @@
+"""llmserve's engine as a contender of the offline comparison: `LLM`, as anybody would use it.
+
+Greedy, end ids ignored, one fixed configuration for every row of the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from llmserve.engine.request import FinishReason, Request
+from llmserve.errors import EngineError
+from llmserve.llm import LLM
+from llmserve.sampling import SamplingParams
+
+from .machine import versions
+from .peer_worker import Prompts, run_worker
+
+__all__ = ["LlmEngine"]
+
+CACHE_BYTES = 512 << 20
+
+
+class LlmEngine:
+    """A model folder in `LLM`. Implements `TimedEngine`."""
+
+    def __init__(self, folder: str, *, runner: str = "auto", threads: int | None = None) -> None:
+        self.llm = LLM(folder, runner=runner, threads=threads, cache_bytes=CACHE_BYTES)
+        self._num_requests = 0
+
+    def describe(self) -> dict[str, Any]:
+        """What runs."""
+        info = self.llm.info
+        return {
+            "engine": f"llmserve {info.runner}",
+            "weights": info.executed_form,
+            "cache": info.cache_dtype,
+            "versions": versions(("numpy", "torch")),
+        }
+
+    def prefill(self, prompt: list[int]) -> float:
+        """Seconds from a prompt to its first token."""
+        start_s = time.perf_counter()
+        self._start([prompt], 1)
+        return time.perf_counter() - start_s
+
+    def decode(self, prompts: Prompts, num_tokens: int) -> float:
+        """Seconds of `num_tokens` steps once every prompt has its first token."""
+        # One prompt's first token comes while others still wait: room for what it gets meanwhile.
+        ids = self._start(prompts, num_tokens + len(prompts) + 1)
+        made = 0
+        start_s = time.perf_counter()
+        for _ in range(num_tokens):
+            made += sum(self._step().values())
+        seconds = time.perf_counter() - start_s
+        for request_id in ids:
+            self.llm.engine.abort(request_id)
+        while self.llm.engine.has_work:
+            self._step()
+        if made != len(prompts) * num_tokens:
+            raise EngineError(f"{made} tokens came in {num_tokens} steps of {len(prompts)}")
+        return seconds
+
+    def _start(self, prompts: Prompts, num_tokens: int) -> list[str]:
+        """Add the prompts and step until each has a token; the requests' ids."""
+        params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=num_tokens)
+        ids = []
+        for prompt in prompts:
+            self._num_requests += 1
+            ids.append(f"bench-{self._num_requests}")
+            request = Request(
+                request_id=ids[-1], prompt_token_ids=prompt, sampling_params=params, seed=0
+            )
+            self.llm.engine.add_request(request)
+        waiting = set(ids)
+        while waiting:
+            waiting -= self._step().keys()
+        return ids
+
+    def _step(self) -> dict[str, int]:
+        """One step; request → tokens that came. Raises `EngineError` for one that failed."""
+        outputs = self.llm.engine.step(time.monotonic())
+        for output in outputs:
+            if output.finish_reason not in (None, FinishReason.LENGTH, FinishReason.ABORT):
+                raise EngineError(f"a request ended as {output.finish_reason}: {output.error}")
+        return {output.request_id: len(output.token_ids) for output in outputs}
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("--runner", default="auto")
+    parser.add_argument("--threads", type=int)
+    return parser.parse_args()
+
+
+def _load() -> LlmEngine:
+    args = _parse()
+    return LlmEngine(args.folder, runner=args.runner, threads=args.threads)
+
+
+if __name__ == "__main__":
+    run_worker(_load)
