@@ -50,3 +50,11 @@ def test_file_is_in_the_wheel(path: Path) -> None:
 
 def test_every_listed_package_exists() -> None:
     assert all((folder / "__init__.py").is_file() for folder in FOLDERS.values())
+
+
+def test_the_extension_lists_all_of_its_sources() -> None:
+    (extension,) = SETTINGS["ext-modules"]
+    listed = [*extension["sources"], *extension["depends"]]
+    found = (ROOT / "llmserve" / "native" / "csrc").iterdir()
+    assert listed == [*sorted(extension["sources"]), *sorted(extension["depends"])]
+    assert sorted(listed) == sorted(path.relative_to(ROOT).as_posix() for path in found)

@@ -1,0 +1,75 @@
+"""Our engine as a contender: what its seconds cover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from llmserve.benchmarks import offline_engine as module
+from llmserve.benchmarks.offline_engine import LlmEngine
+from llmserve.errors import EngineError
+from support.models import make_model_folder
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlmEngine]:
+    folder = make_model_folder(tmp_path_factory.mktemp("run") / "model")
+    engine = LlmEngine(str(folder), runner="torch")
+    yield engine
+    engine.llm.close()
+
+
+@pytest.fixture
+def steps(engine: LlmEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens that came in each step; the clock is the number of steps."""
+    made: list[int] = []
+    step = engine.llm.engine.step
+
+    def counting(now: float) -> list[object]:
+        outputs = step(now)
+        made.append(sum(len(output.token_ids) for output in outputs))
+        return list(outputs)
+
+    monkeypatch.setattr(engine.llm.engine, "step", counting)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: float(len(made)))
+    return made
+
+
+def test_description_names_form_and_cache(engine: LlmEngine) -> None:
+    description = engine.describe()
+    assert description["engine"] == "llmserve torch"
+    assert (description["weights"], description["cache"]) == ("float32", "float32")
+    assert description["versions"]["llmserve"]
+
+
+def test_prefill_ends_with_the_first_token(engine: LlmEngine, steps: list[int]) -> None:
+    assert engine.prefill([3] * 40) == 1.0
+    assert steps == [1]
+    assert not engine.llm.engine.has_work
+
+
+def test_decode_covers_steps_with_a_token_for_each(engine: LlmEngine, steps: list[int]) -> None:
+    prompts = [[index + 1] * 100 for index in range(12)]  # more than one step's worth
+    assert engine.decode(prompts, 6) == 6.0
+    first = next(i for i in range(len(steps)) if steps[i : i + 6] == [12] * 6)
+    assert first >= 2, "the prompts' own steps do not count"
+    assert not engine.llm.engine.has_work
+
+
+def test_run_that_loses_a_token_is_an_error(
+    engine: LlmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [[5] * 8, [6] * 8]
+    step, calls = engine.llm.engine.step, 0
+
+    def aborting(now: float) -> list[object]:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            engine.llm.engine.abort(f"bench-{engine._num_requests}")
+        return list(step(now))
+
+    monkeypatch.setattr(engine.llm.engine, "step", aborting)
+    with pytest.raises(EngineError, match="tokens came in 6 steps of 2"):
+        engine.decode(prompts, 6)
