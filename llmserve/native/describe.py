@@ -213,10 +213,12 @@ def _forms(
         for packed in map(segment.packed, block.all())
     }
     names = [_form_name(kind, has_floats) for kind, has_floats in sorted(specs)]
-    return (*names, f"{head.kind.name.lower()} head")
+    head_name = head.kind.name.lower()
+    return tuple(names) if names == [head_name] else (*names, f"{head_name} head")
 
 
 def _form_name(kind: WeightKind, has_float_rows: bool) -> str:
-    is_integer = kind in (WeightKind.INT4, WeightKind.INT8)
-    activations = "float32" if has_float_rows or not is_integer else "int8"
-    return f"{kind.name.lower()} weights x {activations} activations"
+    name = kind.name.lower()
+    if kind not in (WeightKind.INT4, WeightKind.INT8):
+        return name
+    return f"{name} weights x {'float32' if has_float_rows else 'int8'} activations"

@@ -27,7 +27,7 @@ def test_every_setting_is_timed_and_reported(
     assert result["one_stream_over_plain"] == pytest.approx(
         result["concurrency"][0]["output_throughput"] / result["plain"]["output_throughput"]
     )
-    assert result["executed_form"] == "float32"
+    assert result["executed_form"].startswith("float32")
     assert any(line.startswith("plain loop") for line in table)
 
 

@@ -78,7 +78,7 @@ def test_the_mode_without_neighbours_influence_is_named(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "steps.log"
-    generate(capsys, folder, "--deterministic", "--record", str(log))
+    generate(capsys, folder, "--runner", "torch", "--deterministic", "--record", str(log))
     assert "deterministic" in json.loads(log.read_text().splitlines()[0])[2]["executed_form"]
 
 
