@@ -365,13 +365,24 @@ void Executor::copy_blocks(const StepInput& input) {
   }
 }
 
+Executor::HeadTiles Executor::head_tiles() const {
+  const int64_t heads = geometry_.num_heads / geometry_.num_kv_heads;
+  const int64_t head_step = std::min(heads, kMostRows);
+  return {heads, head_step, std::max<int64_t>(1, kMostRows / head_step)};
+}
+
 void Executor::plan_attention() {
   num_counters_ = 0;
   partial_floats_ = 0;
+  const HeadTiles tiles = head_tiles();
+  int64_t count = 0;
+  for (int64_t s = 0; s < input_.num_seqs; ++s)
+    count += ceil_div(input_.cu_seqlens[s + 1] - input_.cu_seqlens[s], tiles.query_step) *
+             geometry_.num_kv_heads;
+  // Splitting contexts pays only where there would be too few items for the team.
+  const bool is_split = count < 4 * team_.size();
   for (size_t group = 0; group < windows_.size(); ++group) {
     items_[group].clear();
-    // Splitting contexts pays only where there would be too few items for the team.
-    const bool is_split = input_.num_tokens * geometry_.num_kv_heads < 4 * team_.size();
     for (int64_t s = 0; s < input_.num_seqs; ++s)
       plan_sequence(static_cast<int64_t>(group), s, is_split);
   }
@@ -393,9 +404,7 @@ void Executor::plan_sequence(int64_t group, int64_t sequence, bool is_split) {
   const int64_t first_row = input_.cu_seqlens[sequence];
   const int64_t num_queries = input_.cu_seqlens[sequence + 1] - first_row;
   const int64_t position = input_.context_lens[sequence] - num_queries;
-  const int64_t heads = geometry_.num_heads / geometry_.num_kv_heads;
-  const int64_t head_step = std::min(heads, kMostRows);
-  const int64_t query_step = std::max<int64_t>(1, kMostRows / head_step);
+  const auto [heads, head_step, query_step] = head_tiles();
   const int64_t state = 32 + (geometry_.head_dim + 15) / 16 * 16;
   std::vector<Item>& items = items_[static_cast<size_t>(group)];
   // The last queries see most: first what takes longest.

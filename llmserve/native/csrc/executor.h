@@ -150,6 +150,13 @@ class Executor {
     int64_t counter;                          // of the partitions done, by index
   };
 
+  struct HeadTiles {
+    int64_t heads;       // of one key head
+    int64_t head_step;   // of them, in one item
+    int64_t query_step;  // queries of one item
+  };
+
+  HeadTiles head_tiles() const;
   void reserve(int64_t num_tokens, int64_t num_rows);
   void copy_blocks(const StepInput& input);
   void plan_attention();
