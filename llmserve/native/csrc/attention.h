@@ -125,39 +125,55 @@ INLINE float weigh(const AttendCall& call, F (&s)[4], int64_t first, int64_t las
   return factor;
 }
 
+struct RowRange { int64_t first, last; };  // positions that a row sees
+
 // Values of R rows: gathered = gathered * factor + weights x values, four vectors of dimensions at
-// a time, tokens one after another.
+// a time, tokens one after another. Those that not every row sees are skipped by the others: a
+// weight of 0 would still carry over a NaN.
 template <Number KIND, int R>
-INLINE void gather_values(const Tile& tile, int64_t width, int64_t first, int64_t last,
+INLINE void gather_values(const Tile& tile, int64_t width, const RowRange (&seen)[R],
                           const float* weights, const float (&factor)[R], float* const (&out)[R]) {
+  RowRange any = seen[0], all = seen[0];
+  for (int r = 1; r < R; ++r) {
+    any = {seen[r].first < any.first ? seen[r].first : any.first,
+           seen[r].last > any.last ? seen[r].last : any.last};
+    all = {seen[r].first > all.first ? seen[r].first : all.first,
+           seen[r].last < all.last ? seen[r].last : all.last};
+  }
+  if (all.first >= all.last) all = {any.last, any.last};
+  struct Yes { constexpr operator bool() const { return true; } };
+  struct No { constexpr operator bool() const { return false; } };
   for (int64_t d = 0; d < width; d += 64) {
     const int64_t count = (width - d + 15) / 16 < 4 ? (width - d + 15) / 16 : 4;
     F sum[R][4];
     for (int r = 0; r < R; ++r)
       for (int64_t j = 0; j < count; ++j)
         sum[r][j] = mul(load(out[r] + d + 16 * j), set1(factor[r]));
-    const auto add_tokens = [&](auto whole) INLINE_LAMBDA {
+    const auto add_tokens = [&](auto whole, auto is_edge, int64_t first, int64_t last)
+                                INLINE_LAMBDA {
       for (int64_t t = first; t < last; ++t) {
         const uint8_t* values = tile.values[t / 16];
         F v[4];
         const int64_t n = whole ? 4 : count;
         for (int64_t j = 0; j < n; ++j) v[j] = load_item<KIND>(values, t % 16 * width + d + 16 * j);
         for (int r = 0; r < R; ++r) {
+          if (is_edge && (t < seen[r].first || t >= seen[r].last)) continue;
           const F weight = set1(weights[r * kTileTokens + t]);
           for (int64_t j = 0; j < n; ++j) sum[r][j] = fma(v[j], weight, sum[r][j]);
         }
       }
     };
-    struct Yes { constexpr operator bool() const { return true; } };
-    struct No { constexpr operator bool() const { return false; } };
-    if (count == 4) add_tokens(Yes{});
-    else add_tokens(No{});
+    const auto add_all = [&](auto whole) INLINE_LAMBDA {
+      add_tokens(whole, Yes{}, any.first, all.first);
+      add_tokens(whole, No{}, all.first, all.last);
+      add_tokens(whole, Yes{}, all.last, any.last);
+    };
+    if (count == 4) add_all(Yes{});
+    else add_all(No{});
     for (int r = 0; r < R; ++r)
       for (int64_t j = 0; j < count; ++j) store(out[r] + d + 16 * j, sum[r][j]);
   }
 }
-
-struct RowRange { int64_t first, last; };  // positions that a row sees
 
 template <Number KIND, int R>
 static void attend_rows(const AttendCall& call, const Tile& tile, const float* const* queries,
@@ -169,22 +185,21 @@ static void attend_rows(const AttendCall& call, const Tile& tile, const float* c
   F scores[R][4];
   for (int r = 0; r < R; ++r) q[r] = queries[r];
   score_tile<KIND, R>(q, tile, call.cache.head_dim, scores);
-  int64_t from = kTileTokens, to = 0;
+  RowRange seen[R];
   for (int r = 0; r < R; ++r) {
     int64_t first = ranges[r].first - tile.start, last = ranges[r].last - tile.start;
     first = first < 0 ? 0 : first;
     last = last > kTileTokens ? kTileTokens : last;
     out[r] = states[r] + 32;
+    seen[r] = {first, last};
     if (first >= last) {  // the row sees nothing of this tile
+      seen[r] = {0, 0};
       factor[r] = 1.0f;
-      memset(weights + r * kTileTokens, 0, kTileTokens * 4);
       continue;
     }
     factor[r] = weigh(call, scores[r], first, last, states[r], weights + r * kTileTokens);
-    from = first < from ? first : from;
-    to = last > to ? last : to;
   }
-  gather_values<KIND, R>(tile, call.cache.head_dim, from, to, weights, factor, out);
+  gather_values<KIND, R>(tile, call.cache.head_dim, seen, weights, factor, out);
 }
 
 template <Number KIND>
