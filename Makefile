@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types soak mutants bench docs wheel try-wheel clean
+.PHONY: help setup demo test check lint format types soak mutants sanitize bench docs wheel try-wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -38,6 +38,10 @@ soak: $(VENV)/.dev  ## the long tests: a million random operations on the engine
 
 mutants: $(VENV)/.dev  ## break the engine's rules in turn: a test must catch each
 	$(BIN)/python tests/mutation/engine_rules.py $(ARGS)
+
+sanitize: $(VENV)/.dev  ## the kernels' tests under the address, undefined-behaviour and thread sanitizers
+	bash tests/sanitize/sanitize.sh address $(ARGS)
+	bash tests/sanitize/sanitize.sh thread $(ARGS)
 
 check:  ## exactly what CI runs
 	bash .ci/run

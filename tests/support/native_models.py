@@ -81,7 +81,7 @@ def run_chunks(
         logits = _logits(runner, len(batch.token_ids), config.vocab_size)
         for chunk, rows in zip(chunks, np.split(logits, batch.cu_seqlens[1:-1]), strict=True):
             found[chunk.sequence].append(rows)
-    return [np.concatenate(rows) if rows else np.zeros((0, 0)) for rows in found]
+    return [np.concatenate(rows) if rows else np.zeros((0, 0), np.float32) for rows in found]
 
 
 def _share(chunk: Chunk, ids: list[int], first_block: int, num_groups: int) -> Share:

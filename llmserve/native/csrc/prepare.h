@@ -46,11 +46,10 @@ INLINE int64_t group_length(int64_t width, int64_t size, int64_t group) {
   return width - group * size < size ? width - group * size : size;
 }
 
-// One group of a row → integers with zeros up to `padded` or beyond, its scale, its sum. `spoiled`
-// is 0, or NaN where the row holds a NaN or an infinity: then the scale is NaN, and it is not lost.
+// One group of a row → integers with zeros up to `padded` or beyond, its scale, its sum.
 template <bool IS_WHOLE>
-INLINE void quantize_group(const float* x, int64_t size, int64_t padded, float spoiled,
-                           int8_t* integers, float* scale, int32_t* sum) {
+INLINE void quantize_group(const float* x, int64_t size, int64_t padded, int8_t* integers,
+                           float* scale, int32_t* sum) {
   const auto part = [&](int64_t i) INLINE_LAMBDA {
     if constexpr (IS_WHOLE) return load(x + i);
     const int n = static_cast<int>(size - i < 0 ? 0 : size - i < 16 ? size - i : 16);
@@ -68,24 +67,33 @@ INLINE void quantize_group(const float* x, int64_t size, int64_t padded, float s
     total = iadd(total, q);
   }
   *sum = reduce_add(total);
-  *scale = (is_zero ? 0.0f : most / 127.0f) + spoiled;
+  *scale = is_zero ? 0.0f : most / 127.0f;
 }
 
-// A row's groups. They are whole vectors where the group size is a multiple of 16.
+// A row's groups. They are whole vectors where the group size is a multiple of 16. A NaN or an
+// infinity has no integer: it makes all of the row's scales NaN, so that it is not lost.
 static void quantize_row(const float* x, int64_t width, int64_t group_size, int64_t padded_group,
                          int64_t num_groups, int8_t* integers, float* scales, int32_t* sums) {
   const float spoiled = sum_row(x, width, [none = zero()](F v, F sum, int n) INLINE_LAMBDA {
     return fma(choose(0, n, v, none), none, sum);
   });
+  if (spoiled != 0.0f) {
+    memset(integers, 0, static_cast<size_t>(num_groups * padded_group));
+    for (int64_t g = 0; g < num_groups; ++g) {
+      scales[g] = __builtin_nanf("");
+      sums[g] = 0;
+    }
+    return;
+  }
   const bool is_whole = group_size % 16 == 0 && width % group_size == 0;
   for (int64_t g = 0; g < num_groups; ++g) {
     const int64_t size = group_length(width, group_size, g);
     const float* in = x + g * group_size;
     int8_t* out = integers + g * padded_group;
     if (is_whole)
-      quantize_group<true>(in, size, padded_group, spoiled, out, scales + g, sums + g);
+      quantize_group<true>(in, size, padded_group, out, scales + g, sums + g);
     else
-      quantize_group<false>(in, size, padded_group, spoiled, out, scales + g, sums + g);
+      quantize_group<false>(in, size, padded_group, out, scales + g, sums + g);
   }
 }
 

@@ -55,6 +55,9 @@ def test_what_is_not_finite_stays_in_its_sequence(
         sick, healthy = run(ids, [list(step) for step in together])
         np.testing.assert_array_equal(healthy, alone)
         assert np.isnan(sick[4:]).all()
+        before = run(ids, [[Chunk(0, 0, 4)]])[0]
+        np.testing.assert_array_equal(sick[:4], before)
+        assert np.isfinite(before).all()
 
 
 @pytest.mark.parametrize("path", available_paths())
