@@ -1,10 +1,13 @@
 """`llmserve bench`: `serve` loads a running server, `throughput` times a model in process, `engine`
-the engine without one; `cli_offline.py` has the verbs that compare us with other engines."""
+the engine without one, `kernels` the operations alone; `cli_offline.py` has the verbs that compare
+us with other engines."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+from llmserve.runner_arguments import add_runner_arguments, add_verify_argument
 
 from .cli_offline import add_offline_verbs
 from .cli_verbs import add_verb
@@ -57,6 +60,23 @@ examples:
   llmserve bench engine --num-seqs 64,512 --steps 1000
 """
 
+KERNELS_DESCRIPTION = """\
+Time each operation of the native runner alone, with the sizes of a model: linear layers, attention,
+preparing activations, sampling. Beside the time stands a floor under which no kernel gets: the
+bytes that it must read over the bandwidth of the memory, or its multiply-adds over the peak of the
+instructions it is made of, whichever is longer. Both are measured in the same run.
+
+Only the sizes and forms of the weights are the model's, the numbers are invented. Weights and
+cached keys are copies that together exceed the cache, so each is read from memory. Medians; the
+last line is one JSON document.
+"""
+
+KERNELS_EXAMPLES = """\
+examples:
+  llmserve bench kernels models/demo-int8
+  llmserve bench kernels --shape L --scheme int4 --rows 1,32 --threads 2
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-verbs and their options."""
@@ -79,6 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_engine(engine)
     engine.set_defaults(sub_run=_run_engine)
+    kernels = add_verb(
+        verbs, "kernels", "time each operation alone", KERNELS_DESCRIPTION, KERNELS_EXAMPLES
+    )
+    _add_kernels(kernels)
+    kernels.set_defaults(sub_run=_run_kernels)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,6 +129,12 @@ def _run_engine(args: argparse.Namespace) -> int:
     from .engine_cost import bench_engine_cost, engine_cost_options
 
     return bench_engine_cost(engine_cost_options(args))
+
+
+def _run_kernels(args: argparse.Namespace) -> int:
+    from .kernels import bench_kernels, kernels_options
+
+    return bench_kernels(kernels_options(args))
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
@@ -293,6 +324,40 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", type=Path, nargs="?", help="a model folder")
+    parser.add_argument(
+        "--shape", choices=("S", "M", "L"), help="instead of MODEL: one of bench make-model's"
+    )
+    parser.add_argument(
+        "--scheme", choices=("int4", "int8", "bf16"), help="form of a shape (default: int4)"
+    )
+    parser.add_argument(
+        "--rows",
+        metavar="N,N",
+        default="1,8,32,128,512",
+        help="rows of linear layers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=("float32", "bfloat16", "int8"),
+        default="bfloat16",
+        help="type of keys and values (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--instruction-set",
+        choices=("auto", "avx512", "avx2", "portable"),
+        default="auto",
+        help="which of the processor's to use (default: the best)",
+    )
+    parser.add_argument(
+        "--threads", metavar="N", type=int, help="threads of a step (default: all cores)"
+    )
+    parser.add_argument(
+        "--repeats", metavar="N", type=int, default=5, help="timings of each (default: 5)"
+    )
+
+
 def _add_throughput(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", type=Path, help="a model folder")
     parser.add_argument(
@@ -325,3 +390,6 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", metavar="N", type=int, default=0, help="of the prompts (default: 0)"
     )
+    running = parser.add_argument_group("running")
+    add_runner_arguments(running)
+    add_verify_argument(running)

@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ from llmserve.engine.engine import Engine
 from llmserve.engine.request import FinishReason, Request
 from llmserve.errors import ConfigError, EngineError
 from llmserve.llm import LLM
+from llmserve.runner_arguments import RunnerSettings, runner_settings
 from llmserve.sampling import SamplingParams
 
 from .machine import command_line, machine, versions
@@ -67,6 +68,11 @@ class ThroughputOptions:
     has_plain_baseline: bool = False
     """Whether to time the plain loop too."""
     seed: int = 0
+    """Of the prompts."""
+    running: RunnerSettings = field(default_factory=RunnerSettings)
+    """How the model is computed."""
+    is_verified: bool = True
+    """Whether the folder's files are checked against its manifest."""
 
     def __post_init__(self) -> None:
         counts = (self.num_prompts, self.input_len, self.output_len, self.repeats)
@@ -96,6 +102,8 @@ def throughput_options(args: argparse.Namespace) -> ThroughputOptions:
         repeats=args.repeats,
         has_plain_baseline=args.baseline == "plain",
         seed=args.seed,
+        running=runner_settings(args),
+        is_verified=not args.no_verify,
     )
 
 
@@ -107,7 +115,8 @@ def bench_throughput(options: ThroughputOptions) -> int:
         ConfigError: the prompts and answers do not fit the model or its cache.
     """
     most = options.concurrency[-1]
-    with LLM(options.model, max_num_seqs=most) as llm:
+    llm = LLM(options.model, max_num_seqs=most, verify=options.is_verified, **options.running)
+    with llm:
         _check_fits(options, llm.engine)
         settings: dict[str, Rate] = {
             _name(n): _engine_setting(llm.engine, options, n) for n in options.concurrency
@@ -116,7 +125,9 @@ def bench_throughput(options: ThroughputOptions) -> int:
             settings = {PLAIN: _plain_setting(llm, options), **settings}
         rates = measure(settings, options, vocab_size=llm.info.vocab_size)
         result = throughput_result(options, rates)
+        result["runner"] = llm.info.runner
         result["executed_form"] = llm.info.executed_form
+        result["cache_dtype"] = llm.info.cache_dtype
     print(_table(result))
     print(orjson.dumps(result).decode(), flush=True)
     return 0
@@ -242,8 +253,10 @@ def _engine_setting(engine: Engine, options: ThroughputOptions, concurrency: int
 def _plain_setting(llm: LLM, options: ThroughputOptions) -> Rate:
     from llmserve.model.plain import generate_plain
     from llmserve.model.weights import load_model
+    from llmserve.runners.registry import use_torch_threads
 
     model = load_model(llm.checkpoint)
+    use_torch_threads(options.running.get("threads"), num_parameters=llm.info.num_parameters)
     return lambda prompts: plain_rate(
         lambda ids, num_tokens: generate_plain(model, ids, num_tokens),
         prompts,

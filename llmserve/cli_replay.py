@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .assignments import parse_assignments
-from .cli_sampling import add_runner_arguments
 from .errors import ConfigError
-from .native_arguments import native_options
+from .runner_arguments import add_runner_arguments, add_verify_argument, runner_settings
 
 if TYPE_CHECKING:
     from .engine.replay import ReplayReport
@@ -43,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("with the model")
     group.add_argument("--model", metavar="FOLDER", help="let this model draw the tokens")
     add_runner_arguments(group)
+    add_verify_argument(group)
     group.add_argument(
         "--lora-modules", nargs="+", default=[], metavar="NAME=PATH", help="its LoRA adapters"
     )
@@ -83,13 +83,8 @@ def _load_runner(args: argparse.Namespace) -> Runner:
 
     adapters = parse_assignments(args.lora_modules, "--lora-modules")
     return load_runner(
-        args.runner,
-        Checkpoint.open(args.model, verify=not args.no_verify),
-        dtype=args.dtype,
-        device=args.device,
-        threads=args.threads,
-        deterministic=args.deterministic,
-        native=native_options(args),
+        checkpoint=Checkpoint.open(args.model, verify=not args.no_verify),
+        **runner_settings(args),
         adapters={name: Path(path) for name, path in adapters.items()},
     )
 

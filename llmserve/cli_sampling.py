@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from .assignments import parse_assignments
-from .native_arguments import add_native_arguments, native_options
+from .runner_arguments import add_runner_arguments, add_verify_argument, runner_settings
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 __all__ = [
     "adapter_name",
     "add_model_arguments",
-    "add_runner_arguments",
     "add_sampling_arguments",
     "load_llm",
     "sampling_params",
@@ -27,6 +26,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the model folder")
     group = parser.add_argument_group("running")
     add_runner_arguments(group)
+    add_verify_argument(group)
     group.add_argument(
         "--adapter", metavar="NAME=PATH", help="answer with this LoRA adapter, a folder"
     )
@@ -41,28 +41,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write down what the engine does, for llmserve replay; the file holds prompts and "
         "answers",
-    )
-
-
-def add_runner_arguments(group: argparse._ArgumentGroup) -> None:
-    """How a model is loaded and computed."""
-    group.add_argument("--runner", default="auto", help="auto, native or torch (default: auto)")
-    group.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="type of the arithmetic (default: the folder's)",
-    )
-    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    group.add_argument("--threads", type=int, help="threads for one step (default: all cores)")
-    group.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="torch runner: answers equal bit for bit whatever else is in the batch, slower (the "
-        "native runner's always are)",
-    )
-    add_native_arguments(group)
-    group.add_argument(
-        "--no-verify", action="store_true", help="do not check the files against the manifest"
     )
 
 
@@ -110,12 +88,7 @@ def load_llm(args: argparse.Namespace) -> LLM:
         speculation = parse_speculation(args.speculative_config)
     return LLM(
         args.model,
-        runner=args.runner,
-        dtype=args.dtype,
-        device=args.device,
-        threads=args.threads,
-        deterministic=args.deterministic,
-        native=native_options(args),
+        **runner_settings(args),
         adapters=_adapters(args),
         speculation=None if speculation is None else speculation.config,
         draft_model=None if speculation is None else speculation.draft_model,

@@ -70,7 +70,7 @@ class LLM:
             threads: Threads for one step; None: one for each core, for a small model on torch one.
             deterministic: Answers equal bit for bit whatever else is in the batch; the native
                 runner's always are, on torch it is slower.
-            native: What is asked of the native runner alone.
+            native: What is asked of the native runner alone, for `model`; None: nothing.
             max_seq_len: Tokens of context; None: the model's.
             max_num_seqs: Most sequences running at once.
             max_batched_tokens: Most tokens in one step; None: found by trying, as the server does.
@@ -94,7 +94,9 @@ class LLM:
         if draft_model is not None:
             # Before the target: the number of threads is the process's, and the target's counts.
             draft = Checkpoint.open(draft_model, verify=verify)
-            self._draft_runner = load_runner(runner, draft, dtype=dtype, device=device)
+            self._draft_runner = load_runner(
+                runner, draft, dtype=dtype, device=device, threads=threads
+            )
         self._runner = load_runner(
             runner,
             self.checkpoint,

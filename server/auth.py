@@ -14,12 +14,14 @@ import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-
-from starlette.types import Scope
+from typing import TYPE_CHECKING
 
 from llmserve.errors import ConfigError
 
-from .page import PAGE_FILES
+from .page_files import PAGE_FILES
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
 
 __all__ = ["PUBLIC_PATHS", "Access", "Caller", "Key", "KeyRing", "RouteScope", "required_scope"]
 

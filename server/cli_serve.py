@@ -12,6 +12,7 @@ from llmserve.assignments import parse_assignments
 from llmserve.errors import ConfigError
 from llmserve.limits import Limits
 
+from .engine_launch import EngineLaunch
 from .engine_options import add_engine_arguments, engine_settings
 
 if TYPE_CHECKING:
@@ -122,10 +123,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no model was given: llmserve serve MODEL")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("llmserve").setLevel(args.log_level.upper())
-    from .announcement import announce
-    from .lifecycle import serve
+    with EngineLaunch() as launch:  # before the imports, which take as long as the engine's load
+        settings = _settings(args, limits)
+        launch.load(settings.engine)
+        from .announcement import announce
+        from .lifecycle import serve
 
-    return serve(_settings(args, limits), announce)
+        return serve(settings, launch, announce)
 
 
 def parse_limits(assignments: list[str]) -> Limits:

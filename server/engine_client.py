@@ -1,33 +1,26 @@
-"""Starts the engine process and talks to it: the API process's end of the socket pair."""
+"""Talks to the engine process: the API process's end of the socket pair, on the event loop."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 import subprocess
-import sys
 from typing import cast
 
 from llmserve.errors import EngineDeadError, EngineError, LLMServeError
 from llmserve.limits import Limits
 
 from .engine_handle import EngineHandle
+from .engine_launch import EngineLaunch
 from .messages import (
     Command,
-    EngineSettings,
     Event,
     Failed,
     Ready,
-    Start,
     encode_frame,
     event_decoder,
 )
-from .settings import API_KEY_VARIABLE
 
 __all__ = ["EngineClient", "EngineStartError", "start_engine"]
-
-MODULE = "llmserve.server.engine_process"
 
 STOP_TIMEOUT_S = 5.0
 """Time an engine process gets to end after its connection was closed."""
@@ -116,25 +109,21 @@ class _Link(asyncio.Protocol):
             self.first_event.set_exception(EngineDeadError("the engine process ended early"))
 
 
-async def start_engine(settings: EngineSettings, *, limits: Limits) -> EngineClient:
-    """Start an engine process and wait until it has loaded its model.
+async def start_engine(launch: EngineLaunch, *, limits: Limits) -> EngineClient:
+    """Take over an engine process that was told what to load, and wait until it serves.
 
     Raises:
         EngineStartError: it said why it cannot, or it ended without a word.
     """
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = _spawn(theirs)
+    launch.start()
+    loop = asyncio.get_running_loop()
+    _, link = await loop.create_unix_connection(_Link, sock=launch.connection)
     try:
-        _, link = await asyncio.get_running_loop().create_unix_connection(_Link, sock=ours)
-        link.send(Start(settings))
-        event = await _first_event(link, process)
-        return EngineClient(event, link, process, limits)
+        event = await _first_event(link, launch.process)
     except BaseException:
-        ours.close()
-        process.kill()
-        await _end(process)
+        link.close()
         raise
+    return EngineClient(event, link, launch.process, limits)
 
 
 async def _first_event(link: _Link, process: subprocess.Popen[bytes]) -> Ready:
@@ -148,20 +137,6 @@ async def _first_event(link: _Link, process: subprocess.Popen[bytes]) -> Ready:
     if not isinstance(event, Ready):
         raise EngineStartError("the engine's first message was not that it is ready")
     return event
-
-
-def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    """The engine process, in a group of its own: the terminal's Ctrl-C is for the parent."""
-    # The same modules as here, whatever the working folder holds; no keys.
-    environment = {name: value for name, value in os.environ.items() if name != API_KEY_VARIABLE}
-    environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
-    return subprocess.Popen(  # noqa: S603 - our own interpreter, our own module
-        [sys.executable, "-P", "-m", MODULE, "--fd", str(theirs.fileno())],
-        pass_fds=[theirs.fileno()],
-        process_group=0,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-    )
 
 
 async def _end(process: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmserve.assignments import parse_assignments
 from llmserve.errors import ConfigError
-from llmserve.native_arguments import add_native_arguments, native_options
+from llmserve.runner_arguments import add_runner_arguments, native_options
 
 if TYPE_CHECKING:
     from .auth import KeyRing
@@ -33,20 +33,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
-    # `fake`, and `fake:SECONDS` a step, is for tests: it answers without a model.
-    group.add_argument("--runner", default="auto", help="auto, native or torch (default: auto)")
-    group.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"),
-        help="type of the arithmetic (default: the folder's)",
-    )  # fmt: skip
-    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    group.add_argument("--threads", type=int, help="threads for one step (default: all cores)")
-    group.add_argument(
-        "--deterministic", action="store_true",
-        help="torch runner: answers equal bit for bit whatever else is in the batch, slower (the "
-        "native runner's always are)",
-    )  # fmt: skip
-    add_native_arguments(group)
+    # The runner `fake`, and `fake:SECONDS` a step, is for tests: it answers without a model.
+    add_runner_arguments(group)
     group.add_argument(
         "--max-model-len", type=int, metavar="TOKENS",
         help="longest prompt and answer together (default: the model's context)",

@@ -1,6 +1,6 @@
 """The engine process: one model, one engine, stepped for as long as the API process lives.
 
-Started by `engine_client.py` as `python -m llmserve.server.engine_process --fd N`, where N is its
+Started by `engine_launch.py` as `python -m llmserve.server.engine_process --fd N`, where N is its
 end of a socket pair. It does nothing but compute: text, HTTP, limits and clients are the API
 process's business, so a long step never keeps a client's socket waiting, nor the reverse.
 """
@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from typing import TypeVar
 
 from llmserve.engine.engine import Engine
 from llmserve.engine.request import FinishReason, Request, RequestOutput
@@ -23,10 +24,10 @@ from .messages import (
     Abort,
     AddRequest,
     Command,
-    EngineSettings,
     Event,
     Failed,
     Finish,
+    Load,
     Outputs,
     Ready,
     Start,
@@ -43,6 +44,8 @@ RECEIVE_BYTES = 1 << 18
 
 _log = logging.getLogger("llmserve.engine")
 
+C = TypeVar("C", bound=Command)
+
 
 class ParentGoneError(LLMServeError):
     """The API process closed its end: there is nobody left to compute for."""
@@ -54,15 +57,29 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._decoder = command_decoder()
+        self._waiting: list[Command] = []
+
+    def expect(self, kind: type[C]) -> C:
+        """The next command, which must be of this kind.
+
+        Raises:
+            EngineError: it is another.
+            ParentGoneError: there is none any more.
+        """
+        self._waiting = self.receive(wait=True)
+        command = self._waiting.pop(0)
+        if not isinstance(command, kind):
+            raise EngineError(f"a {kind.__name__} is due, not a {type(command).__name__}")
+        return command
 
     def receive(self, *, wait: bool) -> list[Command]:
-        """Commands that have arrived; with `wait`, at least one byte's worth of them.
+        """Commands that have arrived; with `wait`, at least one.
 
         Raises `ParentGoneError` at the end of the stream.
         """
-        commands: list[Command] = []
-        flags = 0 if wait else socket.MSG_DONTWAIT
+        commands, self._waiting = self._waiting, []
         while True:
+            flags = 0 if wait and not commands else socket.MSG_DONTWAIT
             try:
                 data = self._connection.recv(RECEIVE_BYTES, flags)
             except BlockingIOError:
@@ -72,7 +89,6 @@ class Channel:
             if not data:
                 raise ParentGoneError("the API process closed the connection")
             commands += self._decoder.feed(data)
-            flags = socket.MSG_DONTWAIT
 
     def send(self, event: Event) -> None:
         """Hand one event over; waits while the API process is behind in reading."""
@@ -110,7 +126,7 @@ class EngineLoop:
                 self._engine.abort(request_id)
             case Finish(request_id=request_id, choice_index=choice_index):
                 self._engine.finish(request_id, choice_index)
-            case Start():
+            case Load() | Start():
                 raise EngineError("the engine is started already")
 
     def _add(self, request: Request) -> None:
@@ -175,7 +191,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _serve(channel: Channel) -> int:
     try:
-        with loaded_engine(_receive_start(channel)) as loaded:
+        settings = channel.expect(Load).settings
+        with loaded_engine(settings, before_trials=lambda: channel.expect(Start)) as loaded:
             channel.send(Ready(loaded.info, loaded.engine.config, loaded.draft_info))
             EngineLoop(loaded.engine, channel).run()
     except ParentGoneError:
@@ -186,15 +203,6 @@ def _serve(channel: Channel) -> int:
         _log.exception("the engine failed")
         channel.send(Failed(f"{type(error).__name__}: {error}"))
     return 1
-
-
-def _receive_start(channel: Channel) -> EngineSettings:
-    commands = channel.receive(wait=True)
-    while not commands:
-        commands = channel.receive(wait=True)
-    if len(commands) != 1 or not isinstance(commands[0], Start):
-        raise EngineError("the first message to an engine must be its settings, alone")
-    return commands[0].settings
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +31,12 @@ class LoadedEngine:
 
 
 @contextlib.contextmanager
-def loaded_engine(settings: EngineSettings) -> Iterator[LoadedEngine]:
+def loaded_engine(
+    settings: EngineSettings, *, before_trials: Callable[[], object] = lambda: None
+) -> Iterator[LoadedEngine]:
     """Load the models, start the engine, and free everything in the end.
+
+    `before_trials` is called when all is loaded and steps are about to be timed.
 
     Raises:
         CheckpointError: a model's folder cannot be used.
@@ -46,6 +50,7 @@ def loaded_engine(settings: EngineSettings) -> Iterator[LoadedEngine]:
         if settings.draft_model is not None:
             draft = stack.enter_context(contextlib.closing(_load_draft(settings)))
         runner = stack.enter_context(contextlib.closing(_load_runner(settings)))
+        before_trials()
         yield LoadedEngine(
             engine=start_engine(
                 runner, engine_options(settings), draft_runner=draft, watcher=watcher
@@ -86,6 +91,7 @@ def _load_runner(settings: EngineSettings) -> Runner:
         dtype=settings.dtype,
         device=settings.device,
         threads=settings.threads,
+        block_size=settings.block_size,
         deterministic=settings.deterministic,
         native=settings.native,
         adapters={name: Path(path) for name, path in settings.adapters.items()},
@@ -104,4 +110,5 @@ def _load_draft(settings: EngineSettings) -> Runner:
         dtype=settings.dtype,
         device=settings.device,
         threads=settings.threads,
+        block_size=settings.block_size,
     )

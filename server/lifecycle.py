@@ -1,4 +1,4 @@
-"""A server's life: check the folder, take the port, start the engine, serve, drain, end.
+"""A server's life: check the folder, take the port, take over the engine, serve, drain, end.
 
 Nothing is bound before the model folder was checked, and nothing is answered before the engine
 has loaded it. SIGINT and SIGTERM begin the drain: new requests get 503, those under way end
@@ -22,6 +22,7 @@ from llmserve.errors import EngineDeadError
 from .app import create_app, protect
 from .engine_client import start_engine
 from .engine_handle import EngineHandle
+from .engine_launch import EngineLaunch
 from .http_protocol import GuardedProtocol, protocol_for
 from .listener import bound_socket, raise_file_limit, url_of
 from .metrics import ServerMetrics
@@ -44,10 +45,11 @@ _log = logging.getLogger("llmserve.server")
 Announce = Callable[[Service, str], None]
 
 
-def serve(settings: ServerSettings, announce: Announce) -> int:
+def serve(settings: ServerSettings, launch: EngineLaunch, announce: Announce) -> int:
     """Serve until told to end; returns the exit code.
 
-    `announce` is called with the service and its URL when requests are taken.
+    `launch` is loading what `settings.engine` names; it is the caller's to close. `announce` is
+    called with the service and its URL when requests are taken.
 
     Raises:
         CheckpointError: the model folder cannot be used; nothing was bound.
@@ -61,7 +63,7 @@ def serve(settings: ServerSettings, announce: Announce) -> int:
         bound_socket(settings.host, settings.port) as listener,
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
-        return runner.run(_Server(settings, model, protocol, announce).run(listener))
+        return runner.run(_Server(settings, model, protocol, launch, announce).run(listener))
 
 
 def build_service(settings: ServerSettings, model: Model, engine: EngineHandle) -> Service:
@@ -117,11 +119,13 @@ class _Server:
         settings: ServerSettings,
         model: Model,
         protocol: type[asyncio.Protocol],
+        launch: EngineLaunch,
         announce: Announce,
     ) -> None:
         self._settings = settings
         self._model = model
         self._protocol = protocol
+        self._launch = launch
         self._announce = announce
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -150,9 +154,7 @@ class _Server:
 
     async def _start_engine(self) -> EngineHandle | None:
         """The engine, or None when the server was told to end before it was ready."""
-        starting = asyncio.create_task(
-            start_engine(self._settings.engine, limits=self._settings.limits)
-        )
+        starting = asyncio.create_task(start_engine(self._launch, limits=self._settings.limits))
         await _first(starting, self._stop.wait())
         if not starting.done():
             starting.cancel()

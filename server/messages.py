@@ -27,6 +27,7 @@ __all__ = [
     "Failed",
     "Finish",
     "FrameDecoder",
+    "Load",
     "Outputs",
     "Ready",
     "Start",
@@ -54,8 +55,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Threads for one step; None: the library's own choice."""
     deterministic: bool = False
     """Answers equal bit for bit whatever else is in the batch; slower."""
-    native: NativeOptions = NativeOptions()
-    """What is asked of the native runner alone."""
+    native: NativeOptions | None = None
+    """What is asked of the native runner alone, for `model`; None: nothing."""
     adapters: dict[str, str] = {}
     """LoRA adapters by name, each a folder."""
     max_seq_len: int | None = None
@@ -86,10 +87,18 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """For the runner `fake`: the least time of a step."""
 
 
-class Start(msgspec.Struct, tag="start"):
+class Load(msgspec.Struct, tag="load"):
     """The first command: load this."""
 
     settings: EngineSettings
+
+
+class Start(msgspec.Struct, tag="start"):
+    """The second: time steps, if their size is to be found, and serve.
+
+    It comes when the API process has its own start behind it: what that costs would be in the
+    times otherwise.
+    """
 
 
 class AddRequest(msgspec.Struct, tag="add"):
@@ -135,7 +144,7 @@ class Failed(msgspec.Struct, tag="failed"):
     message: str
 
 
-Command = Start | AddRequest | Abort | Finish
+Command = Load | Start | AddRequest | Abort | Finish
 Event = Ready | Outputs | Failed
 
 _encoder = msgspec.msgpack.Encoder()

@@ -11,18 +11,11 @@ from pathlib import Path
 from fastapi import APIRouter
 from starlette.responses import Response
 
-__all__ = ["PAGE_FILES", "page_router"]
+from .page_files import PAGE_FILES
+
+__all__ = ["page_router"]
 
 FOLDER = Path(__file__).parent / "static"
-
-PAGE_FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/static/app.js": ("app.js", "text/javascript; charset=utf-8"),
-    "/static/api.js": ("api.js", "text/javascript; charset=utf-8"),
-    "/static/style.css": ("style.css", "text/css; charset=utf-8"),
-    "/static/icon.svg": ("icon.svg", "image/svg+xml"),
-}
-"""Path → file and media type. Nothing else of the folder can be asked for."""
 
 
 def page_router() -> APIRouter:

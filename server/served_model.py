@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmserve.adapters import load_adapter
 from llmserve.checkpoint import Checkpoint
+from llmserve.durable import verify_manifest
 from llmserve.errors import ConfigError, TemplateError
+from llmserve.model_files import check_model_folder
 from llmserve.text.chat_template import ChatTemplate
 from llmserve.text.tokenizer import Tokenizer
 
@@ -37,8 +40,7 @@ def open_model(settings: ServerSettings) -> Model:
         CheckpointError: a folder cannot be used.
         ConfigError: the chat template cannot be used, or an adapter has a name of the model's.
     """
-    checkpoint = Checkpoint.open(settings.engine.model)
-    tokenizer = Tokenizer.load(checkpoint.path)
+    checkpoint, tokenizer = _open_verified(Path(settings.engine.model))
     if settings.engine.draft_model is not None:
         Checkpoint.open(settings.engine.draft_model)
     adapters = tuple(
@@ -48,6 +50,17 @@ def open_model(settings: ServerSettings) -> Model:
     if taken:
         raise ConfigError(f"{min(taken)!r} is the model's name: give the adapter another")
     return Model(checkpoint, tokenizer, load_template(tokenizer, settings), adapters)
+
+
+def _open_verified(path: Path) -> tuple[Checkpoint, Tokenizer]:
+    """The model and its tokenizer, while another thread compares all files with the manifest."""
+    check_model_folder(path)
+    with ThreadPoolExecutor(1) as pool:
+        verifying = pool.submit(verify_manifest, path)
+        try:
+            return Checkpoint.open(path, verify=False), Tokenizer.load(path)
+        finally:
+            verifying.result()  # what it finds explains whatever else went wrong
 
 
 def _open_adapter(checkpoint: Checkpoint, name: str, root: str) -> AdapterFacts:

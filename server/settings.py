@@ -13,12 +13,10 @@ from llmserve.errors import ConfigError
 from llmserve.limits import Limits
 
 from .auth import Key, KeyRing, RouteScope
+from .engine_launch import API_KEY_VARIABLE
 from .messages import EngineSettings
 
-__all__ = ["API_KEY_VARIABLE", "ServerSettings", "is_loopback", "load_keys"]
-
-API_KEY_VARIABLE = "LLMSERVE_API_KEY"
-"""Environment variable that holds one user key."""
+__all__ = ["ServerSettings", "is_loopback", "load_keys"]
 
 MIN_KEY_CHARS = 8
 KEY_NAME = re.compile(r"name=([A-Za-z0-9._-]{1,64})")

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..checkpoint import Checkpoint
+from ..errors import CheckpointError
 from ..native.kernels import load_kernels
 
-__all__ = ["NativeOptions", "obstacle_to_native"]
+__all__ = ["BLOCK_TOKENS", "NativeOptions", "obstacle_to_native"]
+
+BLOCK_TOKENS = 16
+"""The size of a KV block is a multiple of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +33,13 @@ class NativeOptions:
     """Which of the processor's to use; `auto`: the best."""
 
 
-def obstacle_to_native(checkpoint: Checkpoint, *, dtype: str | None, device: str) -> str | None:
-    """Why the native runner cannot run a model; None: it can."""
+def obstacle_to_native(
+    checkpoint: Checkpoint, *, dtype: str | None, device: str, block_size: int | None = None
+) -> str | None:
+    """Why the native runner cannot run a model; None: it can.
+
+    `block_size` is that of the KV cache to be allocated, in tokens, where it is known.
+    """
     if device != "cpu":
         return f"it runs on cpu, not on {device}"
     if load_kernels() is None:
@@ -39,4 +48,22 @@ def obstacle_to_native(checkpoint: Checkpoint, *, dtype: str | None, device: str
         return f"it generates text, and the model has a head of kind {checkpoint.config.head.kind}"
     if dtype == "float16":
         return "it computes in float32 or bfloat16, not in float16"
+    if block_size is not None and block_size % BLOCK_TOKENS:
+        return f"its KV blocks have a multiple of {BLOCK_TOKENS} tokens, not {block_size}"
+    return _unequal_experts(checkpoint)
+
+
+def _unequal_experts(checkpoint: Checkpoint) -> str | None:
+    config = checkpoint.config
+    if config.experts is None or checkpoint.quantization is None:
+        return None
+    from ..native.matrices import specify_block
+    from ..native.weights import Form, WeightSegment
+
+    segment = WeightSegment(checkpoint, Form(floats="float32"))
+    try:
+        for layer in range(config.num_layers):
+            specify_block(config, segment, layer, has_adapters=False)
+    except CheckpointError as error:
+        return str(error)
     return None

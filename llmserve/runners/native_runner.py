@@ -25,7 +25,7 @@ from ..native.positions import rotary_rows
 from ..native.program import Number, address_of
 from ..native.weights import Form
 from .cache_groups import group_layers
-from .native_options import NativeOptions, obstacle_to_native
+from .native_options import BLOCK_TOKENS, NativeOptions, obstacle_to_native
 from .native_sampling import DrawnRows, LogprobArrays, PackedRows, pack_rows
 from .protocol import (
     Batch,
@@ -120,9 +120,10 @@ class NativeRunner:
         Raises:
             ConfigError: a block size that is no multiple of 16.
         """
-        if block_size % 16:
+        if block_size % BLOCK_TOKENS:
             raise ConfigError(
-                f"the native runner takes blocks of a multiple of 16 tokens, got {block_size}"
+                f"the native runner takes blocks of a multiple of {BLOCK_TOKENS} tokens, got "
+                f"{block_size}"
             )
         config = self._config
         self._cache = []

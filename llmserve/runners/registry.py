@@ -13,7 +13,7 @@ from ..errors import ConfigError, MissingDependencyError
 from .native_options import NativeOptions, obstacle_to_native
 from .protocol import Runner
 
-__all__ = ["RUNNERS", "load_runner"]
+__all__ = ["RUNNERS", "load_runner", "use_torch_threads"]
 
 _log = logging.getLogger("llmserve.engine")
 
@@ -27,55 +27,60 @@ most of the speed (decision 4)."""
 
 
 def load_runner(
-    name: str,
+    runner: str,
     checkpoint: Checkpoint,
     *,
     dtype: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    block_size: int | None = None,
     deterministic: bool = False,
     adapters: Mapping[str, Path] | None = None,
     native: NativeOptions | None = None,
 ) -> Runner:
-    """Load a model folder into the runner called `name`.
+    """Load a model folder into the runner of that name.
 
     Args:
-        name: One of `RUNNERS`; `auto`: the native one where it can run the model, else torch, with
-            a line in the log that says why.
+        runner: One of `RUNNERS`; `auto`: the native one where it can run the model, else torch,
+            with a line in the log that says why.
         checkpoint: An open model folder.
         dtype: Type of the arithmetic; None: as the folder says.
         device: `cpu`, `cuda` or `cuda:N`.
         threads: Threads for one step; None: one for each core, for a small model on torch one.
+        block_size: Tokens in a block of the KV cache to come; None: it is not known yet.
         deterministic: Give every token the same bits whatever else is in its step (decision 6); the
             native runner always does.
         adapters: LoRA adapters by the name that requests give, each a folder in PEFT's format.
-        native: What is asked of the native runner alone.
+        native: What is asked of the native runner alone; None: nothing.
 
     Raises:
         ConfigError: an unknown runner, type or device, or options of another runner.
         CheckpointError: an adapter cannot be read or does not fit the model.
         MissingDependencyError: the runner's package is not installed.
     """
-    if name not in RUNNERS:
-        raise ConfigError(f"runner must be one of {', '.join(RUNNERS)}, got {name!r}")
+    if runner not in RUNNERS:
+        raise ConfigError(f"runner must be one of {', '.join(RUNNERS)}, got {runner!r}")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}")
     loaded = [load_adapter(one, path) for one, path in (adapters or {}).items()]
-    if name != "torch":
-        obstacle = obstacle_to_native(checkpoint, dtype=dtype, device=device)
+    obstacle = None
+    if runner != "torch":
+        obstacle = obstacle_to_native(checkpoint, dtype=dtype, device=device, block_size=block_size)
         if obstacle is None:
             from .native_runner import NativeRunner
 
             return NativeRunner(checkpoint, native, dtype=dtype, threads=threads, adapters=loaded)
-        if name == "native":
+        if runner == "native":
             raise ConfigError(f"the native runner cannot run this model: {obstacle}")
-        if device == "cpu":
-            _log.warning("the torch runner takes over from the native one: %s", obstacle)
-    if native not in (None, NativeOptions()):
+    if native is not None:
+        because = "" if obstacle is None else f" ({obstacle})"
         raise ConfigError(
             "activations, head weights, cache type and instruction set are choices of the native "
-            "runner; the torch runner has none of them: leave them out"
+            f"runner; the torch runner, which runs this model{because}, has none of them: leave "
+            "them out"
         )
+    if obstacle is not None and device == "cpu":
+        _log.warning("the torch runner takes over from the native one: %s", obstacle)
     return _load_torch(checkpoint, dtype, device, threads, deterministic, loaded)
 
 
@@ -85,14 +90,21 @@ def _load_torch(
 ) -> Runner:  # fmt: skip
     if find_spec("torch") is None:
         raise MissingDependencyError("torch", extra="torch", feature="the torch runner")
-    from .torch_runner import DEFAULT_THREADS, TorchRunner, use_threads
+    from .torch_runner import TorchRunner
 
     runner = TorchRunner(
         checkpoint, dtype=dtype, device=device, deterministic=deterministic, adapters=adapters
     )
+    use_torch_threads(threads, num_parameters=runner.info.num_parameters)
+    return runner
+
+
+def use_torch_threads(threads: int | None, *, num_parameters: int) -> None:
+    """Have torch compute with so many threads; None: what suits a model of that size."""
+    from .torch_runner import DEFAULT_THREADS, use_threads
+
     if threads is None:
         # Said even where it is the library's own choice: a draft model loaded before may have
         # asked for another.
-        threads = 1 if runner.info.num_parameters < _SMALL_MODEL else DEFAULT_THREADS
+        threads = 1 if num_parameters < _SMALL_MODEL else DEFAULT_THREADS
     use_threads(threads)
-    return runner

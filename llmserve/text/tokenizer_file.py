@@ -95,7 +95,8 @@ def _check_merges(merges: object) -> None:
         raise CheckpointError(f"model.merges must be a list of at most {MAX_TOKENS} pairs")
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_token, pair)):
+        is_pair = isinstance(pair, list) and len(pair) == 2
+        if not (is_pair and _is_token(pair[0]) and _is_token(pair[1])):
             raise CheckpointError("model.merges: every merge must be a pair of tokens")
 
 
@@ -148,7 +149,10 @@ def _walk(key: str, value: object) -> Iterator[tuple[str, object]]:
 
 
 def _is_token(value: object) -> bool:
-    return isinstance(value, str) and len(value.encode("utf-8", "replace")) <= MAX_TOKEN_BYTES
+    if not isinstance(value, str):
+        return False
+    is_short = len(value) <= MAX_TOKEN_BYTES // 4  # a character has 4 bytes at most
+    return is_short or len(value.encode("utf-8", "replace")) <= MAX_TOKEN_BYTES
 
 
 def _is_id(value: object) -> bool:

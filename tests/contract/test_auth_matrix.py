@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.server.auth import Key, KeyRing, RouteScope
-from llmserve.server.page import PAGE_FILES
+from llmserve.server.page_files import PAGE_FILES
 from support.models import make_model_folder
 from support.servers import LocalServer, call, local_server
 

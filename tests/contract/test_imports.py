@@ -66,7 +66,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"runners"}),),
     (frozenset({"engine"}),),
     (frozenset({"output"}), frozenset({"speculative_config"})),
-    (frozenset({"completion"}), frozenset({"startup"}), frozenset({"native_arguments"})),
+    (frozenset({"completion"}), frozenset({"startup"}), frozenset({"runner_arguments"})),
     (frozenset({"llm"}),),
     (frozenset({"__main__", "cli", "cli_*", "demo"}),),
 )

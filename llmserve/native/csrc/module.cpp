@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "executor.h"
+#include "machine.h"
 #include "pack.h"
 #include "paths.h"
 #include "sampler_binding.h"
@@ -349,6 +350,23 @@ PyObject* pack(PyObject*, PyObject* args) {
   return PyBool_FromLong(is_finite ? 1 : 0);
 }
 
+// measure_machine(path, threads, memory): bytes read and multiply-adds of int4 and int8 dot products
+// and of float32, per second
+PyObject* py_measure_machine(PyObject*, PyObject* args) {
+  const char* path;
+  int threads;
+  View memory;
+  if (!PyArg_ParseTuple(args, "siy*", &path, &threads, memory.raw())) return nullptr;
+  const Kernels* kernels = find_kernels(path);
+  if (kernels == nullptr) return fail("this processor does not have the instruction set");
+  if (threads < 1 || memory.count<uint8_t>() == 0) return fail("no threads or no memory");
+  MachineRates rates{};
+  Py_BEGIN_ALLOW_THREADS
+  rates = measure_machine(*kernels, threads, memory.as<uint8_t>(), memory.count<uint8_t>());
+  Py_END_ALLOW_THREADS
+  return Py_BuildValue("dddd", rates.read_bytes, rates.int4_dots, rates.int8_dots, rates.floats);
+}
+
 PyMethodDef kMethods[] = {
     {"paths", paths, METH_NOARGS, "Names of the instruction sets to be had, best first."},
     {"new", executor_new, METH_VARARGS, "An executor of a program."},
@@ -361,6 +379,7 @@ PyMethodDef kMethods[] = {
     {"head", head, METH_VARARGS, "Logits of other rows of the last step."},
     {"hidden", hidden, METH_VARARGS, "Final hidden states of rows of the last step."},
     {"buffer", buffer, METH_VARARGS, "A view of one of the executor's buffers."},
+    {"measure_machine", py_measure_machine, METH_VARARGS, "What the machine can do at most."},
     {"pack", pack, METH_VARARGS, "Puts weights into the kernels' layout."},
     {nullptr, nullptr, 0, nullptr},
 };

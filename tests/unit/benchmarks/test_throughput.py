@@ -19,6 +19,7 @@ from llmserve.benchmarks.throughput import (
 from llmserve.engine.engine import Engine
 from llmserve.errors import ConfigError, EngineError
 from llmserve.runners.fake import FakeRunner
+from llmserve.runners.native_options import NativeOptions
 from llmserve.runners.protocol import Batch
 from support.engines import expected, make_engine, make_info
 
@@ -46,6 +47,16 @@ def parse(*arguments: str) -> ThroughputOptions:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return throughput_options(parser.parse_args(["throughput", "model", *arguments]))
+
+
+def test_how_the_model_is_computed_reaches_the_options() -> None:
+    assert parse().running["runner"] == "auto"
+    assert parse().running["native"] is None
+    options = parse("--runner", "native", "--threads", "1", "--kv-cache-dtype", "int8")
+    assert options.running["runner"] == "native"
+    assert options.running["threads"] == 1
+    assert options.running["native"] == NativeOptions(cache_dtype="int8")
+    assert (parse().is_verified, parse("--no-verify").is_verified) == (True, False)
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 7])

@@ -113,14 +113,14 @@ def test_use_before_its_time_is_an_error(checkpoint: Checkpoint) -> None:
     [
         ({"dtype": "int3"}, "dtype must be one of"),
         ({"threads": 0}, "threads must be at least 1"),
-        ({"name": "abacus"}, "runner must be one of"),
+        ({"runner": "abacus"}, "runner must be one of"),
     ],
 )
 def test_unknown_setting_is_refused(
     checkpoint: Checkpoint, settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_runner(**{"name": "torch", "checkpoint": checkpoint, **settings})  # type: ignore[arg-type]
+        load_runner(**{"runner": "torch", "checkpoint": checkpoint, **settings})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

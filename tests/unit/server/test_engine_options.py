@@ -7,6 +7,7 @@ import pytest
 
 from llmserve.engine.config import SpeculationConfig
 from llmserve.errors import ConfigError
+from llmserve.runners.native_options import NativeOptions
 from llmserve.server.auth import Key, KeyRing, RouteScope
 from llmserve.server.engine_options import add_engine_arguments, engine_settings
 from llmserve.server.engine_setup import engine_options, loaded_engine
@@ -31,10 +32,11 @@ def test_defaults_are_those_of_the_settings() -> None:
 def test_every_option_reaches_its_setting() -> None:
     found = settings(
         "--runner", "fake:0.5", "--dtype", "float16", "--device", "cuda", "--threads", "3",
-        "--deterministic", "--max-model-len", "100", "--lora-modules", "a=x", "b=y/z",
-        "--kv-cache-memory", "2M", "--block-size", "8", "--no-enable-prefix-caching",
-        "--max-num-seqs", "5", "--max-step-ms", "20", "--scheduling-policy", "fair",
-        "--tenant-weight", "ann=2.5", "--record", "steps.log",
+        "--deterministic", "--activations", "float32", "--head-weights", "int4",
+        "--kv-cache-dtype", "int8", "--instruction-set", "portable", "--max-model-len", "100",
+        "--lora-modules", "a=x", "b=y/z", "--kv-cache-memory", "2M", "--block-size", "8",
+        "--no-enable-prefix-caching", "--max-num-seqs", "5", "--max-step-ms", "20",
+        "--scheduling-policy", "fair", "--tenant-weight", "ann=2.5", "--record", "steps.log",
         "--speculative-config", '{"method": "draft", "model": "small", "always": true}',
     )  # fmt: skip
     assert found == EngineSettings(
@@ -44,6 +46,12 @@ def test_every_option_reaches_its_setting() -> None:
         device="cuda",
         threads=3,
         deterministic=True,
+        native=NativeOptions(
+            activations="float32",
+            head_weights="int4",
+            cache_dtype="int8",
+            instruction_set="portable",
+        ),
         adapters={"a": "x", "b": "y/z"},
         max_seq_len=100,
         max_num_seqs=5,
@@ -59,6 +67,12 @@ def test_every_option_reaches_its_setting() -> None:
         fake_step_s=0.5,
     )
     assert settings("--max-num-batched-tokens", "64").max_batched_tokens == 64
+
+
+def test_auto_asks_nothing_of_the_native_runner() -> None:
+    arguments = ("--head-weights", "auto", "--kv-cache-dtype", "auto", "--instruction-set", "auto")
+    assert settings(*arguments).native is None
+    assert settings(*arguments, "--activations", "int8").native == NativeOptions()
 
 
 def test_every_engine_option_of_the_settings_reaches_the_engine() -> None:

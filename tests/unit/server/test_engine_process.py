@@ -13,6 +13,7 @@ import pytest
 from llmserve import failpoints
 from llmserve.engine.request import FinishReason, RequestOutput
 from llmserve.errors import EngineError
+from llmserve.server import engine_setup
 from llmserve.server.engine_process import (
     MAX_FAILED_STEPS,
     Channel,
@@ -28,6 +29,7 @@ from llmserve.server.messages import (
     Event,
     Failed,
     Finish,
+    Load,
     Outputs,
     Ready,
     Start,
@@ -157,12 +159,15 @@ def test_steps_that_keep_failing_end_the_engine() -> None:
     assert "in a row" in str(raised[0])
 
 
-def run_main(model: str, **settings: object) -> tuple[int, list[Event]]:
-    """The process' entry with one start command; the parent leaves after the first event."""
+def run_main(
+    model: str, *, commands: tuple[Command, ...] = (Start(),), **settings: object
+) -> tuple[int, list[Event]]:
+    """The process' entry, told to load and then `commands`; the parent leaves after an event."""
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
     parent = Parent(ours)
-    parent.send(Start(EngineSettings(model=model, runner="fake", **settings)))  # type: ignore[arg-type]
+    load = Load(EngineSettings(model=model, runner="fake", **settings))  # type: ignore[arg-type]
+    parent.send(load, *commands)
 
     def listen() -> None:
         while not parent.events and parent.receive():
@@ -207,3 +212,29 @@ def test_the_entry_relays_why_it_cannot(tmp_path: Path, model_folder: Path) -> N
     assert code == 1
     assert isinstance(events[0], Failed)
     assert "10000" in events[0].message
+
+
+@pytest.mark.usefixtures("_signals")
+def test_the_entry_takes_no_command_out_of_turn(model_folder: Path) -> None:
+    code, events = run_main(str(model_folder), commands=(Abort("r"), Start()))
+    assert code == 1
+    assert isinstance(events[0], Failed)
+    assert "a Start is due, not a Abort" in events[0].message
+
+
+def test_steps_are_timed_after_the_server_is_ready_for_it(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    load, start = engine_setup._load_runner, engine_setup.start_engine
+    monkeypatch.setattr(
+        engine_setup, "_load_runner", lambda *args: (happened.append("load"), load(*args))[1]
+    )
+    monkeypatch.setattr(
+        engine_setup,
+        "start_engine",
+        lambda *args, **options: (happened.append("time"), start(*args, **options))[1],
+    )
+    settings = EngineSettings(model=str(model_folder), runner="fake")
+    with engine_setup.loaded_engine(settings, before_trials=lambda: happened.append("wait")):
+        assert happened == ["load", "wait", "time"]

@@ -17,6 +17,7 @@ from llmserve.server.messages import (
     EngineSettings,
     Failed,
     Finish,
+    Load,
     Start,
     command_decoder,
     encode_frame,
@@ -50,7 +51,8 @@ SETTINGS = EngineSettings(
     max_batched_tokens=None,
 )
 COMMANDS: list[Command] = [
-    Start(SETTINGS),
+    Load(SETTINGS),
+    Start(),
     AddRequest(REQUEST),
     Abort("r"),
     Finish("r", 1),

@@ -9,7 +9,8 @@ import pytest
 from llmserve.limits import Limits
 from llmserve.runners.protocol import SamplingRow
 from llmserve.server.auth import Key, KeyRing, RouteScope
-from llmserve.server.page import FOLDER, PAGE_FILES
+from llmserve.server.page import FOLDER
+from llmserve.server.page_files import PAGE_FILES
 from llmserve.text.tokenizer import Tokenizer
 from support.servers import LocalServer, call, local_server
 

@@ -8,14 +8,10 @@ from llmserve.errors import ConfigError
 from llmserve.limits import Limits
 from llmserve.server.auth import Access, Caller, Key, KeyRing, RouteScope
 from llmserve.server.cli_serve import parse_limits
+from llmserve.server.engine_launch import API_KEY_VARIABLE
 from llmserve.server.engine_options import parse_size
 from llmserve.server.messages import EngineSettings
-from llmserve.server.settings import (
-    API_KEY_VARIABLE,
-    ServerSettings,
-    is_loopback,
-    load_keys,
-)
+from llmserve.server.settings import ServerSettings, is_loopback, load_keys
 
 ENGINE = EngineSettings(model="m", runner="fake")
 KEYS = KeyRing([Key.of("long-enough-key", {RouteScope.USER})])

@@ -1,0 +1,172 @@
+"""Which runner a model gets, what may be asked of it, and what is said when it is another."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmserve.checkpoint import Checkpoint, save_model
+from llmserve.config import ModelConfig
+from llmserve.config_heads import Head
+from llmserve.errors import ConfigError
+from llmserve.quant.groups import quantize_rtn
+from llmserve.runners import native_options
+from llmserve.runners.native_options import NativeOptions, obstacle_to_native
+from llmserve.runners.registry import load_runner
+from llmserve.server.engine_setup import loaded_engine
+from llmserve.server.messages import EngineSettings
+from support.models import make_model_folder
+from support.variants import LLAMA, QWEN2_MOE, random_tensors
+
+needs_kernels = [
+    pytest.mark.native,
+    pytest.mark.skipif(native_options.load_kernels() is None, reason="the kernels are not built"),
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return saved(tmp_path_factory.mktemp("model") / "model", LLAMA)
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return saved(tmp_path_factory.mktemp("model") / "model", LLAMA, {"proj": 8})
+
+
+def saved(folder: Path, config: ModelConfig, groups: dict[str, int] | None = None) -> Checkpoint:
+    """A model with random weights; layers whose name has a key of `groups` in int4, the first key
+    that fits giving the group's size."""
+    tensors: dict[str, Any] = dict(random_tensors(config))
+    for name, value in tensors.items():
+        sizes = [size for part, size in (groups or {}).items() if part in name]
+        if sizes and name.endswith("proj.weight"):
+            tensors[name] = quantize_rtn(value, bits=4, group_size=sizes[0])
+    save_model(folder, config, tensors)
+    return Checkpoint.open(folder)
+
+
+class TestNative:
+    pytestmark = needs_kernels
+
+    def test_auto_takes_it_without_a_word(
+        self, checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        runner = load_runner("auto", checkpoint, block_size=48, deterministic=True)
+        assert runner.info.runner == "native"
+        assert not caplog.records
+
+    @pytest.mark.parametrize(
+        ("options", "form", "cache"),
+        [
+            (NativeOptions(), "int4 weights x int8 activations, int8 head", "float32"),
+            (
+                NativeOptions(activations="float32"),
+                "int4 weights x float32 activations, int8 head",
+                "float32",
+            ),
+            (
+                NativeOptions(head_weights="int4", cache_dtype="int8"),
+                "int4 weights x int8 activations, int4 head",
+                "int8",
+            ),
+            (
+                NativeOptions(head_weights="float", cache_dtype="bfloat16"),
+                "int4 weights x int8 activations, float32 head",
+                "bfloat16",
+            ),
+        ],
+    )
+    def test_its_options_decide_what_is_executed(
+        self, quantized: Checkpoint, options: NativeOptions, form: str, cache: str
+    ) -> None:
+        options = dataclasses.replace(options, instruction_set="portable")
+        info = load_runner("auto", quantized, native=options).info
+        assert (info.executed_form, info.cache_dtype) == (f"{form} (portable)", cache)
+
+    @pytest.mark.parametrize(
+        ("settings", "reason"),
+        [
+            ({"dtype": "float16"}, "not in float16"),
+            ({"device": "cuda"}, "not on cuda"),
+            ({"block_size": 24}, "a multiple of 16 tokens, not 24"),
+        ],
+    )
+    def test_what_it_cannot_do_is_refused_where_it_was_named(
+        self, checkpoint: Checkpoint, settings: dict[str, Any], reason: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=f"native runner cannot run this model: .*{reason}"):
+            load_runner("native", checkpoint, **settings)
+
+    def test_a_head_of_another_kind_is_an_obstacle(self, tmp_path: Path) -> None:
+        head = Head(kind="embedding")
+        other = saved(tmp_path / "model", dataclasses.replace(LLAMA, head=head))
+        obstacle = obstacle_to_native(other, dtype=None, device="cpu")
+        assert obstacle is not None
+        assert "a head of kind embedding" in obstacle
+
+    @pytest.mark.parametrize(
+        ("groups", "is_obstacle"),
+        [
+            ({"experts": 4}, False),
+            ({"layers.1.mlp.experts": 12, "experts": 4}, False),
+            ({"layers.1.mlp.experts.2": 2, "experts": 4}, True),
+            ({"gate_proj": 2, "experts": 4}, True),
+        ],
+        ids=["alike", "layers differ", "one differs", "gate and input differ"],
+    )
+    def test_experts_of_a_layer_must_be_quantized_alike(
+        self, tmp_path: Path, groups: dict[str, int], is_obstacle: bool
+    ) -> None:
+        config = dataclasses.replace(QWEN2_MOE, hidden_size=24, num_heads=3, num_kv_heads=1)
+        experts = saved(tmp_path / "model", config, groups)
+        obstacle = obstacle_to_native(experts, dtype=None, device="cpu")
+        if is_obstacle:
+            assert obstacle is not None
+            assert "quantized in different ways" in obstacle
+        else:
+            assert obstacle is None
+            assert load_runner("native", experts).info.runner == "native"
+
+    def test_blocks_that_it_does_not_have_go_to_torch_in_a_server_too(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        asked = EngineSettings(
+            model=str(make_model_folder(tmp_path / "model")),
+            runner="auto",
+            block_size=8,
+            max_batched_tokens=64,
+            cache_bytes=1 << 20,
+        )
+        with loaded_engine(asked) as loaded:
+            assert loaded.info.runner == "torch"
+        assert "a multiple of 16 tokens, not 8" in caplog.text
+
+
+def test_torch_takes_over_with_one_line(
+    checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_options, "load_kernels", lambda: None)
+    with caplog.at_level(logging.INFO):
+        assert load_runner("auto", checkpoint).info.runner == "torch"
+    (record,) = caplog.records
+    assert "its kernels are not built" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"activations": "int8"}, {"cache_dtype": "int8"}, {"instruction_set": "avx2"}],
+    ids=str,
+)
+def test_torch_refuses_the_native_runners_options(
+    checkpoint: Checkpoint, option: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigError, match="choices of the native runner"):
+        load_runner("torch", checkpoint, native=NativeOptions(**option))
+    with pytest.raises(ConfigError, match=r"torch runner, which runs this model \(it computes in"):
+        load_runner("auto", checkpoint, dtype="float16", native=NativeOptions(**option))
+    assert not caplog.records
