@@ -34,6 +34,8 @@ class NativeModel:
     program: Program
     final_hidden: int
     """Buffer of the rows asked for, normalized."""
+    logits: int
+    """Buffer of their logits."""
     weight_bytes: int
     """Bytes of the matrices as executed."""
     forms: tuple[str, ...]
@@ -116,6 +118,7 @@ class _Writer:
         return NativeModel(
             program=program,
             final_hidden=rows,
+            logits=logits,
             weight_bytes=self._segment.nbytes,
             forms=_forms(blocks, packed, self._segment),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from ..config import ModelConfig
 from .lora import LoraMatrices
 from .matrices import BlockMatrices, ExpertMatrices, MlpMatrices
@@ -28,7 +30,8 @@ class FeedForwardWriter:
         widths = [config.intermediate_size]
         if experts is not None and experts.shared_intermediate_size is not None:
             widths.append(experts.shared_intermediate_size)
-        self._inner, self._gate, self._up = (program.buffer(max(widths)) for _ in range(3))
+        self._inner_width = max(widths)
+        self._inner = program.buffer(self._inner_width)
         if experts is not None:
             self._router = program.buffer(experts.num_experts)
             self._share = program.buffer(1)
@@ -36,6 +39,16 @@ class FeedForwardWriter:
             self._routed_x = program.buffer(config.hidden_size, Domain.ROUTED)
             self._routed_inner = program.buffer(experts.intermediate_size, Domain.ROUTED)
             self._routed_out = program.buffer(config.hidden_size, Domain.ROUTED)
+
+    @cached_property
+    def _gate(self) -> int:
+        """Buffer of what goes through the activation, where that is not the product's own work."""
+        return self._program.buffer(self._inner_width)
+
+    @cached_property
+    def _up(self) -> int:
+        """Buffer of what it is multiplied with."""
+        return self._program.buffer(self._inner_width)
 
     def write(self, block: BlockMatrices, norm: Norm | None, *, is_direct: bool) -> None:
         """The feed-forward of `norm(x)`: added to `x`, or (not `is_direct`) left in `branch`."""
@@ -62,16 +75,14 @@ class FeedForwardWriter:
             activation = _GATED if config.is_gated else _PLAIN
             program.linear(slot, packed, activation[config.activation], self._inner)
         else:
-            self._write_apart(mlp, norm, width, layer_index)
+            self._write_apart(mlp, norm, layer_index)
         packed = self._segment.packed(mlp.down)
         slot = program.prepare(self._inner, width, None, packed, needs_values=bool(lora))
         program.linear(slot, packed, epilogue, out)
         if lora is not None and layer_index is not None:
             lora.write(program, slot, layer_index, "down_proj", out)
 
-    def _write_apart(
-        self, mlp: MlpMatrices, norm: Norm | None, width: int, layer_index: int | None
-    ) -> None:
+    def _write_apart(self, mlp: MlpMatrices, norm: Norm | None, layer_index: int | None) -> None:
         """The products before the activation stored, each with what its adapters add."""
         program, config = self._program, self._config
         names = ("gate_proj", "up_proj") if config.is_gated else ("up_proj",)
@@ -85,7 +96,7 @@ class FeedForwardWriter:
             if layer_index is not None:
                 self._lora.write(program, slot, layer_index, name, out)
         activation = {**_PLAIN, **_GATED}[config.activation]
-        program.gate(self._gate, self._up, self._inner, width, activation)
+        program.gate(self._gate, outs[-1], self._inner, activation)
 
     def _write_experts(self, mlp: ExpertMatrices, norm: Norm | None) -> None:
         program, config, packed = self._program, self._config, self._segment.packed
@@ -95,7 +106,7 @@ class FeedForwardWriter:
         slot = program.prepare(self._x, width, norm, router)
         program.linear(slot, router, Epilogue.STORE, self._router)
         program.route(self._router, rules.num_experts, is_normalized=rules.normalize_weights)
-        program.dispatch(self._x, self._routed_x, width)
+        program.dispatch(self._x, self._routed_x)
         ups = [packed(one.up[0]) for one in mlp.experts]
         slot = program.prepare(self._routed_x, width, norm, ups[0], Domain.ROUTED)
         activation = (_GATED if config.is_gated else _PLAIN)[config.activation]
@@ -105,10 +116,10 @@ class FeedForwardWriter:
             self._routed_inner, rules.intermediate_size, None, downs[0], Domain.ROUTED
         )
         program.experts(slot, downs, Epilogue.STORE, self._routed_out)
-        program.combine(self._routed_out, self._branch, width)
+        program.combine(self._routed_out, self._branch)
         if mlp.shared is not None and mlp.shared_gate is not None:
             gate = packed(mlp.shared_gate)
             slot = program.prepare(self._x, width, norm, gate)
             program.linear(slot, gate, Epilogue.STORE, self._share)
             self._write_mlp(mlp.shared, norm, self._shared, Epilogue.STORE, layer_index=None)
-            program.add_gated(self._shared, self._share, self._branch, width)
+            program.add_gated(self._shared, self._share, self._branch)

@@ -127,6 +127,10 @@ class PackedLinear:
     has_float_rows: bool = False
     order: npt.NDArray[np.int32] | None = None
 
+    def __post_init__(self) -> None:
+        # Weights in another order of inputs are multiplied with rows in that order: int8 ones.
+        assert self.order is None or not self.has_float_rows
+
     @property
     def nbytes(self) -> int:
         """Bytes that a product reads."""
@@ -256,9 +260,9 @@ class Program:
         """A token from each row of logits."""
         self._add(Code.SAMPLE, Domain.ROWS, [logits, width], [])
 
-    def gate(self, gate: int, up: int, out: int, width: int, epilogue: Epilogue) -> None:
+    def gate(self, gate: int, up: int, out: int, epilogue: Epilogue) -> None:
         """out = activation(gate) * up, or of a plain activation that of `gate` alone."""
-        self._add(Code.GATE, Domain.TOKENS, [gate, up, out, width, epilogue], [])
+        self._add(Code.GATE, Domain.TOKENS, [gate, up, out, epilogue], [])
 
     def lora(
         self, slot: int, pairs: list[tuple[PackedLinear, PackedLinear] | None], out: int,
@@ -281,9 +285,9 @@ class Program:
             [logits, num_experts, self.num_experts_per_token, is_normalized], [],
         )  # fmt: skip
 
-    def dispatch(self, source: int, out: int, width: int) -> None:
+    def dispatch(self, source: int, out: int) -> None:
         """Each token's row to the places of its experts."""
-        self._add(Code.DISPATCH, Domain.ROUTED, [source, out, width], [])
+        self._add(Code.DISPATCH, Domain.ROUTED, [source, out], [])
 
     def experts(self, slot: int, linears: list[PackedLinear], epilogue: Epilogue, out: int) -> None:
         """The product of each expert's rows with its own matrix; all are of one size."""
@@ -291,17 +295,17 @@ class Program:
         self.linears += linears
         self._add(Code.EXPERTS, Domain.ROUTED, [slot, first, epilogue, out, len(linears)], [])
 
-    def combine(self, source: int, out: int, width: int) -> None:
+    def combine(self, source: int, out: int) -> None:
         """out = the weighted sum of each token's experts, by ascending expert."""
-        self._add(Code.COMBINE, Domain.TOKENS, [source, out, width], [])
+        self._add(Code.COMBINE, Domain.TOKENS, [source, out], [])
 
     def add(self, source: int, out: int) -> None:
         """out += source."""
         self._add(Code.ADD, Domain.TOKENS, [source, out], [])
 
-    def add_gated(self, source: int, gate: int, out: int, width: int) -> None:
+    def add_gated(self, source: int, gate: int, out: int) -> None:
         """out += source * sigmoid(gate), one gate for each row."""
-        self._add(Code.ADD_GATED, Domain.TOKENS, [source, gate, out, width], [])
+        self._add(Code.ADD_GATED, Domain.TOKENS, [source, gate, out], [])
 
     def tables(self) -> tuple[npt.NDArray[Any], ...]:
         """Everything as the arrays that `_kernels.new` takes, in its order."""

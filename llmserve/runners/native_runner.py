@@ -25,18 +25,10 @@ from ..native.positions import rotary_rows
 from ..native.program import Number, address_of
 from ..native.weights import Form
 from .cache_groups import group_layers
+from .model_facts import cache_groups_of, fingerprint_of, sum_hidden
 from .native_options import BLOCK_TOKENS, NativeOptions, obstacle_to_native
 from .native_sampling import DrawnRows, LogprobArrays, PackedRows, pack_rows
-from .protocol import (
-    Batch,
-    CacheGroup,
-    DoubleArray,
-    HiddenSum,
-    PromptRows,
-    RunnerInfo,
-    StepResult,
-    TokenLogprobs,
-)
+from .protocol import Batch, HiddenSum, PromptRows, RunnerInfo, StepResult, TokenLogprobs
 
 __all__ = ["NativeRunner", "default_threads"]
 
@@ -151,7 +143,10 @@ class NativeRunner:
         )
         result = StepResult(token_ids=np.empty(0, np.int64)) if drawn is None else drawn.result()
         result.prompt_logprobs = [self._prompt_logprobs(rows) for rows in batch.prompt_rows]
-        result.hidden_sums = [self._sum_hidden(wanted) for wanted in batch.hidden_sums]
+        result.hidden_sums = [
+            sum_hidden(self._hidden(wanted).astype(np.float64), wanted)
+            for wanted in batch.hidden_sums
+        ]
         self._result = result
 
     def collect(self) -> StepResult:
@@ -166,6 +161,13 @@ class NativeRunner:
         self._cache = []
         del self._handle, self._model
 
+    def logits(self, tokens: range) -> npt.NDArray[np.float32]:
+        """Raw logits of tokens of the last step, by packed index, [n, V]. For who compares models:
+        a server's never leave the runner."""
+        indices = np.arange(tokens.start, tokens.stop, tokens.step)
+        view = self._kernels.head(self._handle, indices, self._model.logits)
+        return self._rows(view, self._config.vocab_size).copy()
+
     def _prompt_logprobs(self, rows: PromptRows) -> list[TokenLogprobs]:
         """In slices, so that the logits of a long prompt are never held at once."""
         entries: list[TokenLogprobs] = []
@@ -173,8 +175,7 @@ class NativeRunner:
         for place in range(0, len(rows.targets), _PROMPT_SLICE):
             targets = np.array(rows.targets[place : place + _PROMPT_SLICE], np.int64)
             start = rows.start + place
-            view = self._kernels.head(self._handle, np.arange(start, start + len(targets)))
-            logits = np.ascontiguousarray(self._rows(view, width))
+            logits = self.logits(range(start, start + len(targets)))
             out = LogprobArrays(len(targets), rows.num_top, width)
             self._kernels.prompt_logprobs(
                 self._path, logits, targets, rows.num_top,
@@ -183,16 +184,9 @@ class NativeRunner:
             entries += out.entries(range(len(targets)))
         return entries
 
-    def _sum_hidden(self, wanted: HiddenSum) -> DoubleArray:
-        """Row after row, so that chunks of any size give the same bits."""
-        hidden = self._final_hidden(np.arange(wanted.start, wanted.stop)).astype(np.float64)
-        if wanted.carry is not None:
-            hidden = np.concatenate([wanted.carry[None], hidden])
-        total: DoubleArray = np.add.accumulate(hidden, axis=0)[-1]
-        return total
-
-    def _final_hidden(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """The normalized hidden states of tokens of the last step, [n, E]."""
+    def _hidden(self, wanted: HiddenSum) -> npt.NDArray[np.float32]:
+        """The normalized hidden states of tokens of the last step, [n, E]; a view."""
+        indices = np.arange(wanted.start, wanted.stop)
         view = self._kernels.hidden(self._handle, indices, self._model.final_hidden)
         return self._rows(view, self._config.hidden_size)
 
@@ -227,23 +221,13 @@ class NativeRunner:
             vocab_size=config.vocab_size,
             max_seq_len=config.max_seq_len,
             eos_token_ids=config.eos_token_ids,
-            cache_groups=tuple(
-                CacheGroup(
-                    num_layers=len(group.layers),
-                    window=group.window,
-                    bytes_per_token=self._layer_bytes() * len(group.layers),
-                )
-                for group in self._groups
-            ),
+            cache_groups=cache_groups_of(self._groups, self._layer_bytes()),
             runner="native",
             executed_form=f"{', '.join(self._model.forms)} ({path})",
             cache_dtype=self._cache_dtype,
             num_parameters=sum(int(np.prod(shape)) for shape in expected_tensors(config).values()),
             weight_bytes=self._model.weight_bytes,
-            # Blocks of the KV cache are named by this and an adapter's name: its content counts.
-            fingerprint="|".join(
-                [checkpoint.fingerprint, *(f"{one.name}={one.fingerprint}" for one in adapters)]
-            ),
+            fingerprint=fingerprint_of(checkpoint, adapters),
             hidden_size=config.hidden_size,
             adapters=tuple(adapter.name for adapter in adapters),
         )

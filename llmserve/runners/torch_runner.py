@@ -22,16 +22,8 @@ from ..model.transformer import Transformer
 from ..model.weights import load_model
 from .cache_groups import group_layers
 from .freed_memory import keep_freed_memory
-from .protocol import (
-    Batch,
-    CacheGroup,
-    DoubleArray,
-    HiddenSum,
-    PromptRows,
-    RunnerInfo,
-    StepResult,
-    TokenLogprobs,
-)
+from .model_facts import cache_groups_of, fingerprint_of, sum_hidden
+from .protocol import Batch, PromptRows, RunnerInfo, StepResult, TokenLogprobs
 from .sampler import prompt_logprobs, sample
 from .torch_cache import PagedCache
 from .torch_forward import Forward, TiledForward, WholeForward
@@ -137,7 +129,10 @@ class TorchRunner:
         hidden = self._forward.hidden(batch, self._cache)
         result = self._sample(batch, hidden)
         result.prompt_logprobs = [self._prompt_logprobs(hidden, rows) for rows in batch.prompt_rows]
-        result.hidden_sums = [_sum_hidden(hidden, wanted) for wanted in batch.hidden_sums]
+        result.hidden_sums = [
+            sum_hidden(hidden[wanted.start : wanted.stop].double().cpu().numpy(), wanted)
+            for wanted in batch.hidden_sums
+        ]
         self._result = result
 
     def collect(self) -> StepResult:
@@ -186,23 +181,13 @@ class TorchRunner:
             vocab_size=config.vocab_size,
             max_seq_len=config.max_seq_len,
             eos_token_ids=config.eos_token_ids,
-            cache_groups=tuple(
-                CacheGroup(
-                    num_layers=len(group.layers),
-                    window=group.window,
-                    bytes_per_token=layer_bytes * len(group.layers),
-                )
-                for group in self._groups
-            ),
+            cache_groups=cache_groups_of(self._groups, layer_bytes),
             runner="torch",
             executed_form=f"{form}, deterministic" if deterministic else form,
             cache_dtype=name,
             num_parameters=sum(parameter.numel() for parameter in parameters),
             weight_bytes=sum(parameter.numel() * parameter.itemsize for parameter in parameters),
-            # Blocks of the KV cache are named by this and an adapter's name: its content counts.
-            fingerprint="|".join(
-                [checkpoint.fingerprint, *(f"{one.name}={one.fingerprint}" for one in adapters)]
-            ),
+            fingerprint=fingerprint_of(checkpoint, adapters),
             hidden_size=config.hidden_size,
             adapters=tuple(adapter.name for adapter in adapters),
         )
@@ -218,15 +203,6 @@ def _lay_out_by_input(model: Transformer, *, every_matrix: bool) -> None:
     for parameter in model.parameters():
         if parameter.ndim == 2 and (every_matrix or parameter.shape[0] > parameter.shape[1]):
             parameter.data = parameter.data.t().contiguous().t()
-
-
-def _sum_hidden(hidden: Tensor, wanted: HiddenSum) -> DoubleArray:
-    """Row after row, so that chunks of any size give the same bits."""
-    rows = hidden[wanted.start : wanted.stop].double().cpu().numpy()
-    if wanted.carry is not None:
-        rows = np.concatenate([wanted.carry[None], rows])
-    total: DoubleArray = np.add.accumulate(rows, axis=0)[-1]
-    return total
 
 
 def use_threads(threads: int) -> None:

@@ -78,7 +78,7 @@ def run_chunks(
         batch = make_batch(shares, block_size=BLOCK_SIZE)
         runner.submit(batch)
         runner.collect()
-        logits = _logits(runner, len(batch.token_ids), config.vocab_size)
+        logits = runner.logits(range(len(batch.token_ids)))
         for chunk, rows in zip(chunks, np.split(logits, batch.cu_seqlens[1:-1]), strict=True):
             found[chunk.sequence].append(rows)
     return [np.concatenate(rows) if rows else np.zeros((0, 0), np.float32) for rows in found]
@@ -89,9 +89,3 @@ def _share(chunk: Chunk, ids: list[int], first_block: int, num_groups: int) -> S
     return Share(
         token_ids=ids[chunk.first : chunk.last], first=chunk.first, tables=[table] * num_groups
     )
-
-
-def _logits(runner: NativeRunner, num_tokens: int, vocab_size: int) -> Floats:
-    """The head's output for every token of the last step."""
-    view = runner._kernels.head(runner._handle, np.arange(num_tokens))
-    return runner._rows(view, vocab_size).copy()

@@ -330,15 +330,14 @@ static void attend(const AttendCall& call, const AttendItem& item, float* scratc
 }
 
 // What partitions of one item left behind, [partitions, rows, 32 + D], joined in their order.
-static void join_partitions(const AttendCall& call, const AttendItem& item,
-                            int64_t first_partition, int64_t last_partition,
+static void join_partitions(const AttendCall& call, const AttendItem& item, int64_t num_partitions,
                             const float* partials, float* scratch) {
   const int64_t width = call.cache.head_dim, padded = (width + 15) / 16 * 16;
   const int64_t heads = item.num_heads, num_rows = item.num_rows(), stride = 32 + padded;
   for (int64_t r = 0; r < num_rows; ++r) {
     float* whole = scratch;
     reset_state(whole, padded);
-    for (int64_t p = 0; p < last_partition - first_partition; ++p) {
+    for (int64_t p = 0; p < num_partitions; ++p) {
       const float* part = partials + (p * num_rows + r) * stride;
       if (part[0] == -__builtin_inff()) continue;
       if (whole[0] == -__builtin_inff()) memcpy(whole, part, static_cast<size_t>(stride) * 4);

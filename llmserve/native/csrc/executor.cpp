@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <unordered_set>
 
 namespace llmserve {
 namespace {
@@ -258,8 +257,7 @@ void Executor::do_item(int64_t index, int64_t item, int thread) {
       break;
     }
     case Code::kPrepare:
-      kernels_.prepare(prepare_call(op), shared_[static_cast<size_t>(op.a[1])].view, first, last,
-                       0);
+      kernels_.prepare(prepare_call(op), shared_[static_cast<size_t>(op.a[1])].view, first, last);
       break;
     case Code::kRope: {
       const size_t layer = static_cast<size_t>(op.a[1]);
@@ -280,7 +278,7 @@ void Executor::do_item(int64_t index, int64_t item, int thread) {
       break;
     case Code::kGate:
       kernels_.gate(data(op.a[0]), data(op.a[1]), data(op.a[2]), stride(op.a[2]),
-                    static_cast<Epilogue>(op.a[4]), first, last);
+                    static_cast<Epilogue>(op.a[3]), first, last);
       break;
     case Code::kDispatch:
       for (int64_t choice = first; choice < last; ++choice)
@@ -324,7 +322,7 @@ const Prepared& Executor::prepared_for(const Op& op, int thread) {
   const size_t place = static_cast<size_t>(thread) * slots_.size() + slot;
   const uint64_t wanted = step_ << 20 | static_cast<uint64_t>(by);
   if (made_[place] != wanted) {
-    kernels_.prepare(prepare_call(prepare), private_[place].view, 0, rows_of(prepare), 0);
+    kernels_.prepare(prepare_call(prepare), private_[place].view, 0, rows_of(prepare));
     made_[place] = wanted;
   }
   return private_[place].view;
@@ -462,7 +460,7 @@ void Executor::do_attend(const Op& op, int64_t index, int thread) {
   const float* partials =
       item.attend.partial -
       (item.attend.partition - item.first_partition) * item.attend.num_rows() * state;
-  kernels_.join(call, item.attend, item.first_partition, item.last_partition, partials, scratch);
+  kernels_.join(call, item.attend, count, partials, scratch);
 }
 
 // out += B (A x) for the rows of a sequence that has an adapter; the scale is in B.

@@ -24,15 +24,15 @@ enum class Code : int64_t {
   kAttend = 4,   // qkv, layer, out; scale, cap
   kAddNorm = 5,  // in, out, width, norm kind, weight, bias; eps
   kGather = 6,   // in, out: the rows asked for
-  kGate = 7,     // gate, up, out, width, epilogue (a plain one: of the gate alone)
+  kGate = 7,     // gate, up, out, epilogue (a plain one: of the gate alone)
   kNorm = 8,     // in place, width, norm kind, weight, bias; eps
   kSample = 9,   // logits, width
   kLora = 10,    // slot, first entry of the adapters' table, out, column
   kRoute = 11,   // router's logits, experts, experts per token, is_normalized
-  kDispatch = 12,  // in, out (routed), width
+  kDispatch = 12,  // in, out (routed)
   kExperts = 13,   // slot (routed), first linear, epilogue, out (routed), experts
-  kCombine = 14,   // in (routed), out, width
-  kAddGated = 15,  // in, gate, out, width
+  kCombine = 14,   // in (routed), out
+  kAddGated = 15,  // in, gate, out
   kAdd = 16,       // in, out
 };
 
@@ -139,9 +139,6 @@ class Executor {
   void hidden(const int64_t* row_indices, int64_t num_rows);
 
   const Buffer& buffer(int64_t index) const { return buffers_[static_cast<size_t>(index)]; }
-  size_t num_buffers() const { return buffers_.size(); }
-  Team& team() { return team_; }
-  const Kernels& kernels() const { return kernels_; }
 
  private:
   struct Item {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 
 #include "paths.h"
 #include "team.h"
@@ -10,94 +9,10 @@
 namespace llmserve {
 namespace {
 
-constexpr int64_t kRounds = 2048;           // of one item
-constexpr int64_t kLines = 16;              // of weights, 64 bytes each
 constexpr int64_t kItemsPerThread = 32;     // of the round that says how many make a long one
 constexpr double kRoundSeconds = 0.01;      // a thread may take a while to get its core
 constexpr int64_t kReadBytes = 512 << 10;   // of one item
 constexpr int kRepeats = 3;
-
-// What the loops multiply; sums stay far from the end of an int32.
-struct Operands {
-  alignas(64) uint8_t weights[64 * kLines];
-  alignas(64) float floats[16 * kLines];
-  int32_t rows[16];  // four bytes of a row each
-  float factor;
-};
-
-struct Loops {
-  const char* name;
-  float (*read)(const uint8_t* memory, int64_t num_bytes);
-  float (*int4_dots)(const Operands&);
-  float (*int8_dots)(const Operands&);
-  float (*floats)(const Operands&);
-  double num_dots;    // multiply-adds of one call
-  double num_floats;
-};
-
-}  // namespace
-}  // namespace llmserve
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
-#endif
-#define PATH_NAME "avx512"
-#define PATH_VECTOR_BYTES 64
-namespace llmserve { namespace { namespace avx512_loops {
-#include "simd_avx512.h"
-
-#include "machine_loops.h"
-}}}  // namespace llmserve::(anonymous)::avx512_loops
-#undef PATH_NAME
-#undef PATH_VECTOR_BYTES
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-#define PATH_NAME "avx2"
-#define PATH_VECTOR_BYTES 32
-namespace llmserve { namespace { namespace avx2_loops {
-#include "simd_avx2.h"
-
-#include "machine_loops.h"
-}}}  // namespace llmserve::(anonymous)::avx2_loops
-#undef PATH_NAME
-#undef PATH_VECTOR_BYTES
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
-
-#define PATH_NAME "portable"
-#define PATH_VECTOR_BYTES 16
-namespace llmserve { namespace { namespace portable_loops {
-#include "simd_portable.h"
-
-#include "machine_loops.h"
-}}}  // namespace llmserve::(anonymous)::portable_loops
-
-namespace llmserve {
-namespace {
-
-const Loops& find_loops(const Kernels& kernels) {
-#if defined(__x86_64__)
-  for (const Loops* loops : {&avx512_loops::kLoops, &avx2_loops::kLoops})
-    if (std::strcmp(loops->name, kernels.name) == 0) return *loops;
-#endif
-  return portable_loops::kLoops;
-}
 
 struct Job {
   float (*multiply)(const Operands&);  // or null, then there is what to read
@@ -152,7 +67,7 @@ Operands make_operands() {
 
 MachineRates measure_machine(const Kernels& kernels, int num_threads, const uint8_t* memory,
                              int64_t num_bytes) {
-  const Loops& loops = find_loops(kernels);
+  const MachineLoops& loops = *kernels.machine;
   const Operands operands = make_operands();
   Team team(num_threads, 1);
   const auto rate_of = [&](float (*multiply)(const Operands&), double operations) {
@@ -160,7 +75,7 @@ MachineRates measure_machine(const Kernels& kernels, int num_threads, const uint
     return operations * call_rate(team, job);
   };
   // The memory is the same for all paths: the best one's loop reads it.
-  Job reading{nullptr, nullptr, find_loops(*find_kernels("auto")).read, memory, num_bytes};
+  Job reading{nullptr, nullptr, find_kernels("auto")->machine->read, memory, num_bytes};
   const int64_t reads = (num_bytes + kReadBytes - 1) / kReadBytes;
   return {static_cast<double>(num_bytes) / best_seconds(team, reads, reading),
           rate_of(loops.int4_dots, loops.num_dots), rate_of(loops.int8_dots, loops.num_dots),

@@ -6,6 +6,27 @@
 
 namespace llmserve {
 
+constexpr int64_t kRounds = 2048;  // of one call
+constexpr int64_t kLines = 16;     // of weights, 64 bytes each
+
+// What the loops multiply; sums stay far from the end of an int32.
+struct Operands {
+  alignas(64) uint8_t weights[64 * kLines];
+  alignas(64) float floats[16 * kLines];
+  int32_t rows[16];  // four bytes of a row each
+  float factor;
+};
+
+// The loops of one instruction set (machine_loops.h).
+struct MachineLoops {
+  float (*read)(const uint8_t* memory, int64_t num_bytes);
+  float (*int4_dots)(const Operands&);
+  float (*int8_dots)(const Operands&);
+  float (*floats)(const Operands&);
+  double num_dots;    // multiply-adds of one call
+  double num_floats;
+};
+
 // Per second, of all threads together. A multiply-add counts as one operation.
 struct MachineRates {
   double read_bytes;  // from the memory given

@@ -45,6 +45,6 @@ static float multiply_floats(const Operands& operands) {
   return reduce_add(sums[0]);
 }
 
-static const Loops kLoops = {
-    PATH_NAME, read_bytes, multiply_integers<4>, multiply_integers<8>, multiply_floats,
+static const MachineLoops kMachineLoops = {
+    read_bytes, multiply_integers<4>, multiply_integers<8>, multiply_floats,
     64.0 * kRounds * kDotChains, 16.0 * kRounds * kFloatChains};

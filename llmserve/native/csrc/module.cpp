@@ -1,6 +1,7 @@
 // The extension module llmserve.native._kernels, in Python's limited C API. Arrays come as buffers
-// that numpy made contiguous and checked (llmserve/native/{program,weights}.py); sizes are checked
-// here again, so that a wrong one is an exception and not a crash.
+// that numpy made contiguous (llmserve/native/{program,weights}.py). That they are as long as they
+// have to be is checked here again, so that a short one is an exception and not a crash; ids, slots
+// and addresses are believed.
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
@@ -50,6 +51,21 @@ class View {
  private:
   Py_buffer buffer_;
 };
+
+// Does some work without the interpreter's lock. False, with an exception, where memory ran out.
+template <typename Work>
+bool unlocked(Work work) {
+  bool has_memory = true;
+  Py_BEGIN_ALLOW_THREADS
+  try {
+    work();
+  } catch (const std::bad_alloc&) {
+    has_memory = false;
+  }
+  Py_END_ALLOW_THREADS
+  if (!has_memory) PyErr_NoMemory();
+  return has_memory;
+}
 
 PyObject* fail(const char* message) {
   PyErr_SetString(PyExc_ValueError, message);
@@ -257,24 +273,21 @@ PyObject* step(PyObject*, PyObject* args) {
       if (sample.width < std::min<int64_t>(row.num_logprobs, vocab_size))
         return fail("a row asks for more log-probabilities than its buffer holds");
   }
-  Py_BEGIN_ALLOW_THREADS
-  executor->step(input, sample);
-  Py_END_ALLOW_THREADS
+  if (!unlocked([&] { executor->step(input, sample); })) return nullptr;
   Py_RETURN_NONE;
 }
 
-// head(executor, row_indices): logits of other rows of the last step
+// head(executor, row_indices, buffer): logits of other rows of the last step
 PyObject* head(PyObject*, PyObject* args) {
   PyObject* capsule;
   View rows;
-  if (!PyArg_ParseTuple(args, "Oy*", &capsule, rows.raw())) return nullptr;
+  long long index;
+  if (!PyArg_ParseTuple(args, "Oy*L", &capsule, rows.raw(), &index)) return nullptr;
   Executor* executor = executor_of(capsule);
   if (executor == nullptr) return nullptr;
   const int64_t count = rows.count<int64_t>();
-  Py_BEGIN_ALLOW_THREADS
-  executor->head(rows.as<int64_t>(), count);
-  Py_END_ALLOW_THREADS
-  return buffer_view(executor, static_cast<int64_t>(executor->num_buffers()) - 1, count);
+  if (!unlocked([&] { executor->head(rows.as<int64_t>(), count); })) return nullptr;
+  return buffer_view(executor, index, count);
 }
 
 // hidden(executor, row_indices, buffer): final hidden states of rows of the last step
@@ -286,9 +299,7 @@ PyObject* hidden(PyObject*, PyObject* args) {
   Executor* executor = executor_of(capsule);
   if (executor == nullptr) return nullptr;
   const int64_t count = rows.count<int64_t>();
-  Py_BEGIN_ALLOW_THREADS
-  executor->hidden(rows.as<int64_t>(), count);
-  Py_END_ALLOW_THREADS
+  if (!unlocked([&] { executor->hidden(rows.as<int64_t>(), count); })) return nullptr;
   return buffer_view(executor, index, count);
 }
 
@@ -315,6 +326,33 @@ bool parse_shape(PyObject* numbers, Shape* shape, Placement* placement) {
   return true;
 }
 
+struct PackPlan {  // bytes that a packing reads, and writes for each block of 16 outputs
+  int64_t source_bytes, value_bytes, scale_bytes;
+};
+
+// source_bytes is -1 for a name that is none.
+PackPlan plan_of(const std::string& kind, const Shape& shape, Number source) {
+  const int64_t weights = shape.out * shape.width, inputs = shape.num_groups() * shape.padded_group;
+  const int64_t scales = shape.out * shape.num_scales(), per_block = 16 * shape.num_scales();
+  const int64_t number_bytes = source == Number::kFloat32 ? 4 : 2;
+  if (kind == "words") return {shape.out * ((shape.width + 7) / 8) * 4, 8 * inputs, 0};
+  if (kind == "int4") return {weights, 8 * inputs, 0};
+  if (kind == "int8") return {weights, 16 * inputs, 0};
+  if (kind == "float32") return {weights * number_bytes, 64 * shape.width, 0};
+  if (kind == "bfloat16") return {weights * number_bytes, 64 * ((shape.width + 1) / 2), 0};
+  if (kind == "scales-float32") return {4 * scales, 4 * per_block, 0};
+  if (kind == "scales-bfloat16") return {4 * scales, 2 * per_block, 0};
+  if (kind == "zeros") return {scales, per_block, 0};
+  if (kind == "quantize-int4") return {weights * number_bytes, 8 * inputs, 4 * per_block};
+  if (kind == "quantize-int8") return {weights * number_bytes, 16 * inputs, 4 * per_block};
+  return {-1, 0, 0};
+}
+
+// The block after the last that a matrix has a row in.
+int64_t end_block(const Shape& shape, const Placement& placement) {
+  return shape.out == 0 ? 0 : placement.place(shape.out - 1) / 16 + 1;
+}
+
 // pack(kind, shape, source, source kind, order, values, scales): kind is one of words, int4, int8,
 // float32, bfloat16, scales-float32, scales-bfloat16, zeros, quantize-int4, quantize-int8
 PyObject* pack(PyObject*, PyObject* args) {
@@ -330,23 +368,34 @@ PyObject* pack(PyObject*, PyObject* args) {
   if (!parse_shape(numbers, &shape, &placement)) return nullptr;
   if (order_object != Py_None && !order.get(order_object)) return nullptr;
   const std::string kind = name;
-  const Number source_kind = static_cast<Number>(number);
+  const PackPlan plan = plan_of(kind, shape, static_cast<Number>(number));
+  if (plan.source_bytes < 0) return fail("there is no packing of that name");
+  if (source.count<uint8_t>() < plan.source_bytes)
+    return fail("there are fewer weights than the shape says");
+  if (order_object != Py_None && order.count<int32_t>() < shape.width)
+    return fail("the order has fewer entries than there are inputs");
+  const int64_t blocks = end_block(shape, placement);
+  if (values.count<uint8_t>() < blocks * plan.value_bytes ||
+      scales.count<uint8_t>() < blocks * plan.scale_bytes)
+    return fail("the packed weights do not fit the memory given");
   uint8_t* out = values.as<uint8_t>();
+  const Number source_kind = static_cast<Number>(number);
   bool is_finite = true;
-  Py_BEGIN_ALLOW_THREADS
-  if (kind == "words") pack_words(source.as<uint32_t>(), shape, placement, out);
-  else if (kind == "int4" || kind == "int8")
-    pack_integers(source.as<int8_t>(), kind == "int4" ? 4 : 8, shape, placement,
-                  order.as<int32_t>(), out);
-  else if (kind == "float32" || kind == "bfloat16")
-    pack_floats(source.as<void>(), source_kind, shape, placement, kind == "bfloat16", out);
-  else if (kind == "scales-float32" || kind == "scales-bfloat16")
-    pack_scales(source.as<float>(), shape, placement, kind == "scales-bfloat16", out);
-  else if (kind == "zeros") pack_zeros(source.as<uint8_t>(), shape, placement, out);
-  else
-    is_finite = quantize_floats(source.as<void>(), source_kind, kind == "quantize-int4" ? 4 : 8,
-                                shape, placement, out, scales.as<float>());
-  Py_END_ALLOW_THREADS
+  const auto work = [&] {
+    if (kind == "words") pack_words(source.as<uint32_t>(), shape, placement, out);
+    else if (kind == "int4" || kind == "int8")
+      pack_integers(source.as<int8_t>(), kind == "int4" ? 4 : 8, shape, placement,
+                    order.as<int32_t>(), out);
+    else if (kind == "float32" || kind == "bfloat16")
+      pack_floats(source.as<void>(), source_kind, shape, placement, kind == "bfloat16", out);
+    else if (kind == "scales-float32" || kind == "scales-bfloat16")
+      pack_scales(source.as<float>(), shape, placement, kind == "scales-bfloat16", out);
+    else if (kind == "zeros") pack_zeros(source.as<uint8_t>(), shape, placement, out);
+    else
+      is_finite = quantize_floats(source.as<void>(), source_kind, kind == "quantize-int4" ? 4 : 8,
+                                  shape, placement, out, scales.as<float>());
+  };
+  if (!unlocked(work)) return nullptr;
   return PyBool_FromLong(is_finite ? 1 : 0);
 }
 
@@ -361,9 +410,10 @@ PyObject* py_measure_machine(PyObject*, PyObject* args) {
   if (kernels == nullptr) return fail("this processor does not have the instruction set");
   if (threads < 1 || memory.count<uint8_t>() == 0) return fail("no threads or no memory");
   MachineRates rates{};
-  Py_BEGIN_ALLOW_THREADS
-  rates = measure_machine(*kernels, threads, memory.as<uint8_t>(), memory.count<uint8_t>());
-  Py_END_ALLOW_THREADS
+  const auto work = [&] {
+    rates = measure_machine(*kernels, threads, memory.as<uint8_t>(), memory.count<uint8_t>());
+  };
+  if (!unlocked(work)) return nullptr;
   return Py_BuildValue("dddd", rates.read_bytes, rates.int4_dots, rates.int8_dots, rates.floats);
 }
 

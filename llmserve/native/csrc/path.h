@@ -9,7 +9,8 @@
 #include "rope.h"
 #include "attention.h"
 #include "sampler_loops.h"
+#include "machine_loops.h"
 
-static const Kernels kKernels = {PATH_NAME, embed,           prepare,  linear, rope,
-                                 attend,    join_partitions, add_norm, norm_rows, gate,
-                                 softmax,   add_scaled,      add_gated, &kSamplerLoops};
+static const Kernels kKernels = {
+    PATH_NAME, embed,     prepare, linear,  rope,       attend,    join_partitions, add_norm,
+    norm_rows, gate,      softmax, add_scaled, add_gated, &kSamplerLoops, &kMachineLoops};

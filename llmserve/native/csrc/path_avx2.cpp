@@ -1,4 +1,5 @@
 // The kernels for AVX2 with FMA.
+#include "machine.h"
 #include "paths.h"
 #include "sampler.h"
 
@@ -17,6 +18,7 @@
 #define PATH_NAME "avx2"
 #define PATH_VECTOR_BYTES 32
 namespace llmserve::avx2 {
+#include "simd_x86.h"
 #include "simd_avx2.h"
 
 #include "path.h"

@@ -1,4 +1,5 @@
 // The kernels for AVX-512 with VNNI.
+#include "machine.h"
 #include "paths.h"
 #include "sampler.h"
 
@@ -17,6 +18,7 @@
 #define PATH_NAME "avx512"
 #define PATH_VECTOR_BYTES 64
 namespace llmserve::avx512 {
+#include "simd_x86.h"
 #include "simd_avx512.h"
 
 #include "path.h"

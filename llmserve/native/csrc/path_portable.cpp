@@ -1,4 +1,5 @@
 // The kernels in plain C++, for processors without a path of their own.
+#include "machine.h"
 #include "paths.h"
 #include "sampler.h"
 

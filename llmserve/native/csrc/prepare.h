@@ -97,13 +97,11 @@ static void quantize_row(const float* x, int64_t width, int64_t group_size, int6
   }
 }
 
-// Rows first..last-1 of the input; row r becomes row r - shift of `out`.
-static void prepare(const PrepareCall& call, const Prepared& out, int64_t first, int64_t last,
-                    int64_t shift) {
+// Rows first..last-1 of the input become those of `out`.
+static void prepare(const PrepareCall& call, const Prepared& out, int64_t first, int64_t last) {
   for (int64_t row = first; row < last; ++row) {
     const float* x = call.input + row * call.stride;
-    const int64_t place = row - shift;
-    float* values = out.values == nullptr ? nullptr : out.values + place * out.stride;
+    float* values = out.values == nullptr ? nullptr : out.values + row * out.stride;
     if (call.norm.kind != NormKind::kNone) {
       norm_row(x, values, call.width, call.norm);
       x = values;
@@ -118,9 +116,9 @@ static void prepare(const PrepareCall& call, const Prepared& out, int64_t first,
       for (int64_t i = 0; i < call.width; ++i) ordered[i] = x[call.order[i]];
       x = ordered;
     }
-    int8_t* integers = out.integers + place * out.integer_stride;
+    int8_t* integers = out.integers + row * out.integer_stride;
     quantize_row(x, call.width, call.group_size, call.padded_group, call.num_groups, integers,
-                 out.scales + place * call.num_groups, out.sums + place * call.num_groups);
+                 out.scales + row * call.num_groups, out.sums + row * call.num_groups);
   }
 }
 

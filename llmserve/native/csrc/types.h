@@ -164,17 +164,18 @@ inline int64_t attend_scratch(int64_t head_dim) {
 }
 
 struct SamplerLoops;  // sampler.h
+struct MachineLoops;  // machine.h
 
 struct Kernels {
   const char* name;
   void (*embed)(const EmbedCall&, int64_t first, int64_t last);
-  void (*prepare)(const PrepareCall&, const Prepared&, int64_t first, int64_t last, int64_t shift);
+  void (*prepare)(const PrepareCall&, const Prepared&, int64_t first, int64_t last);
   void (*linear)(const LinearCall&, int64_t first_row, int64_t last_row, int64_t first_panel,
                  int64_t last_panel);
   void (*rope)(const RopeCall&, int64_t first, int64_t last);
   void (*attend)(const AttendCall&, const AttendItem&, float* scratch);
-  void (*join)(const AttendCall&, const AttendItem&, int64_t first_partition,
-               int64_t last_partition, const float* partials, float* scratch);
+  void (*join)(const AttendCall&, const AttendItem&, int64_t num_partitions, const float* partials,
+               float* scratch);
   void (*add_norm)(float* input, float* out, int64_t stride, int64_t width, const Norm&,
                    int64_t first, int64_t last);
   void (*norm)(float* rows, int64_t stride, int64_t width, const Norm&, int64_t first,
@@ -188,6 +189,7 @@ struct Kernels {
   void (*add_gated)(const float* input, const float* gates, int64_t gate_stride, float* out,
                     int64_t stride, int64_t first, int64_t last);
   const SamplerLoops* sampler;
+  const MachineLoops* machine;
 };
 
 // Blocks of 16 outputs that are computed together.

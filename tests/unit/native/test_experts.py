@@ -40,11 +40,11 @@ def test_experts_are_chosen_and_summed_as_in_the_reference(
         routed = program.buffer(24, Domain.ROUTED)
         made, out = program.buffer(20, Domain.ROUTED), program.buffer(20)
         program.route(router, num_experts, is_normalized=is_normalized)
-        program.dispatch(source, routed, 24)
+        program.dispatch(source, routed)
         packed = [matrix.packed for matrix in matrices]
         slot = program.prepare(routed, 24, None, packed[0], Domain.ROUTED)
         program.experts(slot, packed, Epilogue.STORE, made)
-        program.combine(made, out, 20)
+        program.combine(made, out)
         run = run_program(program, [Part(length=23)], path=path, threads=threads)
         return run.buffer(out, 20)
 

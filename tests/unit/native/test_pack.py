@@ -138,3 +138,24 @@ def test_rows_of_two_tensors_go_by_turns_in_blocks() -> None:
     np.testing.assert_array_equal(found[32:36], gate[16:])
     np.testing.assert_array_equal(found[48:52], up[16:])
     assert not found[36:48].any()
+
+
+@pytest.mark.parametrize(
+    ("verb", "source_bytes", "value_bytes", "message"),
+    [
+        ("int4", 16 * 8, 16 * 4, None),
+        ("int4", 16 * 8 - 1, 16 * 4, "fewer weights"),
+        ("int4", 16 * 8, 16 * 4 - 1, "do not fit"),
+        ("int3", 16 * 8, 16 * 4, "no packing of that name"),
+    ],
+)
+def test_memory_that_does_not_fit_the_shape_is_an_error(
+    verb: str, source_bytes: int, value_bytes: int, message: str | None
+) -> None:
+    shape = (16, 8, 8, 8, 8, 0, 0)
+    source, values = np.zeros(source_bytes, np.int8), np.zeros(value_bytes, np.uint8)
+    if message is None:
+        call_pack(verb, shape, source, values)
+        return
+    with pytest.raises(ValueError, match=message):
+        call_pack(verb, shape, source, values)

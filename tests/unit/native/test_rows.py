@@ -111,7 +111,7 @@ def test_activation_is_within_its_bound_and_the_same_on_every_path(epilogue: Epi
     def gate(path: str) -> np.ndarray:
         program = new_program()
         one, two, out = inject(program, gates), inject(program, ups), program.buffer(width)
-        program.gate(one, two, out, width, epilogue)
+        program.gate(one, two, out, epilogue)
         return run_program(program, [Part(length=1)], path=path).buffer(out, width)
 
     factors = ups if epilogue in (Epilogue.SWIGLU, Epilogue.GEGLU_TANH) else np.ones_like(ups)

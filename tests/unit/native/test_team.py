@@ -40,7 +40,7 @@ class Chain:
             source, target = buffers[index % 2], buffers[1 - index % 2]
             slot = program.prepare(source, 64, None, packed)
             program.linear(slot, packed, Epilogue.ADD, target)
-            program.gate(target, target, target, 64, Epilogue.GELU_TANH)
+            program.gate(target, target, target, Epilogue.GELU_TANH)
         return program, buffers[NUM_PHASES % 2]
 
     def start(self, threads: int) -> tuple[Run, int]:
