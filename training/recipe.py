@@ -70,6 +70,9 @@ class TrainingRecipe:
     """Optimizer steps; give this or minutes."""
     minutes: float | None = None
     """Wall-clock minutes for training; the first steps are timed and the rest planned by them."""
+    max_passes: float | None = None
+    """Most passes over the text that are planned for minutes, however fast the machine; none given:
+    no limit."""
     batch_size: int = 16
     """Windows of max_seq_len tokens in one optimizer step."""
     accumulation: int = 1
@@ -128,6 +131,10 @@ class TrainingRecipe:
             )
         if (self.steps is None) == (self.minutes is None):
             raise ConfigError("give either steps or minutes, to say how long to train")
+        if self.steps is not None and self.max_passes is not None:
+            raise ConfigError(
+                "max_passes bounds what minutes plan; leave it out where steps are given"
+            )
 
         self.model_config(vocab_size=self.vocab_size)
 
@@ -171,6 +178,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "dropout": (0.0, 0.99),
     "steps": (1, 10**9),
     "minutes": (0.01, 10**6),
+    "max_passes": (0.001, 10**6),
     "batch_size": (1, 1 << 20),
     "accumulation": (1, 1 << 20),
     "learning_rate": (1e-9, 10.0),
@@ -207,6 +215,8 @@ def load_recipe(source: str | None, overrides: Mapping[str, Any]) -> TrainingRec
     for one, other in (("steps", "minutes"), ("minutes", "steps")):
         if one in overrides and other not in overrides:
             values.pop(other, None)
+    if "steps" in overrides:
+        values.pop("max_passes", None)
     return TrainingRecipe(**{**values, **overrides})
 
 

@@ -142,13 +142,19 @@ class RunLoop:
             return
         planned = self._planner.after_step(self._step)
         if planned is not None:
+            passes, tokens = self._recipe.max_passes, self._trainer.tokens_per_epoch
+            if passes is not None:
+                step_tokens = self._recipe.batch_size * self._recipe.max_seq_len
+                planned = min(planned, max(self._step, int(passes * tokens / step_tokens)))
             self._trainer.state.planned_steps = planned
             self._planner = None
             # From here on the run is exact, so no step before must ever be made again.
             self._checkpoint()
             self._record["planned_steps"] = planned
             self._folder.write_run(self._record)
-            self._reporter.note(f"{planned} steps fit into {self._recipe.minutes:g} minutes")
+            limit = "" if passes is None else f", {passes:g} passes at most"
+            minutes = self._recipe.minutes
+            self._reporter.note(f"{planned} steps planned for {minutes:g} minutes{limit}")
 
     def _write_log(self, rate: float) -> None:
         seconds = self._trainer.state.seconds

@@ -18,6 +18,7 @@ import torch
 from llmserve import failpoints
 from llmserve.checkpoint import Checkpoint
 from llmserve.errors import ConfigError, DataError, TrainingError
+from llmserve.training.plan import StepPlanner
 from llmserve.training.recipe import TrainingRecipe
 from llmserve.training.run_loop import RunOutcome
 from llmserve.training.training_run import run_training
@@ -187,6 +188,15 @@ def test_time_budget_is_planned_once(text: Path, tmp_path: Path) -> None:
     assert outcome.result["steps"] > 12
     assert time.monotonic() - began < 10  # seconds, for a budget of 1.2 on a busy machine
     assert train(None, tmp_path / "run", recipe).result == outcome.result
+
+
+def test_a_plan_makes_no_more_passes_than_allowed(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepPlanner, "after_step", lambda planner, step: 10**6)
+    outcome = train(text, tmp_path / "run", tiny_recipe(minutes=60.0, max_passes=0.5))
+    assert outcome.result is not None
+    assert 0.4 < outcome.result["epochs"] <= 0.5
 
 
 def test_run_whose_loss_stays_not_finite_keeps_its_checkpoint(

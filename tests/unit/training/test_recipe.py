@@ -29,6 +29,11 @@ def test_steps_as_an_option_replace_the_minutes_of_the_file(tmp_path: Path) -> N
     assert recipe.minutes is None
 
 
+def test_steps_as_an_option_need_no_limit_of_passes(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path / "r.toml", "minutes = 3\nmax_passes = 2"), {"steps": 5})
+    assert (recipe.steps, recipe.max_passes) == (5, None)
+
+
 def test_unknown_key_is_refused_by_name(tmp_path: Path) -> None:
     source = write(tmp_path / "r.toml", "steps = 10\nlearning_rat = 0.1\n")
     with pytest.raises(ConfigError, match="learning_rat"):
@@ -51,6 +56,7 @@ def test_malformed_toml_is_refused(tmp_path: Path) -> None:
     [
         {},
         {"steps": 1, "minutes": 1.0},
+        {"steps": 1, "max_passes": 2.0},
         {"steps": 0},
         {"steps": True},
         {"steps": 1.5},
