@@ -1,6 +1,6 @@
 """`llmserve bench`: `serve` loads a running server, `throughput` times a model in process, `engine`
-the engine without one, `kernels` the operations alone; `cli_offline.py` has the verbs that compare
-us with other engines."""
+the engine without one, `kernels` the operations alone, `quality` tells what quantized forms cost;
+`cli_offline.py` has the verbs that compare us with other engines."""
 
 from __future__ import annotations
 
@@ -77,6 +77,18 @@ examples:
   llmserve bench kernels --shape L --scheme int4 --rows 1,32 --threads 2
 """
 
+QUALITY_DESCRIPTION = """\
+Compute a text with a model in float32 and with quantized folders of it, on the native runner, and
+print KL divergence and perplexity: of the rounded weights alone, and as executed, with int8
+activations. The output layer is as stored and the KV cache float32, so that nothing else differs.
+The last line is one JSON document.
+"""
+
+QUALITY_EXAMPLES = """\
+examples:
+  llmserve bench quality run/model run/model-int8 run/model-int4 --text held-out.txt
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-verbs and their options."""
@@ -104,6 +116,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_kernels(kernels)
     kernels.set_defaults(sub_run=_run_kernels)
+    quality = add_verb(
+        verbs, "quality", "what quantized forms cost", QUALITY_DESCRIPTION, QUALITY_EXAMPLES
+    )
+    _add_quality(quality)
+    quality.set_defaults(sub_run=_run_quality)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -135,6 +152,27 @@ def _run_kernels(args: argparse.Namespace) -> int:
     from .kernels import bench_kernels, kernels_options
 
     return bench_kernels(kernels_options(args))
+
+
+def _run_quality(args: argparse.Namespace) -> int:
+    from .quality import bench_quality, quality_options
+
+    return bench_quality(quality_options(args))
+
+
+def _add_quality(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the folder, not quantized")
+    parser.add_argument(
+        "forms", nargs="+", type=Path, metavar="FOLDER", help="quantized folders of it"
+    )
+    parser.add_argument("--text", required=True, type=Path, metavar="FILE", help="what to compute")
+    parser.add_argument(
+        "--window", type=int, default=256, metavar="N", help="tokens together (default: 256)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=6144, metavar="N",
+        help="most tokens of the text (default: 6144)",
+    )  # fmt: skip
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:

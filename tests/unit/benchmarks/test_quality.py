@@ -1,0 +1,67 @@
+"""What forms cost: the reference costs nothing, coarser ones more, and int8 activations little."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmserve.benchmarks.quality import QualityOptions, bench_quality, measure_quality
+from llmserve.errors import ConfigError
+from llmserve.export.quantize_folder import quantize_folder
+from llmserve.native.kernels import available_paths
+from support.models import make_model_folder
+
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(not available_paths(), reason="the kernels are not built here"),
+]
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> QualityOptions:
+    root = tmp_path_factory.mktemp("quality")
+    model = make_model_folder(root / "model")
+    quantize_folder(model, root / "int8", scheme="int8", measure=False)
+    quantize_folder(model, root / "int4", scheme="int4", group_size=8, measure=False)
+    (root / "text").write_text("the cat sat on the mat and ran away again " * 20, encoding="utf-8")
+    return QualityOptions(
+        model=model,
+        forms=(root / "int8", root / "int4"),
+        text=root / "text",
+        window=16,
+        max_tokens=64,
+    )
+
+
+def test_costs_grow_with_coarseness(options: QualityOptions) -> None:
+    reference, int8, int8_executed, int4, int4_executed = measure_quality(options)
+    assert reference.kl == 0.0
+    assert len(reference.losses) == 4
+    assert 0 < int8.kl < int4.kl
+    assert int8.kl < int8_executed.kl
+    assert int4.kl == pytest.approx(int4_executed.kl, rel=0.5)
+
+
+def test_table_and_document_agree(
+    options: QualityOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench_quality(options) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    forms = json.loads(last)["forms"]
+    assert [row["form"] for row in forms][:2] == ["model", "int8, float32 activations"]
+    assert len(table) == 1 + len(forms)
+
+
+def test_a_quantized_reference_is_refused(options: QualityOptions) -> None:
+    wrong = QualityOptions(model=options.forms[0], forms=options.forms, text=options.text)
+    with pytest.raises(ConfigError, match="is quantized"):
+        measure_quality(wrong)
+
+
+def test_a_text_under_one_window_is_refused(options: QualityOptions, tmp_path: Path) -> None:
+    (tmp_path / "short").write_text("a", encoding="utf-8")
+    short = QualityOptions(model=options.model, forms=options.forms, text=tmp_path / "short")
+    with pytest.raises(ConfigError, match="less than one window"):
+        measure_quality(short)
