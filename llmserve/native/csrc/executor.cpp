@@ -392,8 +392,7 @@ void Executor::plan_attention() {
   }
   for (auto& items : items_)
     for (Item& item : items)
-      if (item.attend.partition >= 0)
-        item.attend.partial = partials_.data() + reinterpret_cast<intptr_t>(item.attend.partial);
+      item.attend.partial = partials_.data() + item.partial_offset;
 }
 
 void Executor::plan_sequence(int64_t group, int64_t sequence, bool is_split) {
@@ -432,8 +431,7 @@ void Executor::plan_sequence(int64_t group, int64_t sequence, bool is_split) {
         item.counter = num_counters_++;
         for (int64_t part = first; part < last; ++part) {
           item.attend.partition = part;
-          // An offset for now: the memory may move while it grows.
-          item.attend.partial = reinterpret_cast<float*>(partial_floats_);
+          item.partial_offset = partial_floats_;
           partial_floats_ += item.attend.num_rows() * state;
           items.push_back(item);
         }

@@ -144,6 +144,7 @@ class Executor {
   struct Item {
     AttendItem attend;
     int64_t first_partition, last_partition;  // where the context is split, else both 0
+    int64_t partial_offset;                   // of the partition's state in `partials_`
     int64_t counter;                          // of the partitions done, by index
   };
 
