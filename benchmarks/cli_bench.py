@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from llmserve.native.kernels import INSTRUCTION_SETS
 from llmserve.runner_arguments import add_runner_arguments, add_verify_argument
 
 from .cli_offline import add_offline_verbs
@@ -384,7 +385,7 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--instruction-set",
-        choices=("auto", "avx512", "avx2", "portable"),
+        choices=INSTRUCTION_SETS,
         default="auto",
         help="which of the processor's to use (default: the best)",
     )

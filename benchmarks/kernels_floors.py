@@ -46,9 +46,9 @@ class Rates:
     read_bytes: float
     """From memory."""
     int4_dots: float
-    """Multiply-adds of 4-bit weights with int8 activations."""
+    """Multiply-adds of 4-bit weights with bytes."""
     int8_dots: float
-    """Of 8-bit weights with int8 activations."""
+    """Of 8-bit weights with bytes."""
     floats: float
     """Of float32."""
 
@@ -97,13 +97,14 @@ class Need:
 
 
 def linear_need(linear: PackedLinear, num_rows: int) -> Need:
-    """A product of `num_rows` rows: the packed weight once, a multiply-add for each weight and row.
+    """A product of `num_rows` rows: the packed weight once, a multiply-add for each weight and
+    byte of a row.
 
     The padding of outputs and groups is read, but its products are no work that is needed.
     """
     return Need(
         read_bytes=linear.nbytes,
-        operations=num_rows * linear.out * linear.width,
+        operations=num_rows * linear.out * linear.width * linear.activation.num_digits,
         family=_family_of(linear),
     )
 

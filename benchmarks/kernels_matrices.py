@@ -93,7 +93,6 @@ class Pool:
             values=self.memory[values : values + spec.value_bytes],
             scales=self.memory[scales : scales + spec.scale_bytes] if spec.is_integer else None,
             scale_kind=spec.scale_kind,
-            num_scales=spec.num_scales,
             has_float_rows=spec.has_float_rows and spec.is_integer,
         )
 
@@ -194,9 +193,9 @@ def _head(config: ModelConfig, spec: MatrixSpec) -> Matrix:
 def _spec(rows: tuple[int, ...], width: int, scheme: str, *, is_gated: bool = False) -> MatrixSpec:
     group = min(_GROUP_SIZE, width)
     forms: dict[str, dict[str, Any]] = {
-        "int4": {"kind": WeightKind.INT4, "group_size": group, "scale_group": group},
-        "int8": {"kind": WeightKind.INT8, "group_size": group, "scale_group": width},
-        "bf16": {"kind": WeightKind.BFLOAT16, "group_size": width, "scale_group": width},
+        "int4": {"kind": WeightKind.INT4, "group_size": group},
+        "int8": {"kind": WeightKind.INT8, "group_size": width},
+        "bf16": {"kind": WeightKind.BFLOAT16, "group_size": width},
     }
     is_float = scheme == "bf16"
     return MatrixSpec(
@@ -216,8 +215,7 @@ def _int8_head(spec: MatrixSpec) -> MatrixSpec:
     return replace(
         spec,
         kind=WeightKind.INT8,
-        group_size=min(_GROUP_SIZE, spec.width),
-        scale_group=spec.width,
+        group_size=spec.width,
         scale_kind=Number.FLOAT32,
         is_made_here=True,
     )

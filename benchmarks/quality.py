@@ -2,7 +2,7 @@
 
 Every form computes the same windows of a text; the float folder in float32 is the reference. Each
 quantized folder is executed twice: its weights times float32, which is what the rounding of the
-weights alone costs, and times int8 activations, which is what is served. The output layer is as
+weights alone costs, and times integer activations, which is what is served. The output layer is as
 stored and the cache float32 in all of them, so that nothing else differs.
 
 Shapes: n tokens of a window, V vocab_size.
@@ -124,7 +124,7 @@ def bench_quality(options: QualityOptions) -> int:
 
 
 def measure_quality(options: QualityOptions) -> list[FormCost]:
-    """The reference, then each folder with float32 and with int8 activations."""
+    """The reference, then each folder with float32 and with integer activations."""
     reference = Checkpoint.open(options.model)
     if reference.quantization is not None:
         raise ConfigError(f"{options.model} is quantized; the reference must not be")
@@ -134,8 +134,8 @@ def measure_quality(options: QualityOptions) -> list[FormCost]:
             checkpoint = Checkpoint.open(folder)
             if checkpoint.config.vocab_size != reference.config.vocab_size:
                 raise ConfigError(f"{folder} has another vocabulary than {options.model}")
-            activations: Literal["float32", "int8"]
-            for activations in ("float32", "int8"):
+            activations: Literal["float32", "integer"]
+            for activations in ("float32", "integer"):
                 name = f"{folder.name}, {activations} activations"
                 runners.append((name, _loaded(stack, checkpoint, activations)))
         costs = [FormCost(name) for name, _ in runners]
@@ -149,7 +149,7 @@ def measure_quality(options: QualityOptions) -> list[FormCost]:
 
 
 def _loaded(
-    stack: contextlib.ExitStack, checkpoint: Checkpoint, activations: Literal["float32", "int8"]
+    stack: contextlib.ExitStack, checkpoint: Checkpoint, activations: Literal["float32", "integer"]
 ) -> NativeRunner:
     options = NativeOptions(activations=activations, head_weights="float", cache_dtype="float32")
     dtype = "float32" if checkpoint.quantization is None else None

@@ -57,7 +57,7 @@ def add_verify_argument(group: argparse._ArgumentGroup) -> None:
 def _add_native_arguments(group: argparse._ArgumentGroup) -> None:
     """Declare them; they are errors beside another runner."""
     group.add_argument(
-        "--activations", choices=("int8", "float32"),
+        "--activations", choices=("integer", "float32"),
         help="native runner: what integer weights are multiplied with (default: int8)",
     )  # fmt: skip
     group.add_argument(

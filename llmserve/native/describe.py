@@ -224,4 +224,5 @@ def _form_name(kind: WeightKind, has_float_rows: bool) -> str:
     name = kind.name.lower()
     if kind not in (WeightKind.INT4, WeightKind.INT8):
         return name
-    return f"{name} weights x {'float32' if has_float_rows else 'int8'} activations"
+    integers = "int8" if kind is WeightKind.INT4 else "int16"
+    return f"{name} weights x {'float32' if has_float_rows else integers} activations"

@@ -58,7 +58,7 @@ def pack_float32(weight: Float32Array) -> PackedLinear:
     out, width = weight.shape
     values = np.zeros(-(-out // 16) * 16 * width * 4, np.uint8)
     none = np.zeros(0, np.uint8)
-    shape = (out, width, width, width, width, 0, 0)
+    shape = (out, width, width, width, 0, 0)
     data = np.ascontiguousarray(weight, np.float32)
     kernels.pack("float32", shape, data, Number.FLOAT32, None, values, none)
     return PackedLinear(

@@ -2,7 +2,7 @@
 
 Codes, arguments and tables mirror `csrc/executor.h`. Buffers are float32 rows, one for each member
 of a `Domain`. Slots are places for activations
-made ready for a product: normalized, as float32 or as int8 with a scale for each group.
+made ready for a product: normalized, as float32 or as integers with a scale for each group.
 """
 
 from __future__ import annotations
@@ -100,9 +100,11 @@ class Activation:
     has_values: bool
     """Rows of float32."""
     group_size: int | None
-    """int8 rows in groups of so many inputs; None: no integers."""
+    """Rows of integers in groups of so many inputs; None: no integers."""
     chunk_inputs: int
     """Groups are padded to a multiple of it."""
+    num_digits: int = 1
+    """Bytes of an integer."""
     order: npt.NDArray[np.int32] | None = None
     """Input permutation of the integers."""
 
@@ -120,8 +122,6 @@ class PackedLinear:
     values: npt.NDArray[np.uint8]
     scales: npt.NDArray[np.uint8] | None = None
     scale_kind: Number = Number.FLOAT32
-    num_scales: int = 0
-    """Scales of one output: one for each group, or 1."""
     zeros: npt.NDArray[np.uint8] | None = None
     bias: npt.NDArray[np.float32] | None = None
     has_float_rows: bool = False
@@ -142,8 +142,9 @@ class PackedLinear:
         """How it wants its input."""
         if self.kind in (WeightKind.FLOAT32, WeightKind.BFLOAT16) or self.has_float_rows:
             return Activation(True, None, 1)
-        inputs = 8 if self.kind is WeightKind.INT4 else 4
-        return Activation(False, self.group_size, inputs, self.order)
+        if self.kind is WeightKind.INT4:
+            return Activation(False, self.group_size, 8, 1, self.order)
+        return Activation(False, self.group_size, 4, 2, self.order)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -333,14 +334,15 @@ class Program:
 
     def _slot(self, width: int, wanted: Activation, has_values: bool, domain: Domain) -> int:
         size = wanted.group_size
-        key = (width, has_values, size, wanted.chunk_inputs, id(wanted.order), domain)
+        form = (size, wanted.chunk_inputs, wanted.num_digits, id(wanted.order))
+        key = (width, has_values, *form, domain)
         if key not in self._slot_of:
             padded = 0 if size is None else -(-size // wanted.chunk_inputs) * wanted.chunk_inputs
             num_groups = 0 if size is None else -(-width // size)
             self.kept.append(wanted.order)
             self.slots.append(
                 [domain, has_values, size is not None, width, size or 0, padded, num_groups,
-                 address_of(wanted.order)]
+                 wanted.num_digits, address_of(wanted.order)]
             )  # fmt: skip
             self._slot_of[key] = len(self.slots) - 1
         return self._slot_of[key]
@@ -350,7 +352,7 @@ def _row(linear: PackedLinear) -> list[int]:
     return [
         linear.kind, linear.has_float_rows, linear.out, linear.width, linear.group_size,
         linear.padded_group, linear.num_groups, address_of(linear.values),
-        linear.num_scales, address_of(linear.scales), linear.scale_kind, address_of(linear.zeros),
+        address_of(linear.scales), linear.scale_kind, address_of(linear.zeros),
         address_of(linear.bias),
     ]  # fmt: skip
 

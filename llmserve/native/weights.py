@@ -25,9 +25,8 @@ from .program import Norm, Number, PackedLinear, WeightKind
 __all__ = ["Form", "MatrixSpec", "WeightSegment", "number_of", "pad_vector"]
 
 _ALIGNMENT = 64  # bytes: a cache line
-_ACTIVATION_GROUP = 32
-"""Inputs of one activation scale where weights have one for a whole row (decision 10), and of one
-scale of an int4 head made at load."""
+_HEAD_GROUP = 32
+"""Inputs of one scale of an int4 head made at load."""
 _NUMBERS = {
     "float32": Number.FLOAT32,
     "bfloat16": Number.BFLOAT16,
@@ -53,8 +52,8 @@ class Form:
 
     floats: Literal["float32", "bfloat16"]
     """Type of those that the folder does not quantize."""
-    has_int8_activations: bool = True
-    """Whether integer weights are multiplied with int8 activations, else with float32."""
+    has_integer_activations: bool = True
+    """Whether integer weights are multiplied with integer activations, else with float32."""
     head: Literal["auto", "int8", "int4", "float"] = "auto"
     """The output layer: as integers made at load, or as it is stored. `auto`: int8 where the
     folder is quantized, else as stored."""
@@ -72,9 +71,8 @@ class MatrixSpec:
     is_gated: bool
     kind: WeightKind
     group_size: int
-    """Inputs whose products are summed as integers; int8 activations have a scale for each."""
-    scale_group: int
-    """Inputs of one weight scale: a group, or all."""
+    """Inputs of one weight scale, whose products are summed as integers; activations have a scale
+    for each too."""
     scale_kind: Number
     has_float_rows: bool
     is_made_here: bool
@@ -98,11 +96,6 @@ class MatrixSpec:
         return -(-self.width // self.group_size)
 
     @property
-    def num_scales(self) -> int:
-        """Weight scales of one output."""
-        return -(-self.width // self.scale_group)
-
-    @property
     def padded_group(self) -> int:
         """Inputs of a group, whole chunks of 64 bytes."""
         inputs = _CHUNK_INPUTS[self.kind]
@@ -123,7 +116,7 @@ class MatrixSpec:
     def scale_bytes(self) -> int:
         """Bytes of the scales."""
         size = 2 if self.scale_kind is Number.BFLOAT16 else 4
-        return self.num_blocks * self.num_scales * 16 * size if self.is_integer else 0
+        return self.num_blocks * self.num_groups * 16 * size if self.is_integer else 0
 
     def placements(self) -> Iterable[tuple[str, int, int, int]]:
         """(tensor, its rows, outputs before it, 0 or its turn among gate and input)."""
@@ -145,7 +138,7 @@ class WeightSegment:
     def specify(self, names: Sequence[str], *, is_gated: bool = False) -> list[MatrixSpec]:
         """The matrices that hold these tensors: one if they have the same form, else one each."""
         alone = [self._spec((name,), is_gated=False) for name in names]
-        forms = {(one.kind, one.scale_group, one.scale_kind) for one in alone}
+        forms = {(one.kind, one.group_size, one.scale_kind) for one in alone}
         if len(forms) == 1 and len(names) > 1:
             alone = [self._spec(tuple(names), is_gated=is_gated)]
         self._specs += alone
@@ -166,10 +159,9 @@ class WeightSegment:
                 width=spec.width,
                 is_gated=False,
                 kind=WeightKind.INT4 if is_int4 else WeightKind.INT8,
-                group_size=min(_ACTIVATION_GROUP, spec.width),
-                scale_group=min(_ACTIVATION_GROUP, spec.width) if is_int4 else spec.width,
+                group_size=min(_HEAD_GROUP, spec.width) if is_int4 else spec.width,
                 scale_kind=Number.FLOAT32,
-                has_float_rows=not self._form.has_int8_activations,
+                has_float_rows=not self._form.has_integer_activations,
                 is_made_here=True,
             )
         self._specs.append(spec)
@@ -221,18 +213,16 @@ class WeightSegment:
         checkpoint = self._checkpoint
         shapes = [checkpoint.shape_of(name) for name in names]
         width = shapes[0][1]
-        kind, scale_group, scale_kind = self._form_of(names[0], width)
-        is_whole = kind is WeightKind.INT8 and scale_group == width
+        kind, group_size, scale_kind = self._form_of(names[0], width)
         return MatrixSpec(
             names=names,
             rows=tuple(shape[0] for shape in shapes),
             width=width,
             is_gated=is_gated,
             kind=kind,
-            group_size=min(_ACTIVATION_GROUP, width) if is_whole else scale_group,
-            scale_group=scale_group,
+            group_size=group_size,
             scale_kind=scale_kind,
-            has_float_rows=not self._form.has_int8_activations,
+            has_float_rows=not self._form.has_integer_activations,
             is_made_here=False,
         )
 
@@ -259,7 +249,7 @@ class WeightSegment:
     ) -> PackedLinear:
         for name, rows, start, turn in spec.placements():
             shape = (
-                rows, spec.width, spec.group_size, spec.padded_group, spec.scale_group, start, turn,
+                rows, spec.width, spec.group_size, spec.padded_group, start, turn,
             )  # fmt: skip
             self._pack_tensor(spec, name, shape, values, scales)
         return PackedLinear(
@@ -272,7 +262,6 @@ class WeightSegment:
             values=values,
             scales=scales if spec.is_integer else None,
             scale_kind=spec.scale_kind,
-            num_scales=spec.num_scales,
             bias=self._bias(spec),
             has_float_rows=spec.has_float_rows and spec.is_integer,
         )

@@ -23,7 +23,7 @@ BLOCK_TOKENS = 16
 class NativeOptions:
     """How the native runner executes a model."""
 
-    activations: Literal["int8", "float32"] = "int8"
+    activations: Literal["integer", "float32"] = "integer"
     """What integer weights are multiplied with."""
     head_weights: Literal["auto", "int8", "int4", "float"] = "auto"
     """The output layer: integers made at load, or as stored; `auto`: int8 in a quantized folder."""

@@ -78,7 +78,7 @@ class NativeRunner:
         floats = _float_type(checkpoint, dtype)
         form = Form(
             floats=floats,
-            has_int8_activations=options.activations == "int8",
+            has_integer_activations=options.activations == "integer",
             head=options.head_weights,
         )
         self._groups = group_layers(checkpoint.config)

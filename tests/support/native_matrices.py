@@ -39,9 +39,7 @@ class Layout:
     width: int
     kind: WeightKind
     group_size: int | None = None
-    """Inputs of one activation scale; None: all."""
-    has_row_scale: bool = False
-    """One weight scale for each output, else for each of its groups."""
+    """Inputs of one scale; None: all."""
     scale_kind: Number = Number.FLOAT32
     has_float_rows: bool = False
     has_zeros: bool = False
@@ -52,6 +50,11 @@ class Layout:
     def size(self) -> int:
         """Inputs of a group."""
         return self.group_size or self.width
+
+    @property
+    def num_digits(self) -> int:
+        """Bytes of an activation."""
+        return 2 if self.kind is WeightKind.INT8 else 1
 
     @property
     def is_integer(self) -> bool:
@@ -85,7 +88,7 @@ class Matrix:
             rows, values = rows[:, order], values[:, order]
         if layout.has_float_rows:
             return mixed_linear(rows, values, self.scales, layout.size, self.zeros)
-        quantized = quantize_rows(rows, layout.size)
+        quantized = quantize_rows(rows, layout.size, layout.num_digits)
         return integer_linear(quantized, values, self.scales, layout.size, self.zeros)
 
 
@@ -111,14 +114,13 @@ def _integers(layout: Layout, bias: Floats | None, rng: np.random.Generator) -> 
     low, high = (-8, 8) if layout.kind is WeightKind.INT4 else (-127, 128)
     values = rng.integers(low, high, (layout.out, layout.width)).astype(np.int8)
     groups = -(-layout.width // layout.size)
-    num_scales = 1 if layout.has_row_scale else groups
-    scales = rng.normal(0.0, 0.05, (layout.out, num_scales)).astype(np.float32)
+    scales = rng.normal(0.0, 0.05, (layout.out, groups)).astype(np.float32)
     if layout.scale_kind is Number.BFLOAT16:
         scales = to_float32(from_float32(scales, "bfloat16"))
     order = rng.permutation(layout.width).astype(np.int32) if layout.has_order else None
     blocks = -(-layout.out // 16)
     scale_size = 2 if layout.scale_kind is Number.BFLOAT16 else 4
-    scale_bytes = np.zeros(blocks * num_scales * 16 * scale_size, np.uint8)
+    scale_bytes = np.zeros(blocks * groups * 16 * scale_size, np.uint8)
     _call(f"scales-{layout.scale_kind.name.lower()}", layout, scales, None, scale_bytes)
     zeros = zero_bytes = None
     if layout.has_zeros:
@@ -128,8 +130,7 @@ def _integers(layout: Layout, bias: Floats | None, rng: np.random.Generator) -> 
         _call("zeros", layout, stored, None, zero_bytes)
     packed = _pack(layout.kind.name.lower(), layout, values, order)
     linear = _linear(
-        layout, packed, bias=bias, scales=scale_bytes, num_scales=num_scales, zeros=zero_bytes,
-        order=order,
+        layout, packed, bias=bias, scales=scale_bytes, zeros=zero_bytes, order=order,
     )  # fmt: skip
     return Matrix(layout, linear, values, scales, zeros)
 
@@ -167,10 +168,7 @@ def _pack(verb: str, layout: Layout, source: np.ndarray[Any, Any], order: Any) -
 def _call(verb: str, layout: Layout, source: Any, order: Any, target: Any) -> None:
     kernels = load_kernels()
     assert kernels is not None, "the kernels are not built here"
-    scale_group = layout.width if layout.has_row_scale else layout.size
-    shape = (
-        layout.out, layout.width, layout.size, _padded_group(layout), scale_group, 0, 0,
-    )  # fmt: skip
+    shape = (layout.out, layout.width, layout.size, _padded_group(layout), 0, 0)
     none = np.zeros(0, np.uint8)
     source = np.ascontiguousarray(source)
     assert kernels.pack(verb, shape, source, Number.FLOAT32, order, target, none)

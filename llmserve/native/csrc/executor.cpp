@@ -55,6 +55,7 @@ Grid grid_of(const Linear& w, int64_t num_rows, int threads) {
 
 void PreparedRows::reserve(const Slot& slot, int64_t num_rows) {
   view = {};
+  num_rows += kTileRows - 1;  // a tile of the matrix unit is read whole
   if (slot.has_values) {
     view.stride = slot.value_stride();
     const size_t size = static_cast<size_t>(num_rows * view.stride + kSlackValues);
@@ -62,11 +63,13 @@ void PreparedRows::reserve(const Slot& slot, int64_t num_rows) {
     view.values = values.get();
   }
   if (slot.has_integers) {
-    view.integer_stride = slot.integer_stride();
+    view.digit_stride = slot.digit_stride();
+    view.integer_stride = slot.num_digits * view.digit_stride;
     const size_t size = static_cast<size_t>(num_rows * view.integer_stride + kSlackValues);
+    const size_t groups = static_cast<size_t>(num_rows * slot.num_groups);
     integers.reset(new int8_t[size]());
-    scales.reset(new float[static_cast<size_t>(num_rows * slot.num_groups)]());
-    sums.reset(new int32_t[static_cast<size_t>(num_rows * slot.num_groups)]());
+    scales.reset(new float[groups]());
+    sums.reset(new int32_t[groups * static_cast<size_t>(slot.num_digits)]());
     view.integers = integers.get();
     view.scales = scales.get();
     view.sums = sums.get();
@@ -233,6 +236,7 @@ PrepareCall Executor::prepare_call(const Op& op) const {
   call.group_size = slot.group_size;
   call.padded_group = slot.padded_group;
   call.num_groups = slot.num_groups;
+  call.num_digits = slot.num_digits;
   call.order = slot.order;
   return call;
 }

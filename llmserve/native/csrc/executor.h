@@ -64,10 +64,11 @@ struct Slot {
   int64_t group_size;
   int64_t padded_group;
   int64_t num_groups;
+  int64_t num_digits;
   const int32_t* order;
 
   int64_t value_stride() const { return ((width + 15) / 16 * 16) * (order != nullptr ? 2 : 1); }
-  int64_t integer_stride() const { return (num_groups * padded_group + 16 + 63) / 64 * 64; }
+  int64_t digit_stride() const { return (num_groups * padded_group + 16 + 63) / 64 * 64; }
 };
 
 struct PreparedRows {

@@ -1,19 +1,23 @@
 // Products of a few rows with a weight packed in blocks of 16 outputs. Lane = output, so nothing is
 // summed across lanes, and a row's sums do not know how many rows go beside it:
 //
-// - integers: inside a group int32 sums, exact in any order; groups one after another in float32,
-//   sum = fma(integer, weight scale * row scale, sum);
+// - integers: inside a group int32 sums of each digit, exact in any order; groups one after another
+//   in float32, sum = fma(integer, weight scale * row scale, sum), where the integer of two digits is
+//   fma(high, kDigitBase, low);
 // - floats: inputs one after another, sum = fma(weight, x, sum).
 //
 // The error against the exact product of the stored numbers is that of these float32 operations:
-// at most (groups + 1) * 2^-24 of the sum of magnitudes for integers, width * 2^-24 for floats.
+// at most (groups + 2) * 2^-24 of the sum of magnitudes for integers, width * 2^-24 for floats.
 
 INLINE F load_scale(const Linear& w, int64_t block, int64_t group) {
-  const int64_t place = (w.num_scales == 1 ? block : block * w.num_scales + group) * 16;
+  const int64_t place = (block * w.num_groups + group) * 16;
   if (w.scale_kind == Number::kBfloat16)
     return load_bf16(reinterpret_cast<const uint16_t*>(w.scales) + place);
   return load(reinterpret_cast<const float*>(w.scales) + place);
 }
+
+// The integer of two digits' sums.
+INLINE F join_digits(F high, F low) { return fma(high, set1(kDigitBase), low); }
 
 INLINE int32_t four_bytes(const int8_t* p) {
   int32_t x;
@@ -21,11 +25,21 @@ INLINE int32_t four_bytes(const int8_t* p) {
   return x;
 }
 
-template <int BITS, int MR, int NB>
-static inline void integer_tile(const Linear& w, const Prepared& x, int64_t row, int64_t block,
-                                F (&sum)[MR][NB]) {
-  constexpr int kInputs = BITS == 4 ? 8 : 4;  // of one chunk of 64 bytes
-  const int64_t chunks = w.padded_group / kInputs;
+// What a group's dots begin with: what the stored weights carry on top of their values, taken off.
+template <int BITS>
+INLINE I group_start(const Linear& w, int64_t block, int64_t group, int32_t total) {
+  if constexpr (BITS == 4) {
+    if (w.zeros == nullptr) return iset1(-total * 8);
+    return imul(load_uint8(w.zeros + (block * w.num_groups + group) * 16), iset1(-total));
+  }
+  return iset1(-total * kByteOffset);
+}
+
+// 4-bit weights times rows of one digit.
+template <int MR, int NB>
+static inline void int4_tile(const Linear& w, const Prepared& x, int64_t row, int64_t block,
+                             F (&sum)[MR][NB]) {
+  const int64_t chunks = w.padded_group / 8;  // of 64 bytes
   const int64_t block_bytes = w.num_groups * chunks * 64;
   const uint8_t* q = w.values + block * block_bytes;
   const int8_t* row_bytes = x.integers + row * x.integer_stride;
@@ -33,41 +47,22 @@ static inline void integer_tile(const Linear& w, const Prepared& x, int64_t row,
     for (int b = 0; b < NB; ++b) sum[m][b] = zero();
   for (int64_t g = 0; g < w.num_groups; ++g) {
     I dots[MR][NB];
-    for (int m = 0; m < MR; ++m) {
-      const int32_t total = x.sums[(row + m) * w.num_groups + g];
-      const I start = iset1(-total * (BITS == 4 ? 8 : kByteOffset));
+    for (int m = 0; m < MR; ++m)
+      for (int b = 0; b < NB; ++b)
+        dots[m][b] = group_start<4>(w, block + b, g, x.sums[(row + m) * w.num_groups + g]);
+    for (int64_t c = 0; c < chunks; ++c, q += 64, row_bytes += 8) {
+      W low[NB], high[NB];
       for (int b = 0; b < NB; ++b) {
-        dots[m][b] = start;
-        if (w.zeros != nullptr)
-          dots[m][b] = imul(load_uint8(w.zeros + ((block + b) * w.num_groups + g) * 16),
-                            iset1(-total));
+        const W both = load_weights(q + b * block_bytes);
+        __builtin_prefetch(q + b * block_bytes + 1024);
+        low[b] = low_nibbles(both);
+        high[b] = high_nibbles(both);
       }
-    }
-    for (int64_t c = 0; c < chunks; ++c, q += 64, row_bytes += kInputs) {
-      if constexpr (BITS == 4) {
-        W low[NB], high[NB];
-        for (int b = 0; b < NB; ++b) {
-          const W both = load_weights(q + b * block_bytes);
-          __builtin_prefetch(q + b * block_bytes + 1024);
-          low[b] = low_nibbles(both);
-          high[b] = high_nibbles(both);
-        }
-        for (int m = 0; m < MR; ++m) {
-          const int32_t x0 = four_bytes(row_bytes + m * x.integer_stride);
-          const int32_t x1 = four_bytes(row_bytes + m * x.integer_stride + 4);
-          for (int b = 0; b < NB; ++b) dots[m][b] = dot4_small(dots[m][b], low[b], x0);
-          for (int b = 0; b < NB; ++b) dots[m][b] = dot4_small(dots[m][b], high[b], x1);
-        }
-      } else {
-        W weights[NB];
-        for (int b = 0; b < NB; ++b) {
-          weights[b] = load_weights(q + b * block_bytes);
-          __builtin_prefetch(q + b * block_bytes + 1024);
-        }
-        for (int m = 0; m < MR; ++m) {
-          const int32_t x0 = four_bytes(row_bytes + m * x.integer_stride);
-          for (int b = 0; b < NB; ++b) dots[m][b] = dot4(dots[m][b], weights[b], x0);
-        }
+      for (int m = 0; m < MR; ++m) {
+        const int32_t x0 = four_bytes(row_bytes + m * x.integer_stride);
+        const int32_t x1 = four_bytes(row_bytes + m * x.integer_stride + 4);
+        for (int b = 0; b < NB; ++b) dots[m][b] = dot4_small(dots[m][b], low[b], x0);
+        for (int b = 0; b < NB; ++b) dots[m][b] = dot4_small(dots[m][b], high[b], x1);
       }
     }
     for (int b = 0; b < NB; ++b) {
@@ -75,6 +70,48 @@ static inline void integer_tile(const Linear& w, const Prepared& x, int64_t row,
       for (int m = 0; m < MR; ++m) {
         const F factor = mul(scale, set1(x.scales[(row + m) * w.num_groups + g]));
         sum[m][b] = fma(to_float(dots[m][b]), factor, sum[m][b]);
+      }
+    }
+  }
+}
+
+// 8-bit weights times rows of two digits.
+template <int MR, int NB>
+static inline void int8_tile(const Linear& w, const Prepared& x, int64_t row, int64_t block,
+                             F (&sum)[MR][NB]) {
+  const int64_t chunks = w.padded_group / 4;
+  const int64_t block_bytes = w.num_groups * chunks * 64;
+  const uint8_t* q = w.values + block * block_bytes;
+  const int8_t* row_bytes = x.integers + row * x.integer_stride;
+  for (int m = 0; m < MR; ++m)
+    for (int b = 0; b < NB; ++b) sum[m][b] = zero();
+  for (int64_t g = 0; g < w.num_groups; ++g) {
+    I high[MR][NB], low[MR][NB];
+    for (int m = 0; m < MR; ++m) {
+      const int32_t* totals = x.sums + (row + m) * 2 * w.num_groups + g;
+      for (int b = 0; b < NB; ++b) {
+        high[m][b] = group_start<8>(w, block + b, g, totals[0]);
+        low[m][b] = group_start<8>(w, block + b, g, totals[w.num_groups]);
+      }
+    }
+    for (int64_t c = 0; c < chunks; ++c, q += 64, row_bytes += 4) {
+      W weights[NB];
+      for (int b = 0; b < NB; ++b) {
+        weights[b] = load_weights(q + b * block_bytes);
+        __builtin_prefetch(q + b * block_bytes + 1024);
+      }
+      for (int m = 0; m < MR; ++m) {
+        const int32_t x0 = four_bytes(row_bytes + m * x.integer_stride);
+        const int32_t x1 = four_bytes(row_bytes + m * x.integer_stride + x.digit_stride);
+        for (int b = 0; b < NB; ++b) high[m][b] = dot4(high[m][b], weights[b], x0);
+        for (int b = 0; b < NB; ++b) low[m][b] = dot4(low[m][b], weights[b], x1);
+      }
+    }
+    for (int b = 0; b < NB; ++b) {
+      const F scale = load_scale(w, block + b, g);
+      for (int m = 0; m < MR; ++m) {
+        const F factor = mul(scale, set1(x.scales[(row + m) * w.num_groups + g]));
+        sum[m][b] = fma(join_digits(to_float(high[m][b]), to_float(low[m][b])), factor, sum[m][b]);
       }
     }
   }
@@ -159,7 +196,7 @@ static inline void float_tile(const Linear& w, const Prepared& x, int64_t row, i
 }
 
 template <int MR, int NB>
-static inline void finish(const LinearCall& call, int64_t row, int64_t block, F (&sum)[MR][NB]) {
+INLINE void finish(const LinearCall& call, int64_t row, int64_t block, F (&sum)[MR][NB]) {
   const float* bias = call.weight->bias;
   if (bias != nullptr)
     for (int b = 0; b < NB; ++b)
@@ -201,11 +238,11 @@ static void linear_tile(const LinearCall& call, int64_t row, int64_t block) {
   switch (w.kind) {
     case WeightKind::kInt4:
       if (w.has_float_rows) mixed_tile<4, MR, NB>(w, call.input, row, block, sum);
-      else integer_tile<4, MR, NB>(w, call.input, row, block, sum);
+      else int4_tile<MR, NB>(w, call.input, row, block, sum);
       break;
     case WeightKind::kInt8:
       if (w.has_float_rows) mixed_tile<8, MR, NB>(w, call.input, row, block, sum);
-      else integer_tile<8, MR, NB>(w, call.input, row, block, sum);
+      else int8_tile<MR, NB>(w, call.input, row, block, sum);
       break;
     case WeightKind::kBfloat16:
       float_tile<true, MR, NB>(w, call.input, row, block, sum);

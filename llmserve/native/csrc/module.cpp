@@ -74,7 +74,7 @@ PyObject* fail(const char* message) {
 
 PyObject* paths(PyObject*, PyObject*) {
   PyObject* names = PyList_New(0);
-  for (const char* name : {"avx512", "avx2", "portable"}) {
+  for (const char* name : {"amx", "avx512", "avx2", "portable"}) {
     if (find_kernels(name) == nullptr) continue;
     PyObject* text = PyUnicode_FromString(name);
     PyList_Append(names, text);
@@ -108,25 +108,25 @@ std::vector<Op> read_ops(const View& codes, const View& reals) {
 }
 
 std::vector<Linear> read_linears(const View& table) {
-  constexpr int kColumns = 13;
+  constexpr int kColumns = 12;
   std::vector<Linear> linears(static_cast<size_t>(table.count<int64_t>() / kColumns));
   for (size_t i = 0; i < linears.size(); ++i) {
     const int64_t* row = table.as<int64_t>() + i * kColumns;
     linears[i] = {static_cast<WeightKind>(row[0]), row[1] != 0, row[2], row[3], row[4], row[5],
-                  row[6], address<const uint8_t>(row[7]), row[8], address<const uint8_t>(row[9]),
-                  static_cast<Number>(row[10]), address<const uint8_t>(row[11]),
-                  address<const float>(row[12])};
+                  row[6], address<const uint8_t>(row[7]), address<const uint8_t>(row[8]),
+                  static_cast<Number>(row[9]), address<const uint8_t>(row[10]),
+                  address<const float>(row[11])};
   }
   return linears;
 }
 
 std::vector<Slot> read_slots(const View& table) {
-  constexpr int kColumns = 8;
+  constexpr int kColumns = 9;
   std::vector<Slot> slots(static_cast<size_t>(table.count<int64_t>() / kColumns));
   for (size_t i = 0; i < slots.size(); ++i) {
     const int64_t* row = table.as<int64_t>() + i * kColumns;
     slots[i] = {static_cast<Domain>(row[0]), row[1], row[2], row[3], row[4], row[5], row[6],
-                address<const int32_t>(row[7])};
+                row[7], address<const int32_t>(row[8])};
   }
   return slots;
 }
@@ -314,15 +314,19 @@ PyObject* buffer(PyObject*, PyObject* args) {
 }
 
 bool parse_shape(PyObject* numbers, Shape* shape, Placement* placement) {
-  long long values[7];
-  for (int i = 0; i < 7; ++i) {
+  long long values[6];
+  if (PyTuple_Size(numbers) != 6) {
+    if (PyErr_Occurred() == nullptr) fail("a shape is six numbers");
+    return false;
+  }
+  for (int i = 0; i < 6; ++i) {
     PyObject* item = PyTuple_GetItem(numbers, i);
     if (item == nullptr) return false;
     values[i] = PyLong_AsLongLong(item);
     if (PyErr_Occurred() != nullptr) return false;
   }
-  *shape = {values[0], values[1], values[2], values[3], values[4]};
-  *placement = {values[5], values[6]};
+  *shape = {values[0], values[1], values[2], values[3]};
+  *placement = {values[4], values[5]};
   return true;
 }
 
@@ -333,7 +337,7 @@ struct PackPlan {  // bytes that a packing reads, and writes for each block of 1
 // source_bytes is -1 for a name that is none.
 PackPlan plan_of(const std::string& kind, const Shape& shape, Number source) {
   const int64_t weights = shape.out * shape.width, inputs = shape.num_groups() * shape.padded_group;
-  const int64_t scales = shape.out * shape.num_scales(), per_block = 16 * shape.num_scales();
+  const int64_t scales = shape.out * shape.num_groups(), per_block = 16 * shape.num_groups();
   const int64_t number_bytes = source == Number::kFloat32 ? 4 : 2;
   if (kind == "words") return {shape.out * ((shape.width + 7) / 8) * 4, 8 * inputs, 0};
   if (kind == "int4") return {weights, 8 * inputs, 0};

@@ -87,7 +87,7 @@ float round_group(const float* x, int64_t size, int bits, int8_t* out) {
 
 template <typename T>
 void put_per_group(const T* values, const Shape& shape, const Placement& placement, T* out) {
-  const int64_t groups = shape.num_scales();
+  const int64_t groups = shape.num_groups();
   for (int64_t row = 0; row < shape.out; ++row) {
     const int64_t place = placement.place(row);
     for (int64_t g = 0; g < groups; ++g)
@@ -154,7 +154,7 @@ void pack_floats(const void* values, Number kind, const Shape& shape, const Plac
 void pack_scales(const float* scales, const Shape& shape, const Placement& placement,
                  bool is_bfloat16, uint8_t* out) {
   if (!is_bfloat16) return put_per_group(scales, shape, placement, reinterpret_cast<float*>(out));
-  std::vector<uint16_t> halves(static_cast<size_t>(shape.out * shape.num_scales()));
+  std::vector<uint16_t> halves(static_cast<size_t>(shape.out * shape.num_groups()));
   for (size_t i = 0; i < halves.size(); ++i) halves[i] = to_bfloat16(scales[i]);
   put_per_group(halves.data(), shape, placement, reinterpret_cast<uint16_t*>(out));
 }
@@ -166,7 +166,7 @@ void pack_zeros(const uint8_t* zeros, const Shape& shape, const Placement& place
 
 bool quantize_floats(const void* values, Number kind, int bits, const Shape& shape,
                      const Placement& placement, uint8_t* out, float* scales) {
-  const int64_t groups = shape.num_scales();
+  const int64_t groups = shape.num_groups();
   const int64_t chunks = shape.num_groups() * (shape.padded_group / (bits == 4 ? 8 : 4));
   std::vector<float> row_values(static_cast<size_t>(shape.width));
   std::vector<int8_t> integers(static_cast<size_t>(shape.width));
@@ -179,9 +179,9 @@ bool quantize_floats(const void* values, Number kind, int bits, const Shape& sha
     }
     const int64_t place = placement.place(row);
     for (int64_t g = 0; g < groups; ++g) {
-      const int64_t at = g * shape.scale_group;
+      const int64_t at = g * shape.group_size;
       scales[(place / 16 * groups + g) * 16 + place % 16] =
-          round_group(row_values.data() + at, std::min(shape.scale_group, shape.width - at), bits,
+          round_group(row_values.data() + at, std::min(shape.group_size, shape.width - at), bits,
                       integers.data() + at);
     }
     put_row(integers.data(), bits, shape, row_start(out, place, chunks));

@@ -4,7 +4,7 @@
 //   input i + 4 in its high nibble, as stored (0..15, 8 in the middle where there are no zeros);
 // - int8: for every 4 inputs of a group 64 bytes: byte 4 * lane + i holds input i, 128 on top;
 // - bfloat16: for every 2 inputs 64 bytes: 16 pairs; float32: for every input 16 numbers;
-// - scales and zeros: [blocks, scales of one output, 16].
+// - scales and zeros: [blocks, groups, 16].
 //
 // Groups are padded to whole chunks. Row r of a matrix goes to output row `place(r)`: behind `start`
 // others, or (gated feed-forwards) in every other block, so that gate and input are computed
@@ -27,11 +27,9 @@ struct Placement {
 
 struct Shape {
   int64_t out, width;
-  int64_t group_size, padded_group;  // inputs that lie together, and with their padding
-  int64_t scale_group;               // inputs of one scale
+  int64_t group_size, padded_group;  // inputs of one scale, and with their padding
 
   int64_t num_groups() const { return (width + group_size - 1) / group_size; }
-  int64_t num_scales() const { return (width + scale_group - 1) / scale_group; }
 };
 
 // compressed-tensors' int4 words [out, ceil(width / 8)], first input lowest.

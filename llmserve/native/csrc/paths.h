@@ -8,6 +8,7 @@
 namespace llmserve {
 
 // The kernels of a path, or null if this build or this processor does not have it.
+const Kernels* amx_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* portable_kernels();

@@ -1,5 +1,5 @@
-// From a row of the residual stream to what a product reads: norm, then int8 with a scale for each
-// group. Sums are made in 64 virtual lanes (four vectors) and joined in one written order, so a
+// From a row of the residual stream to what a product reads: norm, then integers of one or two bytes
+// with a scale for each group. Sums are made in 64 virtual lanes (four vectors) and joined in one written order, so a
 // row's bits depend on nothing but the row.
 
 INLINE F join(F a, F b, F c, F d) { return add(add(a, b), add(c, d)); }
@@ -46,10 +46,12 @@ INLINE int64_t group_length(int64_t width, int64_t size, int64_t group) {
   return width - group * size < size ? width - group * size : size;
 }
 
-// One group of a row → integers with zeros up to `padded` or beyond, its scale, its sum.
-template <bool IS_WHOLE>
+// One group of a row → integers with zeros up to `padded` or beyond, its scale, its digits' sums.
+// Low digits lie `digit_stride` bytes and `sum_stride` sums behind the high ones.
+template <bool IS_WHOLE, int DIGITS>
 INLINE void quantize_group(const float* x, int64_t size, int64_t padded, int8_t* integers,
-                           float* scale, int32_t* sum) {
+                           int64_t digit_stride, float* scale, int32_t* sum, int64_t sum_stride) {
+  constexpr float kLargest = DIGITS == 1 ? 127.0f : kLargestOfTwo;
   const auto part = [&](int64_t i) INLINE_LAMBDA {
     if constexpr (IS_WHOLE) return load(x + i);
     const int n = static_cast<int>(size - i < 0 ? 0 : size - i < 16 ? size - i : 16);
@@ -59,30 +61,40 @@ INLINE void quantize_group(const float* x, int64_t size, int64_t padded, int8_t*
   for (int64_t i = 0; i < size; i += 16) largest = max(largest, abs(part(i)));
   const float most = reduce_max(largest);
   const bool is_zero = !(most > 1e-30f);
-  const F inverse = set1(is_zero ? 0.0f : 127.0f / most);
-  I total = iset1(0);
+  const F inverse = set1(is_zero ? 0.0f : kLargest / most);
+  I total = iset1(0), low_total = iset1(0);
   for (int64_t i = 0; i < padded; i += 16) {
-    const I q = to_int(mul(part(i), inverse));
+    I q = to_int(mul(part(i), inverse));
+    if constexpr (DIGITS == 2) {
+      const I high = to_int(mul(to_float(q), set1(1.0f / kDigitBase)));
+      const I low = iadd(q, imul(high, iset1(-kDigitBase)));
+      store_int8(integers + digit_stride + i, low);
+      low_total = iadd(low_total, low);
+      q = high;
+    }
     store_int8(integers + i, q);
     total = iadd(total, q);
   }
   *sum = reduce_add(total);
-  *scale = is_zero ? 0.0f : most / 127.0f;
+  if (DIGITS == 2) sum[sum_stride] = reduce_add(low_total);
+  *scale = is_zero ? 0.0f : most / kLargest;
 }
 
 // A row's groups. They are whole vectors where the group size is a multiple of 16. A NaN or an
 // infinity has no integer: it makes all of the row's scales NaN, so that it is not lost.
+template <int DIGITS>
 static void quantize_row(const float* x, int64_t width, int64_t group_size, int64_t padded_group,
-                         int64_t num_groups, int8_t* integers, float* scales, int32_t* sums) {
+                         int64_t num_groups, int8_t* integers, int64_t digit_stride, float* scales,
+                         int32_t* sums) {
   const float spoiled = sum_row(x, width, [none = zero()](F v, F sum, int n) INLINE_LAMBDA {
     return fma(choose(0, n, v, none), none, sum);
   });
   if (spoiled != 0.0f) {
-    memset(integers, 0, static_cast<size_t>(num_groups * padded_group));
-    for (int64_t g = 0; g < num_groups; ++g) {
-      scales[g] = __builtin_nanf("");
-      sums[g] = 0;
+    for (int d = 0; d < DIGITS; ++d) {
+      memset(integers + d * digit_stride, 0, static_cast<size_t>(num_groups * padded_group));
+      memset(sums + d * num_groups, 0, static_cast<size_t>(num_groups) * 4);
     }
+    for (int64_t g = 0; g < num_groups; ++g) scales[g] = __builtin_nanf("");
     return;
   }
   const bool is_whole = group_size % 16 == 0 && width % group_size == 0;
@@ -91,9 +103,11 @@ static void quantize_row(const float* x, int64_t width, int64_t group_size, int6
     const float* in = x + g * group_size;
     int8_t* out = integers + g * padded_group;
     if (is_whole)
-      quantize_group<true>(in, size, padded_group, out, scales + g, sums + g);
+      quantize_group<true, DIGITS>(in, size, padded_group, out, digit_stride, scales + g, sums + g,
+                                   num_groups);
     else
-      quantize_group<false>(in, size, padded_group, out, scales + g, sums + g);
+      quantize_group<false, DIGITS>(in, size, padded_group, out, digit_stride, scales + g, sums + g,
+                                    num_groups);
   }
 }
 
@@ -117,8 +131,10 @@ static void prepare(const PrepareCall& call, const Prepared& out, int64_t first,
       x = ordered;
     }
     int8_t* integers = out.integers + row * out.integer_stride;
-    quantize_row(x, call.width, call.group_size, call.padded_group, call.num_groups, integers,
-                 out.scales + row * call.num_groups, out.sums + row * call.num_groups);
+    const auto quantize = call.num_digits == 2 ? quantize_row<2> : quantize_row<1>;
+    quantize(x, call.width, call.group_size, call.padded_group, call.num_groups, integers,
+             out.digit_stride, out.scales + row * call.num_groups,
+             out.sums + row * call.num_digits * call.num_groups);
   }
 }
 

@@ -59,7 +59,7 @@ static float quantize_head(const float* x, int64_t width, int8_t* out) {
   memcpy(padded, x, static_cast<size_t>(width) * 4);
   float scale;
   int32_t sum;
-  quantize_row(padded, width, width, width, 1, integers, &scale, &sum);
+  quantize_row<1>(padded, width, width, width, 1, integers, 0, &scale, &sum);
   memcpy(out, integers, static_cast<size_t>(width));
   return scale;
 }

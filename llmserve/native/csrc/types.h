@@ -23,8 +23,7 @@ struct Linear {
   int64_t padded_group;     // group_size rounded up to whole chunks of 64 bytes
   int64_t num_groups;
   const uint8_t* values;
-  int64_t num_scales;       // of one output: num_groups, or 1 for all groups
-  const uint8_t* scales;    // [blocks, num_scales, 16] of scale_kind
+  const uint8_t* scales;    // [blocks, groups, 16] of scale_kind
   Number scale_kind;        // kFloat32 or kBfloat16
   const uint8_t* zeros;     // [blocks, groups, 16] or null: the middle of the range is zero
   const float* bias;        // [blocks * 16] or null
@@ -32,14 +31,21 @@ struct Linear {
   int64_t num_blocks() const { return (out + 15) / 16; }
 };
 
+// An activation is an integer of one digit, or of two: high * kDigitBase + low. A digit is a signed
+// byte, -127..127.
+constexpr int32_t kDigitBase = 254;
+// The largest whose high digit, the nearest to integer / kDigitBase and of two the even one, is one.
+constexpr int32_t kLargestOfTwo = 127 * kDigitBase + 126;
+
 // Activations made ready for a product.
 struct Prepared {
   float* values;            // [rows, stride]; null where only integers are needed
   int64_t stride;
-  int8_t* integers;         // [rows, integer_stride], groups padded with 0
-  int64_t integer_stride;
+  int8_t* integers;         // [rows, digits, digit_stride], groups padded with 0; high ones first
+  int64_t digit_stride;     // a multiple of 64: the zeros behind a row's last group reach so far
+  int64_t integer_stride;   // of a row
   float* scales;            // [rows, num_groups]
-  int32_t* sums;            // [rows, num_groups] sums of the integers
+  int32_t* sums;            // [rows, digits, num_groups] sums of the digits
 };
 
 enum class NormKind : int64_t { kNone = 0, kRms = 1, kLayer = 2 };
@@ -61,6 +67,7 @@ struct PrepareCall {
   int64_t group_size;
   int64_t padded_group;
   int64_t num_groups;
+  int64_t num_digits;       // of an integer, 1 or 2
   const int32_t* order;     // [width] input permutation of the integers, or null
 };
 
@@ -194,5 +201,7 @@ struct Kernels {
 
 // Blocks of 16 outputs that are computed together.
 constexpr int64_t kPanelBlocks = 2;
+// Rows of a tile of the matrix unit.
+constexpr int64_t kTileRows = 16;
 
 }  // namespace llmserve

@@ -58,7 +58,7 @@ def _coded(x: Float32Array, kind: Number) -> tuple[npt.NDArray[np.generic], Floa
 def _integers(x: Float32Array) -> tuple[npt.NDArray[np.int8], Float32Array]:
     width = x.shape[-1]
     rows = quantize_rows(x.reshape(-1, width), width)
-    return rows.integers.reshape(x.shape), rows.scales.reshape(x.shape[:-1])
+    return rows.digits[0].reshape(x.shape), rows.scales.reshape(x.shape[:-1])
 
 
 def _bytes_of_heads(x: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

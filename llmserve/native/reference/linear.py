@@ -2,7 +2,7 @@
 
 An output is made alone, input after input or group after group, so it does not know how many rows
 and outputs there are. T rows, N outputs, K inputs in G groups; a weight has one scale for each
-output and group, or one for each output. U = 2**-24.
+output and group. U = 2**-24.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...quant.dtypes import Float32Array
 from .fused import fma
-from .quantize import QuantizedRows, group_slices
+from .quantize import DIGIT_BASE, QuantizedRows, group_slices
 
 __all__ = ["float_linear", "integer_linear", "mixed_linear"]
 
@@ -35,25 +35,30 @@ def integer_linear(
     x: QuantizedRows, weight: Integers, scales: Float32Array, group_size: int,
     zeros: Integers | None = None,
 ) -> Float32Array:  # fmt: skip
-    """int8 rows times an integer weight [N, K]: exact inside a group, float32 from group to group.
+    """Integer rows times an integer weight [N, K]: exact inside a group, float32 between groups.
+
+    The sums of two digits are joined as fma(high, DIGIT_BASE, low).
 
     Args:
         x: Rows, with a scale for each group; in the weight's order of inputs.
         weight: The integers, -8..7 or -127..127.
-        scales: [N, G] or [N, 1].
+        scales: [N, G].
         group_size: Inputs whose products are summed as integers.
         zeros: [N, G] what is taken off the integers of a group, -8..7; None: nothing.
 
-    Error against the exact product of the stored numbers: a product of two scales, a sum beyond
-    2**24 made float32, and one addition a group, each U: (G + 2) * U of the sum of the magnitudes
-    of the groups' sums.
+    Error against the exact product of the stored numbers: a product of two scales, sums beyond
+    2**24 made float32 and joined, and one addition a group, each U: (G + 4) * U of the sum of the
+    magnitudes of the digits' sums.
     """
-    total = np.zeros((len(x.integers), len(weight)), np.float32)
+    total = np.zeros((len(x.scales), len(weight)), np.float32)
+    base = np.full(1, DIGIT_BASE, np.float32)
     for index, inputs in enumerate(group_slices(weight.shape[1], group_size)):
         values = _without_zero(weight[:, inputs], zeros, index)
-        dots = x.integers[:, inputs].astype(np.int64) @ values.T
-        factors = scales[None, :, index % scales.shape[1]] * x.scales[:, index, None]
-        total = fma(dots.astype(np.float32), factors, total)
+        sums = [
+            (digit[:, inputs].astype(np.int64) @ values.T).astype(np.float32) for digit in x.digits
+        ]
+        joined = sums[0] if len(sums) == 1 else fma(sums[0], base, sums[1])
+        total = fma(joined, scales[None, :, index] * x.scales[:, index, None], total)
     return total
 
 
@@ -70,7 +75,7 @@ def mixed_linear(
     for index, inputs in enumerate(group_slices(weight.shape[1], group_size)):
         values = _without_zero(weight[:, inputs], zeros, index).astype(np.float32)
         part = float_linear(x[:, inputs], values)
-        total = fma(part, scales[None, :, index % scales.shape[1]], total)
+        total = fma(part, scales[None, :, index], total)
     return total
 
 

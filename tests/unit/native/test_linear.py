@@ -26,13 +26,13 @@ pytestmark = [
 
 U = 2.0**-24
 WIDTHS = (8, 48, 172, 288, 300)
-GROUPS = (None, 4, 16, 32, 43)
+GROUPS = (None, 4, 16, 32, 43, 64, 96, 128)
 """43 does not divide all of the widths: the last group is shorter."""
 
 
 def layouts(kind: WeightKind) -> list[Layout]:
     """Every width and group size, each with other outputs and other extras."""
-    outs = iter([1, 7, 16, 17, 32, 33, 48, 67, 96] * 9)
+    outs = iter([1, 7, 16, 17, 32, 33, 48, 67, 96] * 14)
     if kind in (WeightKind.FLOAT32, WeightKind.BFLOAT16):
         return [
             Layout(out=out, width=width, kind=kind, has_bias=out % 2 == 0)
@@ -49,7 +49,6 @@ def layouts(kind: WeightKind) -> list[Layout]:
                     width=width,
                     kind=kind,
                     group_size=group,
-                    has_row_scale=kind is WeightKind.INT8 and index % 2 == 0,
                     scale_kind=Number.BFLOAT16 if (out + index) % 2 else Number.FLOAT32,
                     has_zeros=kind is WeightKind.INT4 and index % 3 == 1,
                     has_order=index % 4 == 2,
@@ -83,7 +82,7 @@ def random_rows(rng: np.random.Generator, count: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", list(WeightKind), ids=lambda kind: kind.name.lower())
 def test_products_are_those_of_the_reference(kind: WeightKind, path: str) -> None:
     rng = np.random.default_rng(0)
-    counts = iter([1, 2, 3, 5, 6, 7, 12, 13, 31, 70] * 9)
+    counts = iter([1, 2, 3, 5, 6, 7, 12, 13, 31, 70] * 14)
     for layout in layouts(kind):
         matrix = random_matrix(layout, rng)
         rows = random_rows(rng, next(counts), layout.width)
@@ -99,7 +98,6 @@ def test_products_with_float_rows_are_those_of_the_reference(kind: WeightKind, p
         layout = Layout(
             out=out, width=width, kind=kind, group_size=group, has_float_rows=True,
             has_zeros=kind is WeightKind.INT4 and group is not None, has_bias=True,
-            has_row_scale=kind is WeightKind.INT8 and group is not None,
         )  # fmt: skip
         matrix = random_matrix(layout, rng)
         rows = random_rows(rng, count, width)
@@ -113,8 +111,8 @@ def exact_product(matrix: Matrix, rows: np.ndarray) -> tuple[np.ndarray, np.ndar
     if matrix.scales is not None:
         size = matrix.layout.size
         wide = np.repeat(matrix.scales, size, axis=1)[:, : matrix.layout.width]
-        weight = weight * (matrix.scales if matrix.layout.has_row_scale else wide)
-        rows = quantize_rows(rows, size).dequantize(size)
+        weight = weight * wide
+        rows = quantize_rows(rows, size, matrix.layout.num_digits).dequantize(size)
     wide_rows = rows.astype(np.float64)
     return wide_rows @ weight.T, abs(wide_rows) @ abs(weight).T
 

@@ -52,7 +52,7 @@ def test_words_hold_eight_integers_the_first_lowest(width: int, group: int) -> N
     words = (padded.reshape(19, -1, 8) << (4 * np.arange(8))).sum(axis=2).astype("<u4")
     scales = rng.normal(size=(19, width // group)).astype(np.float32)
     padded_group = -(-group // 8) * 8
-    shape = (19, width, group, padded_group, group, 0, 0)
+    shape = (19, width, group, padded_group, 0, 0)
     num_groups = width // group
     packed = np.zeros(2 * 16 * num_groups * padded_group // 2, np.uint8)
     packed_scales = np.zeros(2 * 16 * num_groups * 4, np.uint8)
@@ -60,7 +60,6 @@ def test_words_hold_eight_integers_the_first_lowest(width: int, group: int) -> N
     call_pack("scales-float32", shape, scales, packed_scales)
     linear = PackedLinear(
         WeightKind.INT4, 19, width, group, padded_group, num_groups, packed, packed_scales,
-        num_scales=num_groups,
     )  # fmt: skip
     rows = rng.normal(size=(4, width)).astype(np.float32)
     wanted = integer_linear(quantize_rows(rows, group), values, scales, group)
@@ -76,17 +75,17 @@ def test_floats_rounded_at_load_are_as_good_as_the_exporters(bits: int, width: i
     weight[3] = 0.0
     group = 4 if bits == 4 else width
     exported = quantize_rtn(weight, bits, group)  # type: ignore[arg-type]
-    num_scales, inputs = width // group, 8 if bits == 4 else 4
+    num_groups, inputs = width // group, 8 if bits == 4 else 4
     padded = -(-group // inputs) * inputs
-    packed = np.zeros(16 * num_scales * padded * bits // 8, np.uint8)
-    scales = np.zeros(num_scales * 16, np.float32)
-    shape = (16, width, group, padded, group, 0, 0)
+    packed = np.zeros(16 * num_groups * padded * bits // 8, np.uint8)
+    scales = np.zeros(num_groups * 16, np.float32)
+    shape = (16, width, group, padded, 0, 0)
     assert call_pack(f"quantize-int{bits}", shape, weight, packed, scales.view(np.uint8))
-    found = scales.reshape(num_scales, 16).T
+    found = scales.reshape(num_groups, 16).T
     np.testing.assert_allclose(found, exported.scales, rtol=1e-6)
     linear = PackedLinear(
-        WeightKind.INT4 if bits == 4 else WeightKind.INT8, 16, width, group, padded, num_scales,
-        packed, scales.view(np.uint8), num_scales=num_scales, has_float_rows=True,
+        WeightKind.INT4 if bits == 4 else WeightKind.INT8, 16, width, group, padded, num_groups,
+        packed, scales.view(np.uint8), has_float_rows=True,
     )  # fmt: skip
     stored = product(np.eye(width, dtype=np.float32), linear, 16).T
     steps = np.repeat(abs(found), group, axis=1)
@@ -99,7 +98,7 @@ def test_rounding_says_that_a_weight_is_not_finite(value: float) -> None:
     weight = np.ones((16, 8), np.float32)
     weight[15, 7] = value
     scales = np.zeros(16, np.float32).view(np.uint8)
-    shape = (16, 8, 8, 8, 8, 0, 0)
+    shape = (16, 8, 8, 8, 0, 0)
     assert not call_pack("quantize-int8", shape, weight, np.zeros(128, np.uint8), scales)
 
 
@@ -114,7 +113,7 @@ def test_floats_of_every_type_are_converted_to_nearest(source: str, target: str)
     values = np.zeros(16 * 8 * (4 if target == "float32" else 2), np.uint8)
     kernels = load_kernels()
     assert kernels is not None
-    shape, none = (16, 8, 8, 8, 8, 0, 0), np.zeros(0, np.uint8)
+    shape, none = (16, 8, 8, 8, 0, 0), np.zeros(0, np.uint8)
     kernels.pack(
         target, shape, np.ascontiguousarray(stored.data), NUMBERS[source], None, values, none
     )
@@ -130,7 +129,7 @@ def test_rows_of_two_tensors_go_by_turns_in_blocks() -> None:
     gate, up = rng.normal(size=(2, 20, 8)).astype(np.float32)
     values = np.zeros(4 * 16 * 8 * 4, np.uint8)
     for turn, tensor in ((1, gate), (2, up)):
-        call_pack("float32", (20, 8, 8, 8, 8, 0, turn), np.ascontiguousarray(tensor), values)
+        call_pack("float32", (20, 8, 8, 8, 0, turn), np.ascontiguousarray(tensor), values)
     linear = PackedLinear(WeightKind.FLOAT32, 64, 8, 8, 8, 1, values)
     found = product(np.eye(8, dtype=np.float32), linear, 64).T
     np.testing.assert_array_equal(found[:16], gate[:16])
@@ -152,7 +151,7 @@ def test_rows_of_two_tensors_go_by_turns_in_blocks() -> None:
 def test_memory_that_does_not_fit_the_shape_is_an_error(
     verb: str, source_bytes: int, value_bytes: int, message: str | None
 ) -> None:
-    shape = (16, 8, 8, 8, 8, 0, 0)
+    shape = (16, 8, 8, 8, 0, 0)
     source, values = np.zeros(source_bytes, np.int8), np.zeros(value_bytes, np.uint8)
     if message is None:
         call_pack(verb, shape, source, values)

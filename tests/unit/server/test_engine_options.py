@@ -72,7 +72,7 @@ def test_every_option_reaches_its_setting() -> None:
 def test_auto_asks_nothing_of_the_native_runner() -> None:
     arguments = ("--head-weights", "auto", "--kv-cache-dtype", "auto", "--instruction-set", "auto")
     assert settings(*arguments).native is None
-    assert settings(*arguments, "--activations", "int8").native == NativeOptions()
+    assert settings(*arguments, "--activations", "integer").native == NativeOptions()
 
 
 def test_every_engine_option_of_the_settings_reaches_the_engine() -> None:
