@@ -10,7 +10,8 @@ from llmserve.model.weights import canonical_tensors
 
 from .checkpoints import save_weights
 from .curve import draw_loss_curve
-from .evaluation import HeldOutFigures, held_out_loss, unigram_loss
+from .data_windows import evaluate_text
+from .evaluation import HeldOutFigures, unigram_loss
 from .log import LOG_NAME, read_log
 from .prepare import PreparedText
 from .recipe import TrainingRecipe
@@ -31,12 +32,15 @@ def finish_run(
     trainer: Trainer,
 ) -> dict[str, Any]:
     """Write what a finished run leaves and return its figures; the record of them comes last."""
+    loss, num_tokens = evaluate_text(
+        trainer.model, text.held_out, recipe, end_id=text.tokenizer.eos_token_id
+    )
     figures = HeldOutFigures(
-        loss=held_out_loss(trainer.model, text.held_out.ids, context=recipe.max_seq_len),
+        loss=loss,
         unigram_loss=unigram_loss(
-            text.train.ids, text.held_out.ids, trainer.model.config.vocab_size
+            text.train.ids[:], text.held_out.ids[:], trainer.model.config.vocab_size
         ),
-        num_tokens=len(text.held_out.ids) - 1,
+        num_tokens=num_tokens,
         num_bytes=text.held_out.text_bytes,
     )
     lineage = make_lineage(record, trainer.model.config, weights_sha256=_weights_sha256(trainer))

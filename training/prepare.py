@@ -6,7 +6,7 @@ What is already there is checked and used again, so that a resumed run needs the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -26,7 +26,7 @@ __all__ = ["PreparedText", "open_prepared", "prepare_text", "tokenizer_sha256"]
 
 _Kind = Literal["bpe", "word", "char"]
 _DOCUMENTS_AT_ONCE = 4096
-_FILES = {"train": "train.bin", "held_out": "held_out.bin"}
+_FILES = {"train": "train.json", "held_out": "held_out.json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,8 @@ def _make_tokenizer(corpus: Corpus, recipe: TrainingRecipe) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def _encode(tokenizer: Tokenizer, documents: Sequence[str]) -> npt.NDArray[np.int64]:
-    """All documents in a row, each as the tokenizer begins a text."""
-    parts: list[npt.NDArray[np.int64]] = []
+def _encode(tokenizer: Tokenizer, documents: Sequence[str]) -> Iterator[npt.NDArray[np.int64]]:
+    """The ids of each document, as the tokenizer begins a text."""
     for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
         batch = tokenizer.encode_batch(documents[start : start + _DOCUMENTS_AT_ONCE])
-        parts += (np.asarray(ids, dtype=np.int64) for ids in batch)
-    return np.concatenate(parts)
+        yield from (np.asarray(ids, dtype=np.int64) for ids in batch)

@@ -44,6 +44,8 @@ class TrainingRecipe:
     """Field of a .jsonl line, or column of a .parquet table, that holds the text."""
     cleaning: str = DEFAULT_STEPS
     """Steps of cleaning, with commas between; all or none (`llmserve data clean --help`)."""
+    packing: Literal["stream", "documents"] = "stream"
+    """Windows cut from the whole text, or packed with documents that do not see each other."""
     held_out: float = 0.05
     """Share of the text that is never trained on, for evaluation. Above 0, at most 0.5."""
     held_out_by: Literal["document", "tail"] = "document"
