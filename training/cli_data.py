@@ -9,7 +9,7 @@ from .clean_steps import DEFAULT_STEPS, STEPS
 
 __all__ = ["add_arguments", "run"]
 
-_DESCRIPTION = "Make a text to train on."
+_DESCRIPTION = "Make a text to train on, or clean one."
 
 _EXAMPLES = """\
 examples:

@@ -14,13 +14,13 @@ from typing import Literal, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.durable import StagedFolder, write_bytes
 from llmserve.errors import ConfigError, DataError
 from llmserve.text.tokenizer import Tokenizer
 
 from .corpus import Corpus, documents_sha256
 from .recipe import TrainingRecipe
 from .token_file import TokenFile, write_token_file
+from .tokenizer_folder import write_tokenizer
 
 __all__ = ["PreparedText", "open_prepared", "prepare_text", "tokenizer_sha256"]
 
@@ -50,9 +50,7 @@ def prepare_text(
         CheckpointError: the tokenizer's folder is damaged.
     """
     tokenizer = _make_tokenizer(corpus, recipe)
-    with StagedFolder(tokenizer_folder, overwrite=True) as staged:
-        for name, data in tokenizer.files().items():
-            write_bytes(staged.path / name, data)
+    write_tokenizer(tokenizer_folder, tokenizer, overwrite=True)
     digest = tokenizer_sha256(tokenizer)
     tokens_folder.mkdir(exist_ok=True)
     for half, documents in (("train", corpus.train), ("held_out", corpus.held_out)):
