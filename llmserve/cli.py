@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "tokenizer": ("llmserve.training.cli_tokenizer", "train tokenizers, and compare them"),
     "train": ("llmserve.training.cli_train", "train a model from text, or resume its training"),
     "quantize": ("llmserve.export.cli_quantize", "make a model smaller and say what that cost"),
+    "lineage": ("llmserve.training.cli_lineage", "what a model was made from, verified"),
     "export": ("llmserve.export.cli_export", "convert a model for other programs"),
     "generate": ("llmserve.cli_generate", "complete prompts on this machine, without a server"),
     "chat": ("llmserve.cli_chat", "talk with a model in the terminal"),

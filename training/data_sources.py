@@ -19,7 +19,7 @@ from typing import Any
 
 from llmserve.errors import DataError
 
-__all__ = ["SUFFIXES", "SourceFile", "SourceReader", "SourceText"]
+__all__ = ["SUFFIXES", "SourceFile", "SourceReader", "SourceText", "file_sha256s"]
 
 SUFFIXES = (".jsonl", ".md", ".parquet", ".txt")
 """Files of a folder that are read."""
@@ -151,6 +151,22 @@ class SourceReader:
 
     def _note(self, name: str, size: int, sha256: str) -> None:
         self.files.append(SourceFile(name=name, bytes=size, sha256=sha256))
+
+
+def file_sha256s(sources: Sequence[str]) -> set[str]:
+    """Digests of the files of `sources`, whatever is in them.
+
+    Raises:
+        DataError: one is missing or unreadable.
+    """
+    digests = set()
+    for path in [path for source in sources for path, _ in _paths(source)]:
+        try:
+            with open(path, "rb") as file:
+                digests.add(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return digests
 
 
 def _paths(source: str) -> list[tuple[Path, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -12,10 +11,11 @@ from .checkpoints import save_weights
 from .curve import draw_loss_curve
 from .data_windows import evaluate_text
 from .evaluation import HeldOutFigures, unigram_loss
+from .lineage import LINEAGE_FILE, make_lineage
 from .log import LOG_NAME, read_log
 from .prepare import PreparedText
 from .recipe import TrainingRecipe
-from .report import make_lineage, make_result
+from .report import make_result
 from .run_folder import RunFolder
 from .trainer import Trainer
 
@@ -43,13 +43,15 @@ def finish_run(
         num_tokens=num_tokens,
         num_bytes=text.held_out.text_bytes,
     )
-    lineage = make_lineage(record, trainer.model.config, weights_sha256=_weights_sha256(trainer))
+    tensors = canonical_tensors(trainer.model)
+    weights = {name: tensor.numpy() for name, tensor in tensors.items()}
+    lineage = make_lineage(record, trainer.model.config, weights)
     save_weights(
         folder.model,
         trainer.model,
         tokenizer=folder.tokenizer,
         extra_files={
-            "lineage.json": f"{json.dumps(lineage, indent=2)}\n".encode(),
+            LINEAGE_FILE: f"{json.dumps(lineage, indent=2)}\n".encode(),
             LOG_NAME: folder.log.read_bytes(),
             "evaluation.txt": _evaluation_text(text),
         },
@@ -69,12 +71,3 @@ def _evaluation_text(text: PreparedText) -> bytes:
     """
     ids = text.held_out.ids[:_MAX_EVALUATION_TOKENS].tolist()
     return text.tokenizer.decode(ids, skip_special_tokens=False).encode()
-
-
-def _weights_sha256(trainer: Trainer) -> str:
-    """Digest of the canonical tensors, whatever file layout they are saved in."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(canonical_tensors(trainer.model).items()):
-        digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()

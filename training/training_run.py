@@ -102,6 +102,6 @@ def _begin(
     text = prepare_text(
         corpus, recipe, tokenizer_folder=folder.tokenizer, tokens_folder=folder.tokens
     )
-    record = make_run(recipe, text, corpus_sha256=corpus.sha256)
+    record = make_run(recipe, text, corpus_sha256=corpus.sha256, files=corpus.files)
     folder.write_run(record)
     return record, text
