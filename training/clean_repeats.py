@@ -73,6 +73,7 @@ def _repeat_at(text: str, start: int) -> int:
         return 0
     # Found sooner than a head's length on, it is a rule of dashes or the like: left alone.
     copy = text.find(head, start + 1, start + MAX_REPEAT_CHARS + MIN_REPEAT_CHARS)
+    if copy < start + MIN_REPEAT_CHARS:
+        return 0
     run = text[start:copy].rstrip("\n")  # its copy may end with the text
-    is_copy = copy - start >= MIN_REPEAT_CHARS and text.startswith(run, copy)
-    return copy - start if is_copy else 0
+    return copy - start if text.startswith(run, copy) else 0
