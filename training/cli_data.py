@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from .clean_steps import DEFAULT_STEPS, STEPS
@@ -102,16 +103,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _write_manual(args: argparse.Namespace) -> int:
     from llmserve.durable import write_bytes
-    from llmserve.errors import DataError
 
     from .python_manual import build_manual
 
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        corpus = build_manual()
-        write_bytes(args.out, corpus.text.encode())
-    except OSError as error:
-        raise DataError(f"{args.out}: cannot be written: {error.strerror}") from error
+    corpus = build_manual()
+    _write(args.out, lambda path: write_bytes(path, corpus.text.encode()))
     print(
         f"{args.out}: {len(corpus.text):,} characters, {corpus.num_documents:,} documents from "
         f"Python {corpus.python_version}\nsha256 {corpus.sha256}"
@@ -123,7 +119,7 @@ def _clean(args: argparse.Namespace) -> int:
     import json
 
     from llmserve.durable import write_chunks, write_json
-    from llmserve.errors import ConfigError, DataError
+    from llmserve.errors import ConfigError
 
     from .clean_report import render_cleaning
     from .corpus import documents_sha256, read_documents
@@ -134,24 +130,23 @@ def _clean(args: argparse.Namespace) -> int:
         args.text, separator=args.separator, text_field=args.text_field, cleaning=args.cleaning
     )
     report = found.cleaning.as_json() | {"sha256": documents_sha256(found.texts)}
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_chunks(
-            args.out,
-            (
-                f"{json.dumps({'text': text}, ensure_ascii=False)}\n".encode()
-                for text in found.texts
-            ),
-        )
-        if args.report is not None:
-            args.report.parent.mkdir(parents=True, exist_ok=True)
-            write_json(args.report, report)
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or args.out}: cannot be written: {error.strerror}"
-        ) from error
+    lines = (f"{json.dumps({'text': text}, ensure_ascii=False)}\n".encode() for text in found.texts)
+    _write(args.out, lambda path: write_chunks(path, lines))
+    if args.report is not None:
+        _write(args.report, lambda path: write_json(path, report))
     if args.json:
         print(json.dumps(report))
     else:
         print(f"{render_cleaning(found.cleaning)}\n{args.out}: sha256 {report['sha256']}")
     return 0
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file, and its folder if there is none; a failure is named after the file."""
+    from llmserve.errors import DataError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error

@@ -63,12 +63,23 @@ def check_lineage(folder: Path, sources: Sequence[str] = ()) -> list[Stage]:
     checks = _Checks(folder, sources)
     stages = []
     for name, entry in lineage.items():
-        if not isinstance(entry, dict):
+        if not isinstance(entry, dict) or not _has_good_files(entry):
             raise CheckpointError(f"{path}: {name} is no stage of a lineage")
         status, detail = checks.check(name, entry)
         stages.append(Stage(name=name, entry=entry, status=status, detail=detail))
     status, detail = checks.folder()
     return [*stages, Stage(name="folder", entry={}, status=status, detail=detail)]
+
+
+def _has_good_files(entry: Mapping[str, Any]) -> bool:
+    """Whether the files that a stage names, if it names any, have names and digests."""
+    files = entry.get("files", [])
+    return isinstance(files, list) and all(
+        isinstance(file, dict)
+        and isinstance(file.get("name"), str)
+        and isinstance(file.get("sha256"), str)
+        for file in files
+    )
 
 
 class _Checks:

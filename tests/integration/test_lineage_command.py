@@ -120,7 +120,13 @@ def test_another_text_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "has no lineage.json"), ("{", "not valid JSON"), ('{"data": 3}', "data is no stage")],
+    [
+        (None, "has no lineage.json"),
+        ("{", "not valid JSON"),
+        ('{"data": 3}', "data is no stage"),
+        ('{"data": {"files": [{"name": "a"}]}}', "data is no stage"),
+        ('{"data": {"files": 3}}', "data is no stage"),
+    ],
 )
 def test_no_lineage_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, message: str
