@@ -18,9 +18,11 @@ __all__ = ["main"]
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("llmserve.cli_demo", "train, quantize, serve and load-test a small model, end to end"),
-    "data": ("llmserve.training.cli_data", "make a training text"),
+    "data": ("llmserve.training.cli_data", "make a training text, or clean one"),
+    "tokenizer": ("llmserve.training.cli_tokenizer", "train tokenizers, and compare them"),
     "train": ("llmserve.training.cli_train", "train a model from text, or resume its training"),
     "quantize": ("llmserve.export.cli_quantize", "make a model smaller and say what that cost"),
+    "lineage": ("llmserve.training.cli_lineage", "what a model was made from, verified"),
     "export": ("llmserve.export.cli_export", "convert a model for other programs"),
     "generate": ("llmserve.cli_generate", "complete prompts on this machine, without a server"),
     "chat": ("llmserve.cli_chat", "talk with a model in the terminal"),

@@ -22,7 +22,8 @@ Train a language model on text and write it as a model folder, OUT/model.
 
 The text is cleaned, a part of it held out for evaluation, a tokenizer trained on the rest. OUT
 also gets the log, the loss curve (loss.png) and checkpoints: the same command again goes on from
-the last one, after a crash too. Text must be UTF-8; a .jsonl file holds one {"text": ...} a line.
+the last one, after a crash too. Text must be UTF-8; a .jsonl file holds one {"text": ...} a line, a
+.parquet table one in each row of the column "text" (--text-field names another).
 """
 
 _EXAMPLES = """\
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="SOURCE",
-        help="files, folders (their .txt, .md, .jsonl), patterns, - for standard input",
+        help="files, folders (their .txt, .md, .jsonl, .parquet), patterns, - for standard input",
     )
     parser.add_argument("--out", required=True, type=Path, help="the run's folder")
     parser.add_argument("--recipe", metavar="FILE", help="a TOML file, or the name of a recipe")

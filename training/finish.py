@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -10,11 +9,13 @@ from llmserve.model.weights import canonical_tensors
 
 from .checkpoints import save_weights
 from .curve import draw_loss_curve
-from .evaluation import HeldOutFigures, held_out_loss, unigram_loss
+from .data_windows import evaluate_text
+from .evaluation import HeldOutFigures, unigram_loss
+from .lineage import LINEAGE_FILE, make_lineage
 from .log import LOG_NAME, read_log
 from .prepare import PreparedText
 from .recipe import TrainingRecipe
-from .report import make_lineage, make_result
+from .report import make_result
 from .run_folder import RunFolder
 from .trainer import Trainer
 
@@ -31,21 +32,26 @@ def finish_run(
     trainer: Trainer,
 ) -> dict[str, Any]:
     """Write what a finished run leaves and return its figures; the record of them comes last."""
+    loss, num_tokens = evaluate_text(
+        trainer.model, text.held_out, recipe, end_id=text.tokenizer.eos_token_id
+    )
     figures = HeldOutFigures(
-        loss=held_out_loss(trainer.model, text.held_out.ids, context=recipe.max_seq_len),
+        loss=loss,
         unigram_loss=unigram_loss(
-            text.train.ids, text.held_out.ids, trainer.model.config.vocab_size
+            text.train.ids[:], text.held_out.ids[:], trainer.model.config.vocab_size
         ),
-        num_tokens=len(text.held_out.ids) - 1,
+        num_tokens=num_tokens,
         num_bytes=text.held_out.text_bytes,
     )
-    lineage = make_lineage(record, trainer.model.config, weights_sha256=_weights_sha256(trainer))
+    tensors = canonical_tensors(trainer.model)
+    weights = {name: tensor.numpy() for name, tensor in tensors.items()}
+    lineage = make_lineage(record, trainer.model.config, weights)
     save_weights(
         folder.model,
         trainer.model,
         tokenizer=folder.tokenizer,
         extra_files={
-            "lineage.json": f"{json.dumps(lineage, indent=2)}\n".encode(),
+            LINEAGE_FILE: f"{json.dumps(lineage, indent=2)}\n".encode(),
             LOG_NAME: folder.log.read_bytes(),
             "evaluation.txt": _evaluation_text(text),
         },
@@ -65,12 +71,3 @@ def _evaluation_text(text: PreparedText) -> bytes:
     """
     ids = text.held_out.ids[:_MAX_EVALUATION_TOKENS].tolist()
     return text.tokenizer.decode(ids, skip_special_tokens=False).encode()
-
-
-def _weights_sha256(trainer: Trainer) -> str:
-    """Digest of the canonical tensors, whatever file layout they are saved in."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(canonical_tensors(trainer.model).items()):
-        digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()

@@ -20,6 +20,8 @@ from typing import Any, Literal, get_args, get_type_hints
 from llmserve.config import ModelConfig
 from llmserve.errors import ConfigError
 
+from .clean_steps import DEFAULT_STEPS, parse_steps
+
 __all__ = ["TrainingRecipe", "field_docs", "load_recipe", "recipe_names"]
 
 _RECIPES = Path(__file__).parent / "recipes"
@@ -38,6 +40,12 @@ class TrainingRecipe:
     """Most entries of the vocabulary; a character tokenizer may need fewer."""
     separator: str = ""
     """Text between two documents of one file; empty: files are cut at empty lines into blocks."""
+    text_field: str = "text"
+    """Field of a .jsonl line, or column of a .parquet table, that holds the text."""
+    cleaning: str = DEFAULT_STEPS
+    """Steps of cleaning, with commas between; all or none (`llmserve data clean --help`)."""
+    packing: Literal["stream", "documents"] = "stream"
+    """Windows cut from the whole text, or packed with documents that do not see each other."""
     held_out: float = 0.05
     """Share of the text that is never trained on, for evaluation. Above 0, at most 0.5."""
     held_out_by: Literal["document", "tail"] = "document"
@@ -135,7 +143,7 @@ class TrainingRecipe:
             raise ConfigError(
                 "max_passes bounds what minutes plan; leave it out where steps are given"
             )
-
+        parse_steps(self.cleaning)
         self.model_config(vocab_size=self.vocab_size)
 
     def model_config(self, *, vocab_size: int, **special_ids: Any) -> ModelConfig:

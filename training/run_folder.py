@@ -1,6 +1,7 @@
 """The folder of one training run: what is in it, who may write it, and its checkpoints.
 
     run.json                the recipe and the digests that a resumed run must agree with
+    cleaning.json           what cleaning took from the text
     tokenizer/, tokens/     the text as numbers
     checkpoints/step-N/     a model folder, the optimizer's state and the place in the text
     checkpoints/last.json   which of them to go on from; best.json: lowest held-out loss
@@ -33,7 +34,10 @@ __all__ = ["RunFolder"]
 
 _LOCK = "run.lock"
 _RUN = "run.json"
-_CONTENT = ("checkpoints", "loss.png", "model", "result.json", "tokenizer", "tokens", LOG_NAME)
+_CONTENT = (
+    *("checkpoints", "cleaning.json", "loss.png", "model", "result.json", "tokenizer", "tokens"),
+    LOG_NAME,
+)
 _STEP = re.compile(r"\.?(step-\d{8,})")
 
 
@@ -43,6 +47,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         """The folder itself."""
+        self.cleaning = path / "cleaning.json"
+        """What cleaning took."""
         self.tokenizer = path / "tokenizer"
         """Files of the tokenizer."""
         self.tokens = path / "tokens"

@@ -14,7 +14,7 @@ from llmserve.model.transformer import Transformer
 from llmserve.text.tokenizer import Tokenizer
 
 from .checkpoints import load_checkpoint, save_checkpoint
-from .evaluation import held_out_loss
+from .data_windows import describe_windows, evaluate_text, open_windows
 from .finish import finish_run
 from .log import TrainingLog
 from .plan import StepPlanner
@@ -69,10 +69,11 @@ class RunLoop:
         self._config = _model_config(recipe, text.tokenizer)
         model = Transformer(self._config, dropout=recipe.dropout)
         model.initialize(torch.Generator().manual_seed(recipe.seed))
+        self._windows = open_windows(text.train, recipe, end_id=text.tokenizer.eos_token_id)
         self._trainer = Trainer(
             model,
             recipe,
-            text.train.ids,
+            self._windows,
             precision=record["precision"],
             threads=record["threads"],
         )
@@ -117,6 +118,7 @@ class RunLoop:
             f"{len(self._text.held_out.ids):,} held out, {self._record['precision']}, "
             f"{self._record['threads']} threads"
         )
+        self._reporter.note(describe_windows(self._windows))
         if state.step:
             self._reporter.note(f"going on from step {state.step}")
 
@@ -176,10 +178,12 @@ class RunLoop:
         self._logged_at = seconds
 
     def _evaluate(self) -> None:
-        loss = held_out_loss(
+        loss, _ = evaluate_text(
             self._trainer.model,
-            self._text.held_out.ids[: self._recipe.evaluation_tokens + 1],
-            context=self._recipe.max_seq_len,
+            self._text.held_out,
+            self._recipe,
+            end_id=self._text.tokenizer.eos_token_id,
+            max_tokens=self._recipe.evaluation_tokens,
             loss_sum=self._trainer.loss_sum,
         )
         self._held_out = (self._step, loss)

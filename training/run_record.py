@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from llmserve.errors import ConfigError, DataError
 
+from .data_sources import SourceFile
 from .prepare import PreparedText, tokenizer_sha256
 from .recipe import TrainingRecipe
 from .trainer import resolve_precision
@@ -20,11 +22,14 @@ _FORMAT = "llmserve-run-1"
 _log = logging.getLogger("llmserve")
 
 
-def make_run(recipe: TrainingRecipe, text: PreparedText, *, corpus_sha256: str) -> dict[str, Any]:
-    """The record of a new run on this machine."""
+def make_run(
+    recipe: TrainingRecipe, text: PreparedText, *, corpus_sha256: str, files: Sequence[SourceFile]
+) -> dict[str, Any]:
+    """The record of a new run on this machine; `files` are those that its text was read from."""
     return {
         "format": _FORMAT,
         "recipe": asdict(recipe),
+        "files": [asdict(file) for file in files],
         "text_sha256": corpus_sha256,
         "tokenizer_sha256": tokenizer_sha256(text.tokenizer),
         "train_tokens_sha256": text.train.sha256,

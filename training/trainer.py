@@ -11,21 +11,20 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from llmserve import failpoints
 from llmserve.errors import TrainingError
-from llmserve.model.attention import CausalAttention
 from llmserve.model.transformer import Transformer
 
-from .attention import MatrixAttention
-from .batches import WindowOrder, read_windows
+from .attention import make_attention
+from .batches import Windows
 from .checkpoints import TrainingState
 from .optimizer import make_optimizer
 from .recipe import TrainingRecipe
@@ -35,9 +34,6 @@ from .workers import BatchWorkers
 __all__ = ["StepResult", "Trainer", "resolve_precision"]
 
 Precision = Literal["float32", "bfloat16"]
-
-_MAX_MATRIX_CONTEXT = 1024
-"""Longest context whose scores are kept whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +57,12 @@ class Trainer:
         self,
         model: Transformer,
         recipe: TrainingRecipe,
-        ids: npt.NDArray[np.unsignedinteger[Any]],
+        windows: Windows,
         *,
         precision: Precision,
         threads: int,
     ) -> None:
-        """`ids` are the tokens to train on. Raises `DataError` if they are too few.
+        """`windows` are the text to train on.
 
         With dropout all threads work on one part at a time: torch draws what is dropped from one
         generator for the whole process, and parts side by side would mix up its order.
@@ -78,26 +74,22 @@ class Trainer:
         self.state = TrainingState(planned_steps=recipe.steps)
         """Advanced by `run_step`."""
         self._recipe = recipe
-        self._ids = ids
-        self._order = WindowOrder(len(ids), context=recipe.max_seq_len, seed=recipe.seed)
+        self._windows = windows
         self._workers = BatchWorkers(
             threads=threads, max_parts=1 if recipe.dropout else recipe.micro_batch_size
         )
         self._parameters = list(model.parameters())
         self._is_bfloat16 = precision == "bfloat16"
-        is_small = recipe.max_seq_len <= _MAX_MATRIX_CONTEXT
-        attention = MatrixAttention if self._is_bfloat16 and is_small else CausalAttention
-        self._attend = attention(model.config)
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one step learns from."""
+        """Places in the windows of one step; packed documents leave some of them unused."""
         return self._recipe.batch_size * self._recipe.max_seq_len
 
     @property
     def tokens_per_epoch(self) -> int:
         """Tokens of one pass over the text."""
-        return self._order.windows_per_epoch * self._recipe.max_seq_len
+        return self._windows.windows_per_epoch * self._recipe.max_seq_len
 
     def run_step(self) -> StepResult:
         """Make one optimizer step and advance `state`.
@@ -120,22 +112,23 @@ class Trainer:
         self._check_skipped()
         return StepResult(loss, norm, rate, is_skipped)
 
-    def loss_sum(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the losses of `targets` [B, T] after `inputs` [B, T], without gradients."""
+    def loss_sum(self, *batch: Tensor) -> Tensor:
+        """Sum of the losses of a batch as `Windows.read` gives it, without gradients."""
 
-        def part_loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        def part_loss(*part: Tensor) -> Tensor:
             with torch.no_grad():  # each thread has a mode of its own
-                return self.part_loss(inputs, targets)
+                return self.part_loss(*part)
 
-        return torch.stack(self._workers.map(part_loss, inputs, targets)).sum()
+        return torch.stack(self._workers.map(part_loss, *batch)).sum()
 
-    def part_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def part_loss(self, inputs: Tensor, targets: Tensor, positions: Tensor | None = None) -> Tensor:
         """`loss_sum` of one part, as training computes it, on the thread that calls."""
+        attend = make_attention(self.model.config, positions, in_bfloat16=self._is_bfloat16)
         # Cached casts belong to one graph; two threads would share them.
         with torch.autocast(
             "cpu", dtype=torch.bfloat16, enabled=self._is_bfloat16, cache_enabled=False
         ):
-            logits = self.model(inputs, self._attend)
+            logits = self.model(inputs, attend, positions)
         return functional.cross_entropy(
             logits.float().flatten(0, 1), targets.flatten(), reduction="sum"
         )
@@ -147,23 +140,24 @@ class Trainer:
     def _accumulate(self) -> float:
         """Add up the gradients of one batch; the mean loss of its tokens."""
         losses = []
+        num_targets = self._windows.num_targets(self.state.position, self._recipe.batch_size)
+        gradients_of = partial(self._part_gradients, num_targets)
         for _ in range(self._recipe.accumulation):
             failpoints.hit("train.micro_batch")
             count = self._recipe.micro_batch_size
-            starts = self._order.starts(self.state.position, count)
-            inputs, targets = read_windows(self._ids, starts, self._recipe.max_seq_len)
+            batch = self._windows.read(self.state.position, count)
             if self._recipe.dropout:
                 # Dropout draws from torch's global generator: a new one for every position.
                 key = np.random.SeedSequence([self._recipe.seed, self.state.position])
                 torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
-            for loss, gradients in self._workers.map(self._part_gradients, inputs, targets):
+            for loss, gradients in self._workers.map(gradients_of, *batch):
                 losses.append(loss)
                 self._add(gradients)
             self.state.position += count
         return float(torch.stack(losses).sum())
 
-    def _part_gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        loss = self.part_loss(inputs, targets) / self.tokens_per_step
+    def _part_gradients(self, num_targets: int, *part: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss = self.part_loss(*part) / num_targets
         return loss.detach(), torch.autograd.grad(loss, self._parameters)
 
     def _add(self, gradients: tuple[Tensor, ...]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmserve.durable import write_json
 from llmserve.errors import ConfigError, TrainingError
 
 from .corpus import Corpus, read_corpus
@@ -69,6 +70,8 @@ def _read_corpus(recipe: TrainingRecipe, sources: Sequence[str]) -> Corpus:
     return read_corpus(
         sources,
         separator=recipe.separator,
+        text_field=recipe.text_field,
+        cleaning=recipe.cleaning,
         held_out=recipe.held_out,
         held_out_by=recipe.held_out_by,
         seed=recipe.seed,
@@ -93,10 +96,12 @@ def _begin(
     if corpus is None:
         raise ConfigError(f"{folder.path}: a new run needs text; give it with --text")
     folder.clear()  # without a checkpoint there is nothing to lose
+    reporter.note(corpus.cleaning.summary())
+    write_json(folder.cleaning, corpus.cleaning.as_json())
     reporter.note("preparing the tokenizer and the tokens")
     text = prepare_text(
         corpus, recipe, tokenizer_folder=folder.tokenizer, tokens_folder=folder.tokens
     )
-    record = make_run(recipe, text, corpus_sha256=corpus.sha256)
+    record = make_run(recipe, text, corpus_sha256=corpus.sha256, files=corpus.files)
     folder.write_run(record)
     return record, text

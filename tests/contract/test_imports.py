@@ -100,6 +100,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "openvino_genai": ("benchmarks/peer_openvino.py",),
     "orjson": ("benchmarks/*", "server/*"),
     "prometheus_client": ("server/*",),
+    "pyarrow": ("training/data_parquet.py",),
     "pydantic": ("server/*",),
     "rich": ("llmserve/console.py", "*/cli_*.py"),
     "safetensors": ("llmserve/tensor_file.py",),

@@ -91,8 +91,11 @@ def test_killed_run_ends_with_the_same_weights(
     assert not list(out.glob("**/.*.tmp-*"))
 
 
-def test_stopped_run_on_two_threads_ends_with_the_same_weights(text: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe(threads=2, precision="bfloat16")
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_stopped_run_on_two_threads_ends_with_the_same_weights(
+    text: Path, tmp_path: Path, packing: str
+) -> None:
+    recipe = tiny_recipe(threads=2, precision="bfloat16", packing=packing)
     train(text, tmp_path / "whole", recipe)
     failpoints.arm("train.micro_batch=raise@15")
     with pytest.raises(failpoints.FailpointError):
@@ -206,8 +209,8 @@ def test_run_whose_loss_stays_not_finite_keeps_its_checkpoint(
 
     plain = Trainer.part_loss
 
-    def broken(self: Trainer, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        loss = plain(self, inputs, targets)
+    def broken(self: Trainer, *batch: torch.Tensor) -> torch.Tensor:
+        loss = plain(self, *batch)
         return loss * float("nan") if self.state.step >= 5 and loss.requires_grad else loss
 
     out = tmp_path / "run"

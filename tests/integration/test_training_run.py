@@ -203,8 +203,8 @@ def test_damaged_tokens_are_found_before_the_first_step(
     out = tmp_path / "run"
     assert train(text, out) == 0
     (out / "result.json").unlink()
-    ids = np.fromfile(out / "tokens" / "train.bin", dtype="<u2")
+    ids = np.fromfile(out / "tokens" / "train-00000.bin", dtype="<u2")
     ids[5] ^= 1
-    ids.tofile(out / "tokens" / "train.bin")
+    ids.tofile(out / "tokens" / "train-00000.bin")
     assert train(text, out) == 1
-    assert "train.bin" in capsys.readouterr().err
+    assert "train-00000.bin" in capsys.readouterr().err

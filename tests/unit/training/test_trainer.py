@@ -10,6 +10,7 @@ import torch
 
 from llmserve.errors import TrainingError
 from llmserve.model.transformer import Transformer
+from llmserve.training.batches import StreamWindows
 from llmserve.training.trainer import Trainer
 from support.training_runs import tiny_config, tiny_recipe
 
@@ -20,7 +21,8 @@ def make_trainer(*, precision: Any = "float32", threads: int = 1, **changes: Any
     recipe = tiny_recipe(**changes)
     model = Transformer(tiny_config(), dropout=recipe.dropout)
     model.initialize(torch.Generator().manual_seed(recipe.seed))
-    return Trainer(model, recipe, IDS, precision=precision, threads=threads)
+    windows = StreamWindows(IDS, context=recipe.max_seq_len, seed=recipe.seed)
+    return Trainer(model, recipe, windows, precision=precision, threads=threads)
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
