@@ -6,9 +6,10 @@ import hashlib
 import json
 from typing import Any
 
+from llmserve.model.transformer import Transformer
 from llmserve.model.weights import canonical_tensors
 
-from .checkpoints import save_weights
+from .checkpoints import load_final_weights, save_weights
 from .curve import draw_loss_curve
 from .evaluation import HeldOutFigures, held_out_loss, unigram_loss
 from .log import LOG_NAME, read_log
@@ -30,19 +31,26 @@ def finish_run(
     text: PreparedText,
     trainer: Trainer,
 ) -> dict[str, Any]:
-    """Write what a finished run leaves and return its figures; the record of them comes last."""
+    """Write what a finished run leaves and return its figures; the record of them comes last.
+
+    The model is that of the last checkpoint, or of the best where the recipe may stop early; its
+    weights are the averaged ones where the recipe averages.
+    """
+    path = folder.best_checkpoint() if recipe.early_stop is not None else None
+    path = path or folder.last_checkpoint()
+    assert path is not None, "a run ends with a checkpoint"
+    model = Transformer(trainer.model.config)
+    load_final_weights(path, model)
     figures = HeldOutFigures(
-        loss=held_out_loss(trainer.model, text.held_out.ids, context=recipe.max_seq_len),
-        unigram_loss=unigram_loss(
-            text.train.ids, text.held_out.ids, trainer.model.config.vocab_size
-        ),
+        loss=held_out_loss(model, text.held_out.ids, context=recipe.max_seq_len),
+        unigram_loss=unigram_loss(text.train.ids, text.held_out.ids, model.config.vocab_size),
         num_tokens=len(text.held_out.ids) - 1,
         num_bytes=text.held_out.text_bytes,
     )
-    lineage = make_lineage(record, trainer.model.config, weights_sha256=_weights_sha256(trainer))
+    lineage = make_lineage(record, model.config, weights_sha256=_weights_sha256(model))
     save_weights(
         folder.model,
-        trainer.model,
+        model,
         tokenizer=folder.tokenizer,
         extra_files={
             "lineage.json": f"{json.dumps(lineage, indent=2)}\n".encode(),
@@ -67,10 +75,10 @@ def _evaluation_text(text: PreparedText) -> bytes:
     return text.tokenizer.decode(ids, skip_special_tokens=False).encode()
 
 
-def _weights_sha256(trainer: Trainer) -> str:
+def _weights_sha256(model: Transformer) -> str:
     """Digest of the canonical tensors, whatever file layout they are saved in."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(canonical_tensors(trainer.model).items()):
+    for name, tensor in sorted(canonical_tensors(model).items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
