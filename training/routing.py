@@ -56,18 +56,25 @@ class RouterWatch:
 
     def _hook_of(self, module: MixtureOfExperts) -> Callable[[nn.Module, object, Tensor], None]:
         def hear(gate: nn.Module, inputs: object, logits: Tensor) -> None:
+            if not torch.is_grad_enabled():
+                return
+            # A block that is computed again must compute the same again, even if nobody listens.
+            loss, counts = _balance(module, logits)
             if getattr(self._heard, "losses", None) is not None:
-                self._heard.losses.append(self._balance(module, logits))
+                self._heard.losses.append(loss)
+                self._count(self._layers[module], counts)
 
         return hear
 
-    def _balance(self, module: MixtureOfExperts, logits: Tensor) -> Tensor:
-        """The balance loss of router logits [T, X]; counts the choices."""
-        num_experts = module.rules.num_experts
-        chosen, _ = route(logits.detach(), module.rules)  # [T, K]
-        counts = torch.bincount(chosen.flatten(), minlength=num_experts).float()
+    def _count(self, layer: int, counts: Tensor) -> None:
         with self._lock:
-            layer = self._layers[module]
-            self._counts[layer] = self._counts.get(layer, torch.zeros(num_experts)) + counts
-        probabilities = logits.softmax(-1, dtype=torch.float32).mean(0)  # [X]
-        return num_experts * (counts / counts.sum() * probabilities).sum()
+            self._counts[layer] = self._counts.get(layer, torch.zeros_like(counts)) + counts
+
+
+def _balance(module: MixtureOfExperts, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The balance loss of router logits [T, X], and how often each expert was chosen [X]."""
+    num_experts = module.rules.num_experts
+    chosen, _ = route(logits.detach(), module.rules)  # [T, K]
+    counts = torch.bincount(chosen.flatten(), minlength=num_experts).float()
+    probabilities = logits.softmax(-1, dtype=torch.float32).mean(0)  # [X]
+    return num_experts * (counts / counts.sum() * probabilities).sum(), counts
