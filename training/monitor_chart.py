@@ -13,8 +13,8 @@ _WIDTH, _HEIGHT = 520, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 34
 _MOST_POINTS = 300
 """Points of a line; of more, means of neighbours are drawn."""
-_MANY_SERIES = 6
-"""Series from which the legend names the first and the last alone."""
+_MANY_GRADES = 6
+"""Graded series from which the legend names the first and the last alone."""
 
 Point = tuple[float, float]
 
@@ -60,13 +60,23 @@ class _Scale:
         return [tick for tick in ticks if self.low <= tick <= self.high]
 
 
-def line_chart(series: Sequence[Series], *, unit: str, is_log: bool = False) -> str:
-    """An `<svg>` of the series over the optimizer's steps, with a legend where there are several.
+def line_chart(
+    series: Sequence[Series],
+    *,
+    unit: str,
+    across: str = "step",
+    is_log: bool = False,
+    is_graded: bool = False,
+) -> str:
+    """An `<svg>` of the series, with a legend where there are several.
 
     Args:
         series: Lines; of a logarithmic chart, values of 0 and less are left out.
         unit: What y counts.
+        across: What x counts.
         is_log: Whether y is logarithmic.
+        is_graded: Whether the series are grades of one thing, as layers are: of many, the legend
+            then names the ends.
     """
     drawn = [(one, _thinned(one.points, is_log=is_log)) for one in series]
     drawn = [(one, points) for one, points in drawn if points]
@@ -74,15 +84,16 @@ def line_chart(series: Sequence[Series], *, unit: str, is_log: bool = False) -> 
         return '<p class="empty">nothing measured yet</p>'
     xs = [x for _, points in drawn for x, _ in points]
     ys = [y for _, points in drawn for _, y in points]
-    across = _Scale(min(xs), max(max(xs), min(xs) + 1), _LEFT, _WIDTH - _RIGHT)
+    right = _Scale(min(xs), max(max(xs), min(xs) + 1), _LEFT, _WIDTH - _RIGHT)
     low, high = _padded(min(ys), max(ys), is_log=is_log)
     up = _Scale(low, high, _HEIGHT - _BOTTOM, _TOP, is_log)
-    body = [*_axes(across, up, unit), *(_line(one, points, across, up) for one, points in drawn)]
-    picture = (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(unit)} over steps">'
-        f"{''.join(body)}</svg>"
+    body = _axes(right, up, unit, across)
+    body += [_line(one, points, right, up) for one, points in drawn]
+    label = escape(f"{unit} by {across}")
+    picture = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
+    return f"{picture}{''.join(body)}</svg>" + _legend(
+        [one for one, _ in drawn], is_graded=is_graded
     )
-    return picture + _legend([one for one, _ in drawn])
 
 
 def _thinned(points: Sequence[Point], *, is_log: bool) -> list[Point]:
@@ -112,7 +123,7 @@ def _round_numbers(low: float, high: float) -> list[float]:
     return [step * index for index in range(first, math.floor(high / step) + 1)]
 
 
-def _axes(across: _Scale, up: _Scale, unit: str) -> list[str]:
+def _axes(right: _Scale, up: _Scale, unit: str, across: str) -> list[str]:
     parts = []
     for value in up.ticks():
         y = up(value)
@@ -121,20 +132,19 @@ def _axes(across: _Scale, up: _Scale, unit: str) -> list[str]:
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" class="y">{_short(value)}</text>')
     below = _HEIGHT - _BOTTOM + 16
     parts += [
-        f'<text x="{across(value):.1f}" y="{below}" class="x">{_short(value)}</text>'
-        for value in across.ticks()
+        f'<text x="{right(value):.1f}" y="{below}" class="x">{_short(value)}</text>'
+        for value in right.ticks()
     ]
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     parts.append(f'<text class="unit" transform="translate(12 {middle}) rotate(-90)">'
                  f"{escape(unit)}</text>")  # fmt: skip
-    parts.append(
-        f'<text class="unit" x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 3}">step</text>'
-    )
+    center = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text class="unit" x="{center}" y="{_HEIGHT - 3}">{escape(across)}</text>')
     return parts
 
 
-def _line(series: Series, points: list[Point], across: _Scale, up: _Scale) -> str:
-    places = [(across(x), up(y)) for x, y in points]
+def _line(series: Series, points: list[Point], right: _Scale, up: _Scale) -> str:
+    places = [(right(x), up(y)) for x, y in points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     title = f"<title>{escape(series.label)}: {_short(points[-1][1])} at the end</title>"
     line = f'<polyline points="{path}" style="stroke:{series.color}">{title}</polyline>'
@@ -142,15 +152,16 @@ def _line(series: Series, points: list[Point], across: _Scale, up: _Scale) -> st
         return line
     return line + "".join(
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="fill:{series.color}">'
-        f"<title>{escape(series.label)}: {_short(value)} at step {_short(step)}</title></circle>"
+        f"<title>{escape(series.label)}: {_short(value)} at {_short(step)}</title></circle>"
         for (x, y), (step, value) in zip(places, points, strict=True)
     )
 
 
-def _legend(series: list[Series]) -> str:
+def _legend(series: list[Series], *, is_graded: bool) -> str:
     if len(series) < 2:
         return ""
-    shown = series if len(series) < _MANY_SERIES else [series[0], series[-1]]
+    is_short = is_graded and len(series) >= _MANY_GRADES
+    shown = [series[0], series[-1]] if is_short else series
     between = "" if len(shown) == len(series) else f"<span>{len(series) - 2} between</span>"
     items = [
         f'<span><i style="background:{one.color}"></i>{escape(one.label)}</span>' for one in shown

@@ -106,19 +106,19 @@ def _charts(steps: Lines, held_out: Lines) -> list[tuple[str, str, str]]:
         for name, about, key, unit in plain
     ]
     charts += [
-        (name, about, line_chart(_layers(steps, key), unit=unit, is_log=True))
+        (name, about, line_chart(_layers(steps, key), unit=unit, is_log=True, is_graded=True))
         for name, about, key, unit in by_layer
     ]
     dead = _layers(held_out, "dead_units")
     charts.append(
         ("Dead units by layer", "Share of the feed-forward's units that stay near zero.",
-         line_chart(dead, unit="share"))
+         line_chart(dead, unit="share", is_graded=True))
     )  # fmt: skip
     load = _layers(steps, "expert_load")
     if load:
         charts.append(
             ("Busiest expert by layer", "How many times its even share it gets.",
-             line_chart(load, unit="times"))
+             line_chart(load, unit="times", is_graded=True))
         )  # fmt: skip
     return charts
 

@@ -84,9 +84,10 @@ def test_single_or_constant_values_are_drawn(value: float) -> None:
         assert "nan" not in svg
 
 
-def test_legend_of_many_names_the_ends() -> None:
+def test_legend_of_many_grades_names_the_ends() -> None:
     many = [Series(label=f"layer {n}", points=[(1, n), (2, n)], color="red") for n in range(12)]
-    legend = line_chart(many, unit="u").split('<p class="legend">')[1]
+    legend = line_chart(many, unit="u", is_graded=True).split('<p class="legend">')[1]
     assert "layer 0" in legend
     assert "layer 11" in legend
     assert "10 between" in legend
+    assert "layer 5" in line_chart(many, unit="u").split('<p class="legend">')[1]

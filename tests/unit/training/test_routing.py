@@ -33,8 +33,10 @@ def test_balance_loss_is_experts_times_share_times_probability() -> None:
         chosen = layer.topk(2, dim=-1).indices
         shares = [(chosen == expert).float().mean() for expert in range(4)]
         probabilities = layer.softmax(-1).mean(0)
-        expected += float(4 * sum(s * p for s, p in zip(shares, probabilities, strict=True)))
-    assert float(found) == pytest.approx(expected, rel=1e-5)
+        expected += float(
+            4 * sum(s * p for s, p in zip(shares, probabilities, strict=True)).detach()
+        )
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_router_that_cannot_tell_experts_apart_costs_one_a_layer() -> None:
@@ -45,7 +47,7 @@ def test_router_that_cannot_tell_experts_apart_costs_one_a_layer() -> None:
     watch = RouterWatch(model)
     watch.start()
     model(IDS)
-    assert float(watch.finish()) == pytest.approx(2.0)  # two layers
+    assert watch.finish().item() == pytest.approx(2.0)  # two layers
 
 
 def test_choices_are_counted_between_start_and_finish_alone() -> None:
@@ -65,4 +67,4 @@ def test_choices_are_counted_between_start_and_finish_alone() -> None:
 def test_model_without_experts_has_nothing_to_balance() -> None:
     watch = RouterWatch(Transformer(tiny_recipe().model_config(vocab_size=300)))
     watch.start()
-    assert float(watch.finish()) == 0.0
+    assert watch.finish().item() == 0.0
