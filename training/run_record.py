@@ -16,7 +16,7 @@ from .recipe import TrainingRecipe
 
 __all__ = ["check_same_recipe", "check_same_text", "make_run"]
 
-_FORMAT = "llmserve-run-1"
+_FORMAT = "llmserve-run-2"
 _log = logging.getLogger("llmserve")
 
 
