@@ -49,12 +49,10 @@ class Objective:
         """Sum of the losses of `targets` [B, T] after `inputs` [B, T]."""
         return self._loss_sum(self._model, inputs, targets)
 
-    def with_penalty(
-        self, inputs: Tensor, targets: Tensor, loss_sum: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """A part's `loss_sum`, and the same with the routers' balance loss for each token."""
+    def with_penalty(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """A part's `training_loss_sum`, and the same with the routers' balance loss per token."""
         self.routers.start()
-        loss = loss_sum(inputs, targets)
+        loss = self.training_loss_sum(inputs, targets)
         balance = self.routers.finish()
         return loss.detach(), loss + self._balance * targets.numel() * balance
 

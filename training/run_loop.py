@@ -198,7 +198,7 @@ class RunLoop:
     def _write_log(self) -> None:
         counts = {
             layer: self._processes.sum(count)
-            for layer, count in self._trainer.routers.take_counts().items()
+            for layer, count in self._trainer.objective.routers.take_counts().items()
         }
         seconds = self._trainer.state.seconds - self._logged_at
         self._logged_at = self._trainer.state.seconds

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,21 +19,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmserve import failpoints
-from llmserve.errors import ConfigError, TrainingError
+from llmserve.errors import TrainingError
 from llmserve.model.transformer import Transformer
 
-from .batches import WindowOrder, read_windows
 from .checkpoints import TrainingState
 from .distributed import ALONE, Processes
-from .distributed_weights import SharedModel, local, number, shard_model
+from .distributed_weights import local, number, shard_model
+from .gradients import BatchGradients
 from .monitor_layers import LayerFigures, LayerMeter
 from .objective import Objective, Precision, recompute_blocks
 from .optimizer import make_optimizer
 from .recipe import TrainingRecipe
 from .schedule import learning_rate
 from .weight_average import WeightAverage
-from .workers import BatchWorkers
 
 __all__ = ["StepResult", "Trainer"]
 
@@ -74,19 +71,11 @@ class Trainer:
     ) -> None:
         """`ids` are the tokens to train on.
 
-        With dropout all threads work on one part at a time, since torch draws what is dropped from
-        one generator for the whole process, and parts side by side would mix up its order; so
-        they do for a compiled model, and where several processes share the batch already.
-
         Raises:
             DataError: too few tokens.
-            ConfigError: the processes cannot share the parts of a batch evenly.
+            ConfigError: the processes cannot share the parts of a batch evenly, or the model is to
+                be compiled and there is no compiler.
         """
-        if recipe.micro_batch_size % processes.count:
-            raise ConfigError(
-                f"{processes.count} processes cannot share parts of {recipe.micro_batch_size} "
-                "windows; change batch_size or accumulation"
-            )
         self.model = model
         """Changed in place by `run_step`."""
         self.processes = processes
@@ -95,10 +84,11 @@ class Trainer:
             recompute_blocks(model)
         if processes.count > 1 and recipe.parallel == "fsdp":
             shard_model(model)
-        self._objective = Objective(model, recipe, precision)
-        self._shared = SharedModel(model, processes) if processes.count > 1 else None
-        if self._shared is not None:
-            self._objective.forward = self._shared.forward
+        self.objective = Objective(model, recipe, precision)
+        """The loss, and what the routers of experts did."""
+        self._gradients = BatchGradients(
+            model, recipe, ids, self.objective, threads=threads, processes=processes
+        )
         self.optimizer = make_optimizer(model, recipe)
         """Its state belongs to the parameters of `model`."""
         self.state = TrainingState(planned_steps=recipe.steps)
@@ -108,15 +98,7 @@ class Trainer:
         decay = recipe.ema_decay
         self.average = None if decay is None else WeightAverage(model, decay)
         """Averaged weights, if the recipe asks for them."""
-        self.routers = self._objective.routers
-        """What the routers of experts did."""
         self._recipe = recipe
-        self._ids = ids
-        self._order = WindowOrder(len(ids), context=recipe.max_seq_len, seed=recipe.seed)
-        is_one_part = recipe.dropout > 0 or recipe.compile or processes.count > 1
-        self._workers = BatchWorkers(
-            threads=threads, max_parts=1 if is_one_part else recipe.micro_batch_size
-        )
         self._parameters = list(model.parameters())
         self._meter = LayerMeter(model, processes)
 
@@ -128,7 +110,7 @@ class Trainer:
     @property
     def tokens_per_epoch(self) -> int:
         """Tokens of one pass over the text."""
-        return self._order.windows_per_epoch * self._recipe.max_seq_len
+        return self._gradients.order.windows_per_epoch * self._recipe.max_seq_len
 
     def run_step(self, *, measure_layers: bool = False) -> StepResult:
         """Make one optimizer step and advance `state`.
@@ -141,8 +123,7 @@ class Trainer:
         began = time.monotonic()
         rate = self._set_learning_rate()
         self.model.train()
-        loss = self._accumulate()
-        self._unscale()
+        loss = self._gradients.accumulate(self.state.position, scale=self.state.loss_scale)
         grad_norms = self._meter.grad_norms() if measure_layers else {}
         norm = number(torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm))
         is_skipped = not (math.isfinite(loss) and math.isfinite(norm))
@@ -168,90 +149,17 @@ class Trainer:
 
         def part_loss(inputs: Tensor, targets: Tensor) -> Tensor:
             with torch.no_grad():  # each thread has a mode of its own
-                return self._objective.loss_sum(inputs, targets)
+                return self.objective.loss_sum(inputs, targets)
 
-        loss = torch.stack(self._workers.map(part_loss, inputs[own], targets[own])).sum()
+        loss = torch.stack(self._gradients.workers.map(part_loss, inputs[own], targets[own])).sum()
         # Where there are fewer rows than processes, the rest computes one for nothing: it may hold
         # weights that the others need.
         return self.processes.sum(loss if rank < len(inputs) else torch.zeros_like(loss))
-
-    def part_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """`loss_sum` of one part, as training computes it, on the thread that calls."""
-        return self._objective.training_loss_sum(inputs, targets)
 
     def weights_are_finite(self) -> bool:
         """Whether the model may be saved."""
         is_whole = all(bool(torch.isfinite(local(p.detach())).all()) for p in self._parameters)
         return not self.processes.any(not is_whole)
-
-    def _accumulate(self) -> float:
-        """Add up the gradients of one batch; the mean loss of its tokens."""
-        parts = self._parts()
-        if self._shared is None:
-            losses = [loss for part in parts for loss in self._add_gradients(*part)]
-        else:
-            losses = [
-                self._shared_gradients(self._shared, *part, is_last=is_last)
-                for *part, is_last in _with_last(parts)
-            ]
-        return float(self.processes.sum(torch.stack(losses).sum()))
-
-    def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets of one batch after the other part, this process's share of each."""
-        count = self._recipe.micro_batch_size
-        share = count // self.processes.count
-        for _ in range(self._recipe.accumulation):
-            failpoints.hit("train.micro_batch")
-            first = self.state.position + self.processes.rank * share
-            starts = self._order.starts(first, share)
-            if self._recipe.dropout:
-                # Dropout draws from torch's global generator: a new one for every position.
-                key = np.random.SeedSequence([self._recipe.seed, first])
-                torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
-            yield read_windows(self._ids, starts, self._recipe.max_seq_len)
-            self.state.position += count
-
-    def _add_gradients(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """Add a part's gradients, shared by threads; the losses of their pieces."""
-        losses = []
-        for loss, gradients in self._workers.map(self._part_gradients, inputs, targets):
-            losses.append(loss)
-            self._add(gradients)
-        return losses
-
-    def _part_gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        loss, objective = self._scaled(inputs, targets)
-        # An expert that no token went through has a gradient of zero.
-        return loss, torch.autograd.grad(objective, self._parameters, materialize_grads=True)
-
-    def _shared_gradients(
-        self, shared: SharedModel, inputs: Tensor, targets: Tensor, *, is_last: bool
-    ) -> Tensor:
-        """Add the gradients of this process's share of a part; its loss."""
-        with shared.part(is_last=is_last):
-            loss, objective = self._scaled(inputs, targets)
-            shared.backward(objective)
-        return loss
-
-    def _scaled(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """A part's share of the mean loss, and what is differentiated."""
-        loss, objective = self._objective.with_penalty(inputs, targets, self.part_loss)
-        return loss / self.tokens_per_step, objective * self.state.loss_scale / self.tokens_per_step
-
-    def _add(self, gradients: tuple[Tensor, ...]) -> None:
-        """Add to the batch's gradients: always part after part, since sums depend on the order."""
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            if parameter.grad is None:
-                parameter.grad = gradient
-            else:
-                parameter.grad += gradient
-
-    def _unscale(self) -> None:
-        """Exact, the scale being a power of two."""
-        if self.state.loss_scale != 1.0:
-            for parameter in self._parameters:
-                if parameter.grad is not None:
-                    parameter.grad /= self.state.loss_scale
 
     def _set_learning_rate(self) -> float:
         rate = learning_rate(
@@ -270,6 +178,7 @@ class Trainer:
     def _advance(self, *, is_skipped: bool) -> None:
         state = self.state
         state.step += 1
+        state.position += self._recipe.batch_size
         if is_skipped and state.loss_scale > 1.0:  # an overflow, which a smaller scale mends
             state.loss_scale, state.steps_at_scale = state.loss_scale / 2, 0
             return
@@ -287,12 +196,3 @@ class Trainer:
                 "loss or gradient that is not finite; the last checkpoint is kept. Try a lower "
                 "learning_rate, a longer warm-up or precision float32"
             )
-
-
-def _with_last(parts: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Any, ...]]:
-    """Each part and whether it is the last one."""
-    part = next(parts)
-    for following in parts:
-        yield *part, False
-        part = following
-    yield *part, True

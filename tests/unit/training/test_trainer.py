@@ -114,13 +114,13 @@ def test_gradient_is_clipped() -> None:
 
 def make_loss_not_finite(trainer: Trainer, bad_parts: set[int], value: float) -> None:
     """Multiply the losses of those micro-batches, counted from 0, by `value`."""
-    plain, calls = trainer.part_loss, iter(range(10**6))
+    plain, calls = trainer.objective.training_loss_sum, iter(range(10**6))
 
     def broken(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         loss = plain(inputs, targets)
         return loss * value if next(calls) in bad_parts else loss
 
-    trainer.part_loss = broken  # type: ignore[method-assign]
+    trainer.objective.training_loss_sum = broken  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -221,10 +221,10 @@ def test_experts_learn_and_the_balance_loss_spreads_the_tokens() -> None:
                 block.mlp.gate.weight[1:] *= 0.1
         losses = run(trainer, 25)
         assert losses[-1] < losses[0]
-        trainer.routers.take_counts()
+        trainer.objective.routers.take_counts()
         run(trainer, 1)
         crowded.append(
-            max(float(n.max() / n.mean()) for n in trainer.routers.take_counts().values())
+            max(float(n.max() / n.mean()) for n in trainer.objective.routers.take_counts().values())
         )
     assert crowded[1] < 2 < crowded[0]
 
