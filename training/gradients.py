@@ -21,7 +21,7 @@ from .objective import Objective
 from .recipe import TrainingRecipe
 from .workers import BatchWorkers
 
-__all__ = ["BatchGradients"]
+__all__ = ["BatchGradients", "check_processes"]
 
 Part = tuple[Tensor, Tensor]
 
@@ -47,13 +47,7 @@ class BatchGradients:
 
         Raises:
             DataError: too few tokens.
-            ConfigError: the processes cannot share the parts of a batch evenly.
         """
-        if recipe.micro_batch_size % processes.count:
-            raise ConfigError(
-                f"{processes.count} processes cannot share parts of {recipe.micro_batch_size} "
-                "windows; change batch_size or accumulation"
-            )
         self.order = WindowOrder(len(ids), context=recipe.max_seq_len, seed=recipe.seed)
         """Which window stands at which position."""
         is_one_part = recipe.dropout > 0 or recipe.compile or processes.count > 1
@@ -137,3 +131,14 @@ class BatchGradients:
         """A part's share of the mean loss, and what is differentiated."""
         loss, objective = self._objective.with_penalty(inputs, targets)
         return loss / self._tokens, objective * self._scale / self._tokens
+
+
+def check_processes(recipe: TrainingRecipe, processes: Processes) -> None:
+    """Raise `ConfigError` if the processes cannot share what the recipe asks for."""
+    if recipe.micro_batch_size % processes.count:
+        raise ConfigError(
+            f"{processes.count} processes cannot share parts of {recipe.micro_batch_size} "
+            "windows; change batch_size or accumulation"
+        )
+    if recipe.compile and processes.count > 1:
+        raise ConfigError("compile works in one process alone; leave it out")

@@ -25,7 +25,7 @@ from llmserve.model.transformer import Transformer
 from .checkpoints import TrainingState
 from .distributed import ALONE, Processes
 from .distributed_weights import local, number, shard_model
-from .gradients import BatchGradients
+from .gradients import BatchGradients, check_processes
 from .monitor_layers import LayerFigures, LayerMeter
 from .objective import Objective, Precision, recompute_blocks
 from .optimizer import make_optimizer
@@ -73,9 +73,10 @@ class Trainer:
 
         Raises:
             DataError: too few tokens.
-            ConfigError: the processes cannot share the parts of a batch evenly, or the model is to
-                be compiled and there is no compiler.
+            ConfigError: several processes that cannot share the parts of a batch evenly, or are to
+                compile the model; or there is no compiler for it.
         """
+        check_processes(recipe, processes)
         self.model = model
         """Changed in place by `run_step`."""
         self.processes = processes

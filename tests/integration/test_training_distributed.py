@@ -98,19 +98,25 @@ def test_shards_of_two_are_gone_on_with_by_one(
     assert Checkpoint.open(out / "model").names()
 
 
-def test_processes_that_cannot_share_a_batch_evenly_are_refused(text: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="3 processes cannot share parts of 2"):
+@pytest.mark.parametrize(
+    ("changes", "count", "message"),
+    [({}, 3, "3 processes cannot share parts of 2"), ({"compile": True}, 2, "one process alone")],
+)
+def test_what_processes_cannot_share_is_refused(
+    text: Path, tmp_path: Path, changes: dict[str, bool], count: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
         run_training(
-            tiny_recipe(),
+            tiny_recipe(**changes),
             [str(text)],
             tmp_path / "run",
             reporter=SilentReporter(),
-            processes=_Pretended(0, 3),
+            processes=_Pretended(0, count),
         )
 
 
 class _Pretended(Processes):
-    """Three processes of which two do not exist."""
+    """Several processes of which one exists."""
 
     __slots__ = ()
 
