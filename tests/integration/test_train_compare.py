@@ -11,32 +11,10 @@ from llmserve.cli import main
 from support.training_runs import SEPARATOR, write_text
 
 TINY = [
-    "--vocab-size",
-    "300",
-    "--held-out",
-    "0.1",
-    "--hidden-size",
-    "16",
-    "--num-layers",
-    "2",
-    "--num-heads",
-    "2",
-    "--num-kv-heads",
-    "1",
-    "--intermediate-size",
-    "24",
-    "--max-seq-len",
-    "16",
-    "--batch-size",
-    "4",
-    "--warmup-steps",
-    "2",
-    "--precision",
-    "float32",
-    "--threads",
-    "1",
-    "--evaluate-every",
-    "4",
+    *("--vocab-size", "300", "--held-out", "0.1", "--hidden-size", "16", "--num-layers", "2"),
+    *("--num-heads", "2", "--num-kv-heads", "1", "--intermediate-size", "24"),
+    *("--max-seq-len", "16", "--batch-size", "4", "--warmup-steps", "2"),
+    *("--precision", "float32", "--threads", "1", "--evaluate-every", "4"),
 ]
 
 

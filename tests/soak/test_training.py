@@ -17,7 +17,12 @@ from support.training_runs import SEPARATOR, write_text
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 
-TINY = ["--vocab-size", "300", "--held-out", "0.1", "--hidden-size", "16", "--num-layers", "1", "--num-heads", "2", "--num-kv-heads", "1", "--intermediate-size", "24", "--max-seq-len", "16", "--batch-size", "4", "--accumulation", "2", "--warmup-steps", "2", "--precision", "float32", "--threads", "1"]
+TINY = [
+    *("--vocab-size", "300", "--held-out", "0.1", "--hidden-size", "16", "--num-layers", "1"),
+    *("--num-heads", "2", "--num-kv-heads", "1", "--intermediate-size", "24"),
+    *("--max-seq-len", "16", "--batch-size", "4", "--accumulation", "2", "--warmup-steps", "2"),
+    *("--precision", "float32", "--threads", "1"),
+]
 
 
 def command(out: Path, *options: str) -> list[str]:
