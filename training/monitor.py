@@ -26,6 +26,10 @@ from .trainer import StepResult
 
 __all__ = ["Monitor"]
 
+_PAGE_GROWTH = 1.02
+"""How much longer the log has become when the page is made anew: work for all pages together then
+grows as the log does, not as its square."""
+
 
 class Monitor:
     """The files that a run's first process writes about it; leaving the block closes them."""
@@ -43,10 +47,11 @@ class Monitor:
         """`step` are done; what was logged after them is dropped."""
         self._folder, self._facts, self._title = folder, facts, title
         self._log = TrainingLog(folder.log, last_step=step)
+        self._num_lines, self._lines_on_page = len(read_log(folder.log)), 0
         self._events = EventFile(folder.tensorboard, first_step=step + 1)
         self._flops_share = flops_per_token / peak_flops
         self._results: list[tuple[int, StepResult]] = []
-        self._skipped = 0
+        self._skipped = self._skipped_unsaid = 0
 
     def __enter__(self) -> Monitor:
         return self
@@ -81,6 +86,7 @@ class Monitor:
         results, skipped = self._results, self._skipped
         self._results, self._skipped = [], 0
         if not results:
+            self._skipped_unsaid += skipped
             return None
         tokens_per_s = tokens * (len(results) + skipped) / seconds
         worst_step, worst = max(results, key=lambda result: result[1].loss)
@@ -94,8 +100,9 @@ class Monitor:
             "grad_norm": sum(result.grad_norm for _, result in results) / len(results),
             "tokens_per_s": tokens_per_s,
             "mfu": tokens_per_s * self._flops_share,
-            "skipped": skipped,
+            "skipped": skipped + self._skipped_unsaid,
         }
+        self._skipped_unsaid = 0
         if last.layers is not None:
             line["grad_norms"] = last.layers.grad_norms
             line["update_ratios"] = last.layers.update_ratios
@@ -108,17 +115,20 @@ class Monitor:
         return line
 
     def write_evaluation(self, step: int, loss: float, dead_units: dict[str, float]) -> None:
-        """Log an evaluation, and bring the page up to date."""
+        """Log an evaluation, and bring the page up to date if there is enough that is new."""
         self._write({"step": step, "held_out_loss": loss, "dead_units": dead_units})
-        self.write_page()
+        if self._num_lines >= _PAGE_GROWTH * self._lines_on_page:
+            self.write_page()
 
     def write_page(self) -> list[Finding]:
         """Write the page anew; what it says in words."""
         lines = read_log(self._folder.log)
+        self._lines_on_page = len(lines)
         findings = diagnose(lines, self._facts)
         write_bytes(self._folder.page, render_page(self._title, lines, findings).encode())
         return findings
 
     def _write(self, line: dict[str, Any]) -> None:
+        self._num_lines += 1
         self._log.write(line)
         self._events.write(line)

@@ -33,7 +33,7 @@ from .trainer import Trainer
 
 __all__ = ["Reporter", "RunLoop", "RunOutcome"]
 
-_PROBE_WINDOWS = 16
+_PROBE_WINDOWS = 8
 """Held-out windows that are looked at for dead units."""
 
 
