@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -73,9 +74,11 @@ def run(args: argparse.Namespace) -> int:
         figures = compare(
             recipe, args.vary, args.text, args.out, seeds=args.seeds, reporter=reporter
         )
-    if figures is None:
+    if isinstance(figures, int):
         print(f"stopped; the same command goes on ({args.out})", file=sys.stderr)
-        raise KeyboardInterrupt
+        if figures == signal.SIGINT:
+            raise KeyboardInterrupt
+        return 0
     if args.json:
         print(json.dumps([asdict(one) for one in figures]))
     else:

@@ -36,7 +36,7 @@ def compare(
     *,
     seeds: int,
     reporter: Reporter,
-) -> list[Compared] | None:
+) -> list[Compared] | int:
     """Train all variants under `out` and write `comparison.json` and `comparison.html` there.
 
     Args:
@@ -48,7 +48,7 @@ def compare(
         reporter: Told of progress.
 
     Returns:
-        The figures, the base first; None if a signal stopped it.
+        The figures, the base first; or the number of the signal that stopped it.
 
     Raises:
         ConfigError: the recipe has minutes, or an axis does not exist.
@@ -56,8 +56,9 @@ def compare(
     if base.steps is None:
         raise ConfigError("a comparison needs steps, not minutes: its variants get equal compute")
     variants = make_variants(base, axes)
-    if not _run(variants[0], 0, sources, out, reporter):
-        return None
+    stopped_by = _run(variants[0], 0, sources, out, reporter)
+    if stopped_by is not None:
+        return stopped_by
     # The base's run has made the tokenizer, which all share, and so the vocabulary.
     tokenizer = out / _folder(variants[0], 0) / "tokenizer"
     vocab_size = Tokenizer.load(tokenizer).vocab_size
@@ -68,12 +69,12 @@ def compare(
     variants = with_equal_compute(variants, flops_of)
     for variant in variants:
         for seed in range(seeds):
-            is_base = (variant.name, seed) == ("base", 0)
+            if (variant.name, seed) == ("base", 0):
+                continue
             shared = replace(variant.recipe, tokenizer=str(tokenizer))
-            if not is_base and not _run(
-                Variant(variant.name, shared), seed, sources, out, reporter
-            ):
-                return None
+            stopped_by = _run(Variant(variant.name, shared), seed, sources, out, reporter)
+            if stopped_by is not None:
+                return stopped_by
     figures = [_figures(variant, seeds, out, flops_of(variant.recipe)) for variant in variants]
     write_json(out / "comparison.json", [asdict(one) for one in figures])
     write_bytes(out / "comparison.html", render_comparison_page(figures).encode())
@@ -86,13 +87,12 @@ def _folder(variant: Variant, seed: int) -> str:
 
 def _run(
     variant: Variant, seed: int, sources: Sequence[str], out: Path, reporter: Reporter
-) -> bool:
-    """Train one variant; False if a signal stopped it."""
+) -> int | None:
+    """Train one variant; the signal that stopped it, if one did."""
     folder = _folder(variant, seed)
     reporter.note(f"--- {folder}: {variant.recipe.steps} steps")
     recipe = replace(variant.recipe, seed=variant.recipe.seed + seed)
-    outcome = run_training(recipe, sources, out / folder, reporter=reporter)
-    return outcome.result is not None
+    return run_training(recipe, sources, out / folder, reporter=reporter).stopped_by
 
 
 def _figures(variant: Variant, seeds: int, out: Path, flops_per_token: int) -> Compared:
