@@ -37,7 +37,7 @@ class Compared:
     tokens_per_s: float
     """Tokens trained on in a second."""
     curve: tuple[tuple[float, float], ...]
-    """Share of the training done, and held-out loss; of the first seed."""
+    """Share of the training done and held-out loss, at evaluations; of the first seed."""
 
 
 def render_comparison(figures: Sequence[Compared]) -> str:

@@ -113,7 +113,7 @@ def _figures(variant: Variant, seeds: int, out: Path, flops_per_token: int) -> C
         flops=flops_per_token * results[0]["trained_tokens"],
         seconds=fmean(result["seconds"] for result in results),
         tokens_per_s=fmean(result["tokens_per_s"] for result in results),
-        curve=(*curve, (1.0, losses[0])),
+        curve=tuple(curve) or ((1.0, losses[0]),),
     )
 
 

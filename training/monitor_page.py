@@ -34,7 +34,7 @@ ul.findings li { background: var(--card); border: 1px solid var(--rule); border-
 ul.findings b { color: var(--kind); margin-right: 6px; }
 .charts { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); }
 section { background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
-  padding: 14px 16px 10px; } svg { display: block; width: 100%; height: auto; }
+  padding: 14px 16px 10px; } svg { display: block; width: 100%; max-width: 760px; height: auto; }
 section p { color: var(--soft); font-size: 13px; margin: 0 0 8px; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; } text.y { text-anchor: end; }
 text.x, text.unit { text-anchor: middle; } .grid { stroke: var(--rule); }
