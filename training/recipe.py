@@ -188,6 +188,8 @@ class TrainingRecipe:
             intermediate_size=self.intermediate_size,
             max_seq_len=self.max_seq_len,
             positions=self.positions,
+            # Beside sinusoids of amplitude 1, fresh embeddings are not heard (1706.03762, 3.4).
+            embedding_scale=self.hidden_size**0.5 if self.positions == "sinusoidal" else 1.0,
             norm=self.norm,
             activation=self.activation,
             attention_bias=self.bias,
