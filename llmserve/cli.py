@@ -21,6 +21,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("llmserve.training.cli_data", "make a training text, or clean one"),
     "tokenizer": ("llmserve.training.cli_tokenizer", "train tokenizers, and compare them"),
     "train": ("llmserve.training.cli_train", "train a model from text, or resume its training"),
+    "train compare": (
+        "llmserve.training.cli_compare",
+        "train variants of a recipe at equal compute, side by side",
+    ),
     "quantize": ("llmserve.export.cli_quantize", "make a model smaller and say what that cost"),
     "lineage": ("llmserve.training.cli_lineage", "what a model was made from, verified"),
     "export": ("llmserve.export.cli_export", "convert a model for other programs"),
@@ -34,7 +38,8 @@ VERBS: dict[str, tuple[str, str]] = {
         "replay recorded traffic on the engine with a virtual clock",
     ),
 }
-"""Verb → module that defines `add_arguments(parser)` and `run(args) -> int`, and a summary."""
+"""Verb, of one word or two → module that defines `add_arguments(parser)` and `run(args) -> int`,
+and a summary."""
 
 _EXAMPLES = """\
 a first tour:
@@ -78,9 +83,10 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help()
         return 0
-    if arguments[0] not in VERBS:
+    length = 2 if " ".join(arguments[:2]) in VERBS else 1
+    verb = " ".join(arguments[:length])
+    if verb not in VERBS:
         parser.parse_args(arguments)  # --help, --version, or an unknown verb: exits
-    verb = arguments[0]
     module_name, summary = VERBS[verb]
     module = import_module(module_name)
     verb_parser = argparse.ArgumentParser(
@@ -89,7 +95,7 @@ def _run(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(verb_parser)
-    code: int = module.run(verb_parser.parse_args(arguments[1:]))
+    code: int = module.run(verb_parser.parse_args(arguments[length:]))
     return code
 
 

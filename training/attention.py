@@ -1,4 +1,4 @@
-"""Attention for training: as matrix products in bfloat16, and within documents that share a row.
+"""Attention for training: as matrix products in two bytes, and within documents that share a row.
 
 T tokens, H query heads, K key-value heads, D head_dim. torch's fused attention keeps no [T, T]
 scores, but its backward pass on a CPU runs at a fraction of the speed of plain bfloat16 matrix
@@ -27,18 +27,18 @@ _MAX_MATRIX_CONTEXT = 1024
 """Longest context whose scores are kept whole."""
 
 
-def make_attention(config: ModelConfig, positions: Tensor | None, *, in_bfloat16: bool) -> Attend:
+def make_attention(config: ModelConfig, positions: Tensor | None, *, is_mixed: bool) -> Attend:
     """The attention of a batch of training rows.
 
     Args:
         config: The model.
         positions: [B, T], each token's place in its document; None: every row is one text.
-        in_bfloat16: Whether products are made in bfloat16.
+        is_mixed: Whether products are made in a type of two bytes.
 
     Raises:
-        ConfigError: bfloat16 for a model whose scores are capped.
+        ConfigError: such a type for a model whose scores are capped.
     """
-    if in_bfloat16 and config.max_seq_len <= _MAX_MATRIX_CONTEXT:
+    if is_mixed and config.max_seq_len <= _MAX_MATRIX_CONTEXT:
         return MatrixAttention(config, positions)
     return CausalAttention(config) if positions is None else PackedAttention(config, positions)
 
@@ -67,7 +67,9 @@ class MatrixAttention:
         Raises `ConfigError` for a model whose scores are capped.
         """
         if config.attention_softcap is not None:
-            raise ConfigError("attention_softcap is not supported in bfloat16 training")
+            raise ConfigError(
+                "attention_softcap is not supported in training with bfloat16 or float16"
+            )
         self._config = config
         self._masks = None if positions is None else _DocumentMasks(positions)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from llmserve.model.transformer import Transformer
 from llmserve.model.weights import canonical_tensors
 
-from .checkpoints import save_weights
+from .checkpoints import load_final_weights, save_weights
 from .curve import draw_loss_curve
 from .data_windows import evaluate_text
 from .evaluation import HeldOutFigures, unigram_loss
@@ -31,24 +32,23 @@ def finish_run(
     text: PreparedText,
     trainer: Trainer,
 ) -> dict[str, Any]:
-    """Write what a finished run leaves and return its figures; the record of them comes last."""
-    loss, num_tokens = evaluate_text(
-        trainer.model, text.held_out, recipe, end_id=text.tokenizer.eos_token_id
-    )
-    figures = HeldOutFigures(
-        loss=loss,
-        unigram_loss=unigram_loss(
-            text.train.ids[:], text.held_out.ids[:], trainer.model.config.vocab_size
-        ),
-        num_tokens=num_tokens,
-        num_bytes=text.held_out.text_bytes,
-    )
-    tensors = canonical_tensors(trainer.model)
+    """Write what a finished run leaves and return its figures; the record of them comes last.
+
+    The model is that of the last checkpoint, or of the best where the recipe may stop early; its
+    weights are the averaged ones where the recipe averages.
+    """
+    path = folder.best_checkpoint() if recipe.early_stop is not None else None
+    path = path or folder.last_checkpoint()
+    assert path is not None, "a run ends with a checkpoint"
+    model = Transformer(trainer.model.config)
+    load_final_weights(path, model)
+    figures = _evaluate(model, text, recipe)
+    tensors = canonical_tensors(model)
     weights = {name: tensor.numpy() for name, tensor in tensors.items()}
-    lineage = make_lineage(record, trainer.model.config, weights)
+    lineage = make_lineage(record, model.config, weights)
     save_weights(
         folder.model,
-        trainer.model,
+        model,
         tokenizer=folder.tokenizer,
         extra_files={
             LINEAGE_FILE: f"{json.dumps(lineage, indent=2)}\n".encode(),
@@ -61,6 +61,19 @@ def finish_run(
     result = make_result(figures, trainer)
     folder.write_result(result)
     return result
+
+
+def _evaluate(model: Transformer, text: PreparedText, recipe: TrainingRecipe) -> HeldOutFigures:
+    """The figures of the whole held-out text, in float32."""
+    loss, num_tokens = evaluate_text(
+        model, text.held_out, recipe, end_id=text.tokenizer.eos_token_id
+    )
+    return HeldOutFigures(
+        loss=loss,
+        unigram_loss=unigram_loss(text.train.ids[:], text.held_out.ids[:], model.config.vocab_size),
+        num_tokens=num_tokens,
+        num_bytes=text.held_out.text_bytes,
+    )
 
 
 def _evaluation_text(text: PreparedText) -> bytes:

@@ -5,7 +5,8 @@
     tokenizer/, tokens/     the text as numbers
     checkpoints/step-N/     a model folder, the optimizer's state and the place in the text
     checkpoints/last.json   which of them to go on from; best.json: lowest held-out loss
-    training_log.jsonl      and loss.png, the curve
+    training_log.jsonl      what was measured; tensorboard/: the same for TensorBoard
+    training.html, loss.png the same to look at
     model/                  the finished model; result.json: its figures
 
 Everything is written through `durable`, a checkpoint as one folder that appears whole; `last.json`
@@ -35,7 +36,15 @@ __all__ = ["RunFolder"]
 _LOCK = "run.lock"
 _RUN = "run.json"
 _CONTENT = (
-    *("checkpoints", "cleaning.json", "loss.png", "model", "result.json", "tokenizer", "tokens"),
+    "checkpoints",
+    "cleaning.json",
+    "loss.png",
+    "model",
+    "result.json",
+    "tensorboard",
+    "tokenizer",
+    "tokens",
+    "training.html",
     LOG_NAME,
 )
 _STEP = re.compile(r"\.?(step-\d{8,})")
@@ -57,6 +66,10 @@ class RunFolder:
         """The log."""
         self.picture = path / "loss.png"
         """The loss curve."""
+        self.page = path / "training.html"
+        """The page about the run."""
+        self.tensorboard = path / "tensorboard"
+        """Event files."""
         self.model = path / "model"
         """The finished model folder."""
         self._checkpoints = path / "checkpoints"
@@ -114,17 +127,20 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def new_checkpoint(self, step: int, *, keep: int) -> Iterator[Path]:
+    def new_checkpoint(
+        self, step: int, *, keep: int, keep_every: int | None = None
+    ) -> Iterator[Path]:
         """A folder to write the checkpoint of `step` into; it becomes the last one.
 
-        The `keep` newest, and the best, stay; older ones go.
+        The `keep` newest, the best and those of steps that `keep_every` divides stay; others go,
+        now that the new one is on the disk.
         """
         self._checkpoints.mkdir(exist_ok=True)
         name = f"step-{step:08d}"
         with StagedFolder(self._checkpoints / name, overwrite=True) as staged:
             yield staged.path
         write_json(self._checkpoints / "last.json", {"folder": name})
-        self._retain(keep)
+        self._retain(keep, keep_every)
 
     def mark_if_best(self, step: int, held_out_loss: float) -> None:
         """Point `best.json` at the checkpoint of `step` if none before had as low a loss."""
@@ -133,13 +149,24 @@ class RunFolder:
             return
         write_json(path, {"folder": f"step-{step:08d}", "held_out_loss": held_out_loss})
 
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint with the lowest held-out loss, its files checked; None before the first.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        return self._verified("best.json")
+
     def last_checkpoint(self) -> Path | None:
         """The checkpoint to go on from, its files checked; None before the first.
 
         Raises:
             CheckpointError: it is damaged.
         """
-        path = self._pointed("last.json")
+        return self._verified("last.json")
+
+    def _verified(self, pointer: str) -> Path | None:
+        path = self._pointed(pointer)
         if path is not None:
             verify_manifest(path)
         return path
@@ -148,11 +175,12 @@ class RunFolder:
         path = self._checkpoints / pointer
         return self._checkpoints / str(read_json(path)["folder"]) if path.is_file() else None
 
-    def _retain(self, keep: int) -> None:
+    def _retain(self, keep: int, keep_every: int | None) -> None:
         folders = sorted(path for path in self._checkpoints.glob("step-*") if path.is_dir())
         best = self._pointed("best.json")
         for path in folders[:-keep]:
-            if path != best:
+            is_periodic = keep_every is not None and _step_of(path) % keep_every == 0
+            if path != best and not is_periodic:
                 shutil.rmtree(path)
 
     def _make(self) -> None:
@@ -176,3 +204,7 @@ class RunFolder:
                 sweep_stale(self._checkpoints, match[1])
         for name in (*_CONTENT, _RUN):
             sweep_stale(self.path, name)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))

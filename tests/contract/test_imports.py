@@ -108,13 +108,15 @@ DOORS: dict[str, tuple[str, ...]] = {
     "tokenizers": ("llmserve/text/*",),
     "torch": (
         "benchmarks/peer_transformers.py",
+        "benchmarks/train_plain.py",
+        "benchmarks/train_transformers.py",
         "export/*",
         "llmserve/model/*",
         "llmserve/quant/bnb.py",
         "llmserve/runners/torch_*.py",
         "training/*",
     ),
-    "transformers": ("benchmarks/peer_transformers.py",),
+    "transformers": ("benchmarks/peer_transformers.py", "benchmarks/train_transformers.py"),
     "uvicorn": ("server/*",),
     "uvloop": ("server/*",),
 }

@@ -112,10 +112,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("in_bfloat16", [False, True])
-def test_a_packed_document_is_computed_as_if_it_stood_alone(name: str, in_bfloat16: bool) -> None:
-    """`in_bfloat16` picks the form of the attention; the numbers are float32 in both."""
-    if in_bfloat16 and name == "softcap":
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_a_packed_document_is_computed_as_if_it_stood_alone(name: str, is_mixed: bool) -> None:
+    """`is_mixed` picks the form of the attention; the numbers are float32 in both."""
+    if is_mixed and name == "softcap":
         pytest.skip("refused by name")
     config = tiny_config(**VARIANTS[name])
     model = Transformer(config)
@@ -123,7 +123,7 @@ def test_a_packed_document_is_computed_as_if_it_stood_alone(name: str, in_bfloat
     sizes = [5, 16, 3, 40, 1, 9, 2, 11]
     windows, ids = make_windows(sizes)
     inputs, targets, positions = windows.read(0, windows.windows_per_epoch)
-    attend = make_attention(config, positions, in_bfloat16=in_bfloat16)
+    attend = make_attention(config, positions, is_mixed=is_mixed)
     packed = model(inputs, attend, positions)
     total = functional.cross_entropy(packed.flatten(0, 1), targets.flatten(), reduction="sum")
     gradients = torch.autograd.grad(total, list(model.parameters()))
@@ -150,6 +150,6 @@ def test_without_the_mask_documents_would_see_each_other() -> None:
     model.initialize(torch.Generator().manual_seed(1))
     windows, _ = make_windows([5, 9])
     inputs, _, positions = windows.read(0, 1)
-    kept = model(inputs, make_attention(config, positions, in_bfloat16=False), positions)
-    mixed = model(inputs, make_attention(config, None, in_bfloat16=False), positions)
+    kept = model(inputs, make_attention(config, positions, is_mixed=False), positions)
+    mixed = model(inputs, make_attention(config, None, is_mixed=False), positions)
     assert (kept - mixed).abs().max() > 1e-3
