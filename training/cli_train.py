@@ -15,7 +15,7 @@ from llmserve.errors import MissingDependencyError
 
 from .recipe import TrainingRecipe, field_docs, load_recipe, recipe_names
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "add_recipe_options", "check_installed", "run"]
 
 _DESCRIPTION = """\
 Train a language model on text and write it as a model folder, OUT/model.
@@ -55,12 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="print the final figures alone")
     parser.add_argument("--json", action="store_true", help="print the final figures as JSON")
-    _add_recipe_options(parser)
+    add_recipe_options(parser, TrainingRecipe)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train."""
-    _check_installed()
+    check_installed()
     from .progress_report import TerminalReporter
     from .report import render_result
     from .training_run import run_training
@@ -97,17 +97,23 @@ def _recipe(args: argparse.Namespace, overrides: dict[str, Any]) -> TrainingReci
     return load_recipe(args.recipe, overrides)
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raise `MissingDependencyError` unless torch is installed."""
     try:
         import torch  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError("torch", extra="train", feature="training") from error
 
 
-def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+def add_recipe_options(
+    parser: argparse.ArgumentParser, recipe: type, *, leave_out: str = ""
+) -> None:
+    """Make every field of a class of recipes an option, but the one that is left out."""
     group = parser.add_argument_group("recipe", "each replaces what the recipe says")
-    hints, docs = get_type_hints(TrainingRecipe), field_docs()
-    for field in fields(TrainingRecipe):
+    hints, docs = get_type_hints(recipe), field_docs(recipe)
+    for field in fields(recipe):
+        if field.name == leave_out:
+            continue
         hint, default = hints[field.name], field.default
         choices = get_args(hint) if isinstance(default, str) and get_args(hint) else None
         kind = next((k for k in (get_args(hint) or (hint,)) if k in (int, float, bool)), str)

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from llmserve.config import ModelConfig
 from llmserve.errors import ConfigError
 
-__all__ = ["TrainingRecipe", "field_docs", "load_recipe", "recipe_names"]
+__all__ = ["TrainingRecipe", "check_type", "field_docs", "load_recipe", "read_toml", "recipe_names"]
 
 _RECIPES = Path(__file__).parent / "recipes"
 
@@ -111,7 +111,7 @@ class TrainingRecipe:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), hints[field.name])
+            check_type(field.name, getattr(self, field.name), hints[field.name])
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -206,7 +206,7 @@ def load_recipe(source: str | None, overrides: Mapping[str, Any]) -> TrainingRec
     Raises:
         ConfigError: no such recipe, a file that is no TOML, an unknown key or a bad value.
     """
-    values = {} if source is None else _read_toml(_recipe_path(source))
+    values = {} if source is None else read_toml(_recipe_path(source))
     known = {field.name for field in fields(TrainingRecipe)}
     for name, given in ((source, values), ("options", overrides)):
         unknown = sorted(given.keys() - known)
@@ -226,9 +226,9 @@ def recipe_names() -> list[str]:
 
 
 @cache
-def field_docs() -> dict[str, str]:
-    """What stands beneath each field of `TrainingRecipe`: the help of its option."""
-    body = ast.parse(inspect.getsource(TrainingRecipe)).body[0]
+def field_docs(recipe: type = TrainingRecipe) -> dict[str, str]:
+    """What stands beneath each field of a class of recipes: the help of its option."""
+    body = ast.parse(inspect.getsource(recipe)).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}
     for statement, following in zip(body.body, body.body[1:], strict=False):
@@ -248,14 +248,15 @@ def _recipe_path(source: str) -> Path:
     return path
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """What the TOML file at `path` says. Raises `ConfigError` if it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: no TOML file that can be read: {error}") from error
 
 
-def _check_type(name: str, value: object, hint: Any) -> None:
+def check_type(name: str, value: object, hint: Any) -> None:
     """Refuse a value of another type than the field's; a whole number will do for a float."""
     options = get_args(hint)
     if any(isinstance(option, str) for option in options):

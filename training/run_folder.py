@@ -6,6 +6,8 @@
     checkpoints/last.json   which of them to go on from; best.json: lowest held-out loss
     training_log.jsonl      and loss.png, the curve
     model/                  the finished model; result.json: its figures
+    adapter/                of a fine-tuning with LoRA: its matrices alone; base/: what they fit,
+                            where that was quantized for the run
 
 Everything is written through `durable`, a checkpoint as one folder that appears whole; `last.json`
 is moved to it after that, and older ones are deleted only then. A process killed at any moment
@@ -33,7 +35,10 @@ __all__ = ["RunFolder"]
 
 _LOCK = "run.lock"
 _RUN = "run.json"
-_CONTENT = ("checkpoints", "loss.png", "model", "result.json", "tokenizer", "tokens", LOG_NAME)
+_CONTENT = (
+    "adapter", "base", "checkpoints", "loss.png", "model", "result.json", "tokenizer", "tokens",
+    LOG_NAME,
+)  # fmt: skip
 _STEP = re.compile(r"\.?(step-\d{8,})")
 
 
@@ -53,6 +58,10 @@ class RunFolder:
         """The loss curve."""
         self.model = path / "model"
         """The finished model folder."""
+        self.adapter = path / "adapter"
+        """The finished LoRA adapter's folder."""
+        self.base = path / "base"
+        """The quantized model that the adapter was trained on."""
         self._checkpoints = path / "checkpoints"
 
     @contextlib.contextmanager
@@ -134,6 +143,17 @@ class RunFolder:
             CheckpointError: it is damaged.
         """
         path = self._pointed("last.json")
+        if path is not None:
+            verify_manifest(path)
+        return path
+
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint with the lowest held-out loss, its files checked; None without one.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        path = self._pointed("best.json")
         if path is not None:
             verify_manifest(path)
         return path
