@@ -27,7 +27,7 @@ from .finetune_model import TunedModel
 from .finetune_rows import Row
 from .finetune_task import Task, in_batches
 
-__all__ = ["SEPARATOR", "SpanExample", "SpanTask"]
+__all__ = ["SEPARATOR", "SpanExample", "SpanTask", "best_span"]
 
 SEPARATOR = "\n\n"
 """Between question and text."""
@@ -114,7 +114,7 @@ class SpanTask(Task[SpanExample]):
 
         def compute(batch: list[SpanExample]) -> list[str]:
             scores = self._scores(model, batch)
-            return [_best(example, row) for example, row in zip(batch, scores, strict=True)]
+            return [best_span(example, row) for example, row in zip(batch, scores, strict=True)]
 
         return in_batches(examples, compute)
 
@@ -156,7 +156,7 @@ def _token_range(
     return (inside[0], inside[-1]) if is_whole else (None, None)
 
 
-def _best(example: SpanExample, scores: Tensor) -> str:
+def best_span(example: SpanExample, scores: Tensor) -> str:
     """The text between the likeliest pair of tokens [2, T], in order and not too far apart."""
     start, end = scores[:, example.first : len(example.rows[0].ids)]
     both = start[:, None] + end[None, :]
