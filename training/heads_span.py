@@ -1,8 +1,8 @@
 """Question answering by span: which stretch of a text answers a question.
 
-The model reads question, empty line and text; its head gives every token a score for being the
-answer's first and one for being its last (arXiv:1810.04805, section 4.2). The likeliest pair in
-the text, in the right order, is the answer.
+The model reads the question, a new line and the text, as the server puts them; its head gives every
+token a score for being the answer's first and one for being its last (arXiv:1810.04805, section
+4.2). The likeliest pair in the text, in the right order, is the answer.
 
 Shapes: B rows, T tokens.
 """
@@ -27,12 +27,12 @@ from .finetune_model import TunedModel
 from .finetune_rows import Row
 from .finetune_task import Task, in_batches
 
-__all__ = ["SEPARATOR", "SpanExample", "SpanTask", "best_span"]
+__all__ = ["QUESTION_END", "SpanExample", "SpanTask", "best_span"]
 
-SEPARATOR = "\n\n"
+QUESTION_END = "\n"
 """Between question and text."""
 
-_MAX_ANSWER_TOKENS = 64
+_MAX_ANSWER_TOKENS = 30
 """Longest answer that is looked for."""
 
 
@@ -65,17 +65,15 @@ class SpanTask(Task[SpanExample]):
         """Question and text, cut at the text's end. The first of several answers is learned."""
         question, context = row.text("question"), row.text("context")
         answers = _answers(row, context)
-        text = question + SEPARATOR + context
-        [(ids, offsets)] = self._tokenizer.encode_with_offsets([text])
-        fitted = lengths.fit(TokenRow(tuple(ids)), row.place)
+        before = self._tokenizer.encode(question + QUESTION_END)
+        [(ids, offsets)] = self._tokenizer.encode_with_offsets([context], add_special_tokens=False)
+        fitted = lengths.fit(TokenRow((*before, *ids)), row.place)
         if fitted is None:
             return None
-        shift = len(question) + len(SEPARATOR)
-        # A token that the tokenizer adds is at (0, 0), and so before the text.
-        first = next((i for i, (_, high) in enumerate(offsets) if high > shift), len(ids))
+        first = len(before)
         if first >= len(fitted.ids):
             raise DataError(f"{row.place}: the question leaves no room for its text")
-        places = [(low - shift, high - shift) for low, high in offsets[first : len(fitted.ids)]]
+        places = offsets[: len(fitted.ids) - first]
         start, end = _token_range(places, *answers[0])
         return SpanExample(
             (fitted,),
@@ -83,7 +81,7 @@ class SpanTask(Task[SpanExample]):
             end=-1 if start is None or end is None else first + end,
             first=first,
             context=context,
-            offsets=tuple((max(low, 0), high) for low, high in places),
+            offsets=tuple(places),
             answers=tuple(context[low:high] for low, high in answers),
         )
 

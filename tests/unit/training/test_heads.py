@@ -141,7 +141,7 @@ def test_span_loss_and_answer_are_those_of_a_plain_search(tokenizer: Tokenizer) 
         pairs = {
             (i, j): float(scores[i, 0] + scores[j, 1])
             for i in range(len(scores))
-            for j in range(i, min(i + 64, len(scores)))
+            for j in range(i, min(i + 30, len(scores)))
         }
         low, high = max(pairs, key=lambda pair: pairs[pair])
         text = example.context[example.offsets[low][0] : example.offsets[high][1]]
