@@ -8,6 +8,7 @@ have the same tokenizer: their distributions are over the same ids.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,11 +28,21 @@ from .finetune_rows import Row
 from .finetune_task import in_batches
 from .prepare import tokenizer_sha256
 
-__all__ = ["DistillTask", "load_teacher"]
+__all__ = ["DistillTask", "Teacher", "load_teacher"]
 
 
-def load_teacher(folder: Path, tokenizer: Tokenizer) -> Transformer:
-    """The larger model, frozen.
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """The larger model."""
+
+    model: Transformer
+    """Frozen."""
+    fingerprint: str
+    """Of its folder."""
+
+
+def load_teacher(folder: Path, tokenizer: Tokenizer) -> Teacher:
+    """The larger model in a folder.
 
     Raises:
         CheckpointError: the folder cannot be used.
@@ -46,7 +57,8 @@ def load_teacher(folder: Path, tokenizer: Tokenizer) -> Transformer:
             f"teacher {folder}: has another tokenizer ({tokenizer_sha256(theirs)[:12]}) than the "
             f"student ({tokenizer_sha256(tokenizer)[:12]}); their tokens cannot be compared"
         )
-    return load_model(checkpoint, dtype=torch.float32).requires_grad_(False)
+    model = load_model(checkpoint, dtype=torch.float32).requires_grad_(False)
+    return Teacher(model, checkpoint.fingerprint)
 
 
 class DistillTask(LanguageTask):
@@ -54,7 +66,7 @@ class DistillTask(LanguageTask):
 
     def __init__(
         self,
-        teacher: Transformer,
+        teacher: Teacher,
         text: TextTask,
         chat: ChatTask,
         *,
@@ -62,7 +74,8 @@ class DistillTask(LanguageTask):
         cross_entropy: float,
     ) -> None:
         """`cross_entropy` is the share of the loss that the text itself has; 0..1."""
-        self._teacher, self._text, self._chat = teacher, text, chat
+        self._teacher, self._text, self._chat = teacher.model, text, chat
+        self.inputs = f"{teacher.fingerprint}\n{chat.inputs}"
         self._temperature, self._share = temperature, cross_entropy
 
     def example(self, row: Row, lengths: Lengths) -> Example | None:

@@ -63,6 +63,7 @@ class ChatTask(LanguageTask):
 
     def __init__(self, encoder: ChatEncoder) -> None:
         self._encoder = encoder
+        self.inputs = encoder.source
         self._end_ids: set[int] = set()
 
     def example(self, row: Row, lengths: Lengths) -> Example | None:

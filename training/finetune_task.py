@@ -30,6 +30,9 @@ class Task(ABC, Generic[E]):
     mixes_rows = False
     """Whether an example's loss depends on the others of its batch, which then stays whole."""
 
+    inputs: str = ""
+    """What else determines the loss beside rows and recipe, in words or digests."""
+
     @abstractmethod
     def example(self, row: Row, lengths: Lengths) -> E | None:
         """What `row` becomes; None if `lengths` left it out.

@@ -61,6 +61,7 @@ class ClassifyTask(Task[ClassifyExample]):
         self._labels = tuple(labels)
         self._place_of = {label: index for index, label in enumerate(labels)}
         self.head = Head(kind="sequence", labels=self._labels)
+        self.inputs = "\n".join(self._labels)
 
     def example(self, row: Row, lengths: Lengths) -> ClassifyExample | None:
         """The text, begun as the tokenizer begins a text."""

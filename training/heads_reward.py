@@ -29,6 +29,7 @@ class RewardTask(Task[Example]):
 
     def __init__(self, encoder: ChatEncoder) -> None:
         self._encoder = encoder
+        self.inputs = encoder.source
         self.head = Head(kind="sequence", labels=("reward",))
 
     def example(self, row: Row, lengths: Lengths) -> Example | None:

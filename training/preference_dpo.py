@@ -39,6 +39,7 @@ class DpoTask(Task[PairExample]):
     def __init__(self, encoder: ChatEncoder, *, beta: float) -> None:
         """Hold the model to the reference by `beta`, above 0: the more, the closer."""
         self._encoder, self._beta = encoder, beta
+        self.inputs = encoder.source
 
     def example(self, row: Row, lengths: Lengths) -> PairExample | None:
         """Chosen and rejected conversation."""

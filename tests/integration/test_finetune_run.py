@@ -81,13 +81,15 @@ def command(base: Path, data: Path, out: Path, recipe: FinetuneRecipe) -> list[s
     return options
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [*((task, "lora") for task in TASKS), ("instruct", "full"), ("classify", "full")],
+)
 def test_every_task_learns_and_leaves_a_model_folder(
     base: Path, tmp_path: Path, task: str, method: str
 ) -> None:
     data = write_rows(tmp_path / "rows.jsonl", rows_for(task))
-    more = {"teacher": str(base)} if task == "distill" else {}
+    more = {}
     if task == "distill":  # the teacher is another model than the student
         more = {"teacher": str(make_model_folder(tmp_path / "teacher", seed=1))}
     recipe = tiny_finetune_recipe(task=task, method=method, steps=20, keep="last", **more)
@@ -255,6 +257,43 @@ def test_finished_run_is_not_run_again_and_another_recipe_or_data_is_refused(
         finetune(tiny_finetune_recipe(), base, others, out)
     with pytest.raises(DataError, match="another model"):
         finetune(tiny_finetune_recipe(), make_model_folder(tmp_path / "m", seed=2), chats, out)
+
+
+def test_a_run_that_cannot_begin_removes_nothing(base: Path, chats: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    finetune(tiny_finetune_recipe(), base, chats, out)
+    before = weights_sha256(out)
+    strange = write_rows(tmp_path / "strange.jsonl", [{"prompt": f"{n}"} for n in range(20)])
+    for recipe, model, data, message in (
+        (tiny_finetune_recipe(), base, strange, "the field 'response' must be"),
+        (tiny_finetune_recipe(max_tokens=10**4), base, chats, "the model's context is 256"),
+        (tiny_finetune_recipe(), out / "model", chats, "lies in the run's folder"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            run_finetuning(recipe, model, [data], out, reporter=SilentReporter(), restart=True)
+    assert weights_sha256(out) == before
+
+
+def test_a_folder_of_another_kind_of_run_is_left_alone(
+    base: Path, chats: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"format": "llmserve-run-1"}')
+    with pytest.raises(ConfigError, match="holds no run of the format llmserve-finetune-1"):
+        finetune(tiny_finetune_recipe(), base, chats, tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").read_text() == '{"format": "llmserve-run-1"}'
+
+
+def test_another_template_under_the_same_name_is_refused(
+    base: Path, chats: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    recipe = tiny_finetune_recipe(chat_template=str(template))
+    finetune(recipe, base, chats, tmp_path / "run")
+    template.write_text("{% for m in messages %}{{ m['content'] }}\n\n{% endfor %}")
+    with pytest.raises(DataError, match="another template or teacher"):
+        finetune(recipe, base, chats, tmp_path / "run")
 
 
 def test_loss_that_is_not_finite_ends_the_run_with_the_last_checkpoint(

@@ -9,7 +9,7 @@ import torch
 
 from llmserve.errors import ConfigError
 from llmserve.text.tokenizer import Tokenizer
-from llmserve.training.distill_task import DistillTask, load_teacher
+from llmserve.training.distill_task import DistillTask, Teacher, load_teacher
 from llmserve.training.finetune_chats import ChatEncoder
 from llmserve.training.finetune_examples import IGNORED, Lengths
 from llmserve.training.finetune_language import ChatTask, TextTask
@@ -22,7 +22,9 @@ def make_task(tokenizer: Tokenizer, **settings: float) -> DistillTask:
     teacher = make_tuned().model
     with torch.no_grad():
         teacher.layers[0].mlp.down_proj.weight.neg_()
-    return DistillTask(teacher, TextTask(tokenizer), ChatTask(ChatEncoder(tokenizer)), **settings)
+    return DistillTask(
+        Teacher(teacher, "t"), TextTask(tokenizer), ChatTask(ChatEncoder(tokenizer)), **settings
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,5 +74,5 @@ def test_another_tokenizer_or_a_head_is_refused(tmp_path: Path, tokenizer: Token
     with pytest.raises(ConfigError, match="has another tokenizer"):
         load_teacher(folder, tokenizer)
     assert not any(
-        p.requires_grad for p in load_teacher(folder, Tokenizer.load(folder)).parameters()
+        p.requires_grad for p in load_teacher(folder, Tokenizer.load(folder)).model.parameters()
     )
