@@ -11,41 +11,36 @@ import torch
 from torch import Tensor
 
 from llmserve.adapters import save_adapter
-from llmserve.checkpoint import Checkpoint, save_model
+from llmserve.checkpoint import save_model
 from llmserve.families import family_of
 from llmserve.model.weights import to_stored
 from llmserve.model_folder import WeightValue
-from llmserve.strict_json import read_json
 
 from .curve import draw_loss_curve
 from .finetune_checkpoints import load_tuned_weights
 from .finetune_data import Examples
-from .finetune_recipe import FinetuneRecipe
-from .finetune_task import Task
+from .finetune_prepare import Prepared
 from .finetune_trainer import FinetuneTrainer
 from .log import LOG_NAME, read_log
+from .lora_merge import LINEAGE_FILE, extended_lineage
 from .run_folder import RunFolder
 from .run_loop import Reporter
 
 __all__ = ["finish_finetuning"]
 
-_LINEAGE = "lineage.json"
-
 
 def finish_finetuning(
     folder: RunFolder,
-    recipe: FinetuneRecipe,
+    prepared: Prepared,
     record: dict[str, Any],
-    base: Checkpoint,
-    task: Task[Any],
     trainer: FinetuneTrainer,
-    examples: Examples,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Write what a finished run leaves and return its figures; the record of them comes last.
 
     The weights of the best checkpoint, if they are to be kept, are put into the model first.
     """
+    recipe, examples = prepared.recipe, prepared.examples
     best = folder.best_checkpoint() if recipe.keep == "best" else None
     kept_step = trainer.state.step
     if best is not None:
@@ -53,8 +48,8 @@ def finish_finetuning(
         kept_step = int(best.name.removeprefix("step-"))
     after = _figures(trainer, examples)
     tensors = trainer.tuned.tensors()
-    _save_model(folder, record, base, task, trainer, tensors, reporter)
-    _save_adapter(folder, base, trainer)
+    _save_model(folder, prepared, record, tensors, reporter)
+    _save_adapter(folder, prepared)
     draw_loss_curve(folder.picture, read_log(folder.log))
     result = {
         "task": recipe.task,
@@ -82,28 +77,25 @@ def _figures(trainer: FinetuneTrainer, examples: Examples) -> dict[str, float] |
 
 def _save_model(
     folder: RunFolder,
+    prepared: Prepared,
     record: dict[str, Any],
-    base: Checkpoint,
-    task: Task[Any],
-    trainer: FinetuneTrainer,
     tensors: dict[str, Tensor],
     reporter: Reporter,
 ) -> None:
     """The whole model, in the type and, where it can be, the family of the base."""
-    config = trainer.tuned.config
+    config, base, task = prepared.tuned.config, prepared.checkpoint, prepared.task
     ids = tuple(dict.fromkeys((*task.end_ids(), *config.eos_token_ids)))
     config = dataclasses.replace(config, eos_token_ids=ids)
     family, before = family_of(config), family_of(base.config)
     if family != before:
         reporter.note(f"no class of {before} has this head: the folder is of model_type {family}")
-    lineage = _lineage(record, base, tensors)
     save_model(
         folder.model,
         config,
         {name: to_stored(t.to(getattr(torch, config.dtype))) for name, t in tensors.items()},
         copy_from=base.path,
         extra_files={
-            _LINEAGE: f"{json.dumps(lineage, indent=2)}\n".encode(),
+            LINEAGE_FILE: extended_lineage(base.path, "finetune", _stage(record, tensors)),
             LOG_NAME: folder.log.read_bytes(),
             **task.special_files(),
         },
@@ -111,9 +103,9 @@ def _save_model(
     )
 
 
-def _save_adapter(folder: RunFolder, base: Checkpoint, trainer: FinetuneTrainer) -> None:
+def _save_adapter(folder: RunFolder, prepared: Prepared) -> None:
     """LoRA's matrices, unless a new head belongs to them, and what they fit."""
-    tuned = trainer.tuned
+    tuned, base = prepared.tuned, prepared.checkpoint
     adapter = tuned.adapter()
     if adapter is None or tuned.config.head is not None:
         return
@@ -127,21 +119,16 @@ def _save_adapter(folder: RunFolder, base: Checkpoint, trainer: FinetuneTrainer)
         save_model(folder.base, base.config, values, copy_from=base.path, overwrite=True)
 
 
-def _lineage(
-    record: dict[str, Any], base: Checkpoint, tensors: dict[str, Tensor]
-) -> dict[str, Any]:
-    """The base's lineage with one more stage."""
-    path = base.path / _LINEAGE
-    lineage = read_json(path) if path.is_file() else {}
+def _stage(record: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, str]:
+    """What the lineage says of this run."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().numpy().data)
     run = json.dumps(record, sort_keys=True).encode()
-    lineage["finetune"] = {
+    return {
         "model": record["model_fingerprint"],
         "data": record["train_rows_sha256"],
         "run": hashlib.sha256(run).hexdigest(),
         "checkpoint": digest.hexdigest(),
     }
-    return lineage

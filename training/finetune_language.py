@@ -17,7 +17,7 @@ from .finetune_chats import ChatEncoder, read_chat
 from .finetune_examples import IGNORED, Example, Lengths, TokenRow, fill_up
 from .finetune_model import TunedModel
 from .finetune_rows import Row
-from .finetune_task import Task
+from .finetune_task import Task, in_batches, log_likelihood
 
 __all__ = ["ChatTask", "LanguageTask", "TextTask"]
 
@@ -39,8 +39,14 @@ class LanguageTask(Task[Example]):
 
     def figures(self, model: TunedModel, examples: Sequence[Example]) -> dict[str, float]:
         """Perplexity of the tokens to be predicted."""
-        total = sum(float(self.loss(model, [example])) for example in examples)
-        return {"perplexity": math.exp(total / sum(map(self.units, examples)))}
+
+        def compute(batch: list[Example]) -> list[float]:
+            ids, targets, _ = fill_up([example.rows[0] for example in batch])
+            found: list[float] = log_likelihood(model.logits(ids), targets).tolist()
+            return found
+
+        loss = -sum(in_batches(examples, compute)) / sum(map(self.units, examples))
+        return {"perplexity": math.exp(loss)}
 
 
 class TextTask(LanguageTask):

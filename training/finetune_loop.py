@@ -6,15 +6,11 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from llmserve.checkpoint import Checkpoint
 from llmserve.errors import TrainingError
 
 from .finetune_checkpoints import load_tuned, save_tuned
-from .finetune_data import Examples
 from .finetune_finish import finish_finetuning
-from .finetune_model import TunedModel
-from .finetune_recipe import FinetuneRecipe
-from .finetune_task import Task
+from .finetune_prepare import Prepared
 from .finetune_trainer import FinetuneTrainer, TuningStep
 from .log import TrainingLog, read_log
 from .run_folder import RunFolder
@@ -28,35 +24,28 @@ class FinetuneLoop:
     """One process's part of a run."""
 
     def __init__(
-        self,
-        folder: RunFolder,
-        recipe: FinetuneRecipe,
-        record: dict[str, Any],
-        checkpoint: Checkpoint,
-        task: Task[Any],
-        tuned: TunedModel,
-        examples: Examples,
-        reporter: Reporter,
+        self, folder: RunFolder, prepared: Prepared, record: dict[str, Any], reporter: Reporter
     ) -> None:
-        self._folder, self._recipe, self._record = folder, recipe, record
-        self._base, self._task, self._reporter = checkpoint, task, reporter
-        # The reference of preferences is the model as it is now.
+        self._folder, self._record, self._reporter = folder, record, reporter
+        self._recipe, tuned, task = prepared.recipe, prepared.tuned, prepared.task
+        # The reference of preferences is the model as it is now, before a checkpoint is loaded.
         self._examples = replace(
-            examples,
-            train=task.prepare(tuned, examples.train),
-            held_out=task.prepare(tuned, examples.held_out),
+            prepared.examples,
+            train=task.prepare(tuned, prepared.examples.train),
+            held_out=task.prepare(tuned, prepared.examples.held_out),
         )
+        self._prepared = replace(prepared, examples=self._examples)
         self._trainer = FinetuneTrainer(
             tuned,
             task,
             self._examples.train,
-            recipe,
+            self._recipe,
             precision=record["precision"],
             threads=record["threads"],
         )
         self._restore()
         self._log = TrainingLog(folder.log, last_step=self._step)
-        self._every = recipe.evaluate_every or self._trainer.steps_per_epoch
+        self._every = self._recipe.evaluate_every or self._trainer.steps_per_epoch
 
     @property
     def _step(self) -> int:
@@ -78,14 +67,7 @@ class FinetuneLoop:
                     self._checkpoint()
                     return RunOutcome(self._folder.model, None, stop.received)
         result = finish_finetuning(
-            self._folder,
-            self._recipe,
-            self._record,
-            self._base,
-            self._task,
-            self._trainer,
-            self._examples,
-            self._reporter,
+            self._folder, self._prepared, self._record, self._trainer, self._reporter
         )
         return RunOutcome(self._folder.model, result)
 

@@ -9,13 +9,10 @@ from typing import Any
 
 import torch
 
-from llmserve.checkpoint import Checkpoint
 from llmserve.errors import ConfigError, DataError
 
-from .finetune_data import SplitRows
-from .finetune_recipe import FinetuneRecipe
+from .finetune_prepare import Prepared
 from .finetune_rows import rows_sha256
-from .finetune_task import Task
 from .trainer import resolve_precision
 
 __all__ = ["check_same", "is_ours", "make_record"]
@@ -24,17 +21,16 @@ _FORMAT = "llmserve-finetune-1"
 _log = logging.getLogger("llmserve")
 
 
-def make_record(
-    recipe: FinetuneRecipe, checkpoint: Checkpoint, rows: SplitRows, task: Task[Any]
-) -> dict[str, Any]:
+def make_record(prepared: Prepared) -> dict[str, Any]:
     """The record of a new run on this machine."""
+    recipe, rows = prepared.recipe, prepared.rows
     return {
         "format": _FORMAT,
         "recipe": asdict(recipe),
-        "model_fingerprint": checkpoint.fingerprint,
+        "model_fingerprint": prepared.checkpoint.fingerprint,
         "train_rows_sha256": rows_sha256(rows.train),
         "held_out_rows_sha256": rows_sha256(rows.held_out),
-        "task_sha256": hashlib.sha256(task.inputs.encode()).hexdigest(),
+        "task_sha256": hashlib.sha256(prepared.task.inputs.encode()).hexdigest(),
         "precision": resolve_precision(recipe.precision),
         "threads": recipe.threads or torch.get_num_threads(),
         "torch": torch.__version__,

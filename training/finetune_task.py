@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -70,14 +70,10 @@ def in_batches(
 ) -> list[T]:
     """`compute` for all examples, in batches of like length; results in the examples' order."""
     results: dict[int, T] = {}
-    for indices in _batches(examples, size):
+    for indices in batches([example.length for example in examples], size):
         values = compute([examples[index] for index in indices])
         results |= dict(zip(indices, values, strict=True))
     return [results[index] for index in range(len(examples))]
-
-
-def _batches(examples: Sequence[E], size: int) -> Iterator[list[int]]:
-    return batches([example.length for example in examples], size)
 
 
 def log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:

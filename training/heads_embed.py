@@ -11,7 +11,6 @@ Shapes: B queries, N candidates, E hidden_size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +30,12 @@ __all__ = ["EmbedTask"]
 class EmbedTask(Task[Example]):
     """Rows {"query", "positive"} and, where they have one, "negative"."""
 
-    head: ClassVar[Head] = Head(kind="embedding")  # type: ignore[misc]  # never another
     mixes_rows = True
 
     def __init__(self, tokenizer: Tokenizer, *, temperature: float) -> None:
         """Divide similarities, -1..1, by `temperature`."""
         self._tokenizer, self._temperature = tokenizer, temperature
+        self.head = Head(kind="embedding")
 
     def example(self, row: Row, lengths: Lengths) -> Example | None:
         """Query, positive and, perhaps, negative."""

@@ -15,9 +15,10 @@ from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.model.weights import to_stored
 from llmserve.strict_json import read_json
 
-__all__ = ["merge_adapter", "merged"]
+__all__ = ["LINEAGE_FILE", "extended_lineage", "merge_adapter", "merged"]
 
-_LINEAGE = "lineage.json"
+LINEAGE_FILE = "lineage.json"
+"""What a folder was made from, stage by stage."""
 
 
 def merged(tensors: Mapping[str, Tensor], adapter: Adapter) -> dict[str, Tensor]:
@@ -57,8 +58,16 @@ def merge_adapter(
     tensors = {name: torch.tensor(checkpoint.float32(name)) for name in checkpoint.names()}
     wanted = getattr(torch, config.dtype)
     stored = {name: to_stored(t.to(wanted)) for name, t in merged(tensors, adapter).items()}
-    path = model / _LINEAGE
+    stage = {"model": checkpoint.fingerprint, "adapter": adapter.fingerprint}
+    lineage = extended_lineage(model, "merge", stage)
+    save_model(out, config, stored, copy_from=model, extra_files={LINEAGE_FILE: lineage})
+
+
+def extended_lineage(folder: Path, stage: str, entry: Mapping[str, str]) -> bytes:
+    """The lineage of a model folder with one more stage, as a file's content.
+
+    Raises `CheckpointError` if the lineage that lies in the folder is malformed.
+    """
+    path = folder / LINEAGE_FILE
     lineage = read_json(path) if path.is_file() else {}
-    lineage["merge"] = {"model": checkpoint.fingerprint, "adapter": adapter.fingerprint}
-    text = f"{json.dumps(lineage, indent=2)}\n".encode()
-    save_model(out, config, stored, copy_from=model, extra_files={_LINEAGE: text})
+    return f"{json.dumps({**lineage, stage: dict(entry)}, indent=2)}\n".encode()
