@@ -36,9 +36,16 @@ __all__ = ["RunFolder"]
 _LOCK = "run.lock"
 _RUN = "run.json"
 _CONTENT = (
-    "adapter", "base", "checkpoints", "loss.png", "model", "result.json", "tokenizer", "tokens",
+    "adapter",
+    "base",
+    "checkpoints",
+    "loss.png",
+    "model",
+    "result.json",
+    "tokenizer",
+    "tokens",
     LOG_NAME,
-)  # fmt: skip
+)
 _STEP = re.compile(r"\.?(step-\d{8,})")
 
 
@@ -136,24 +143,24 @@ class RunFolder:
             return
         write_json(path, {"folder": f"step-{step:08d}", "held_out_loss": held_out_loss})
 
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint with the lowest held-out loss, its files checked; None before the first.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        return self._verified("best.json")
+
     def last_checkpoint(self) -> Path | None:
         """The checkpoint to go on from, its files checked; None before the first.
 
         Raises:
             CheckpointError: it is damaged.
         """
-        path = self._pointed("last.json")
-        if path is not None:
-            verify_manifest(path)
-        return path
+        return self._verified("last.json")
 
-    def best_checkpoint(self) -> Path | None:
-        """The checkpoint with the lowest held-out loss, its files checked; None without one.
-
-        Raises:
-            CheckpointError: it is damaged.
-        """
-        path = self._pointed("best.json")
+    def _verified(self, pointer: str) -> Path | None:
+        path = self._pointed(pointer)
         if path is not None:
             verify_manifest(path)
         return path
