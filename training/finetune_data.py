@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmserve.errors import DataError
+from llmserve.errors import DataError, RequestError
 
 from .finetune_examples import Example, Lengths
 from .finetune_recipe import FinetuneRecipe
@@ -73,7 +73,7 @@ def make_examples(task: Task[Any], rows: SplitRows, recipe: FinetuneRecipe, limi
     notes: list[str] = []
     for side, part in (("train", rows.train), ("held_out", rows.held_out)):
         lengths = Lengths(limit, recipe.overlong)
-        examples = [task.example(row, lengths) for row in part]
+        examples = [_example(task, row, lengths) for row in part]
         made[side] = [example for example in examples if example is not None]
         if side == "train":  # nothing can be learned from an answer that was cut off
             useful = [example for example in made[side] if task.units(example)]
@@ -91,3 +91,10 @@ def make_examples(task: Task[Any], rows: SplitRows, recipe: FinetuneRecipe, limi
             f"no row is left to train on: all {len(rows.train)} were longer than {limit} tokens"
         )
     return Examples(made["train"], made["held_out"], notes, counts)
+
+
+def _example(task: Task[Any], row: Row, lengths: Lengths) -> Example | None:
+    try:
+        return task.example(row, lengths)
+    except RequestError as error:  # a text that the tokenizer cannot take
+        raise DataError(f"{row.place}: {error}") from error
