@@ -20,7 +20,7 @@ from llmserve.config import Head, ModelConfig
 from llmserve.errors import ConfigError
 from llmserve.model.attention import CausalAttention
 from llmserve.model.transformer import Transformer
-from llmserve.model.weights import canonical_tensors, load_model
+from llmserve.model.weights import canonical_tensors, load_parameters
 from llmserve.quant.layout import AnyQuantizedLinear
 
 from .finetune_frozen import freeze_layers, quantized_layers
@@ -30,6 +30,7 @@ from .lora_weights import LoraWeights
 
 __all__ = ["TunedModel", "open_tuned"]
 
+_HEADS = ("score", "qa_outputs")
 _HEAD_STD = 0.02
 
 
@@ -62,7 +63,7 @@ class TunedModel:
         head = {
             name: parameter
             for name, parameter in self.model.named_parameters()
-            if name.startswith(("score.", "qa_outputs."))
+            if name.partition(".")[0] in _HEADS
         }
         return {**self.lora.parameters(), **head}
 
@@ -109,47 +110,49 @@ def open_tuned(checkpoint: Checkpoint, recipe: FinetuneRecipe, head: Head | None
             to adapt, or nf4 no layer to quantize.
         MissingDependencyError: qlora without bitsandbytes.
     """
-    base = load_model(checkpoint, dtype=torch.float32)
-    model = base if base.config.head == head else _with_head(base, head, recipe.seed)
-    model.dropout = recipe.dropout
-    for block in model.layers:
-        block.dropout = recipe.dropout  # type: ignore[assignment]  # blocks are Modules to it
+    if head is None and checkpoint.config.head is not None:
+        raise ConfigError(
+            f"the model has a head ({checkpoint.config.head.kind}) in place of the output layer "
+            "that this task trains; give the model that it was made from"
+        )
+    frozen = (
+        {}
+        if recipe.method == "full"
+        else quantized_layers(checkpoint, to_nf4=recipe.method == "qlora")
+    )
+    with torch.device("meta"):  # frozen layers never exist as floats
+        config = dataclasses.replace(checkpoint.config, head=head)
+        model = Transformer(config, dropout=recipe.dropout)
+    freeze_layers(model, frozen)
+    _fill(model, checkpoint, recipe.seed)
     if recipe.method == "full":
         return TunedModel(model, None, {})
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
     lora = LoraWeights(
-        model.config,
+        config,
         recipe.target_names(),
         rank=recipe.lora_rank,
         alpha=recipe.lora_alpha,
         seed=recipe.seed,
     )
-    frozen = quantized_layers(checkpoint, to_nf4=recipe.method == "qlora")
-    freeze_layers(model, frozen)
     tuned = TunedModel(model, lora, frozen)
     for parameter in tuned.trainable().values():
         parameter.requires_grad_(True)
     return tuned
 
 
-def _with_head(base: Transformer, head: Head | None, seed: int) -> Transformer:
-    if head is None:
-        found = base.config.head
-        raise ConfigError(
-            f"the model has a head ({found.kind if found else None}) in place of the output layer "
-            "that this task trains; give the model that it was made from"
-        )
-    with torch.device("meta"):
-        model = Transformer(dataclasses.replace(base.config, head=head))
-    state = base.state_dict()
-    generator = torch.Generator().manual_seed(seed)
-    new = {}
-    for name, meta in model.named_parameters():
-        if name in state and not name.startswith(("score.", "qa_outputs.")):
-            new[name] = state[name]
-        else:
-            scale = 0.0 if name.endswith(".bias") else _HEAD_STD
-            new[name] = torch.empty(meta.shape).normal_(0.0, scale, generator=generator)
-    model.load_state_dict(new, assign=True)
-    return model
+def _fill(model: Transformer, checkpoint: Checkpoint, seed: int) -> None:
+    """Give the model the folder's weights, float32, and a head that the folder has not new ones."""
+    has_head = checkpoint.config.head == model.config.head
+    for name, child in model.named_children():
+        if has_head or name not in _HEADS:
+            load_parameters(model, checkpoint, f"{name}.", dtype=torch.float32)
+            continue
+        generator = torch.Generator().manual_seed(seed)
+        new = {
+            f"{name}.{part}": torch.empty(meta.shape).normal_(
+                0.0, _HEAD_STD if part == "weight" else 0.0, generator=generator
+            )
+            for part, meta in child.named_parameters()
+        }
+        model.load_state_dict(new, strict=False, assign=True)
