@@ -125,6 +125,7 @@ def open_tuned(checkpoint: Checkpoint, recipe: FinetuneRecipe, head: Head | None
         model = Transformer(config, dropout=recipe.dropout)
     freeze_layers(model, frozen)
     _fill(model, checkpoint, recipe.seed)
+    checkpoint.drop_pages()  # what was read of the files would stay in memory beside the weights
     if recipe.method == "full":
         return TunedModel(model, None, {})
     model.requires_grad_(False)

@@ -65,7 +65,7 @@ def check_same(begun: dict[str, Any], record: dict[str, Any]) -> None:
         ("held_out_rows_sha256", "held-out data"),
         ("task_sha256", "template or teacher"),
     ):
-        if begun[name] != record[name]:
+        if begun.get(name) != record[name]:
             raise DataError(
                 f"the folder holds a run on another {what}; give the same, another --out, or "
                 "--restart to begin anew"
