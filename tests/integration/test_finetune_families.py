@@ -17,6 +17,7 @@ from llmserve.families import family_of
 from llmserve.model.attention import CausalAttention
 from llmserve.model.weights import load_model
 from llmserve.text.tokenizer import Tokenizer
+from llmserve.training import finetune_finish
 from support.finetuning import finetune, rows_for, tiny_finetune_recipe, write_rows
 from support.models import TEXT
 from support.variants import VARIANTS, random_tensors
@@ -49,6 +50,12 @@ def transformers() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("rows") / "texts.jsonl", rows_for("text", count=8))
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without drawing, which takes as long as all their steps."""
+    monkeypatch.setattr(finetune_finish, "draw_loss_curve", lambda path, lines: None)
 
 
 def make_family(folder: Path, family: str, tokenizer: Tokenizer) -> ModelConfig:
