@@ -15,8 +15,8 @@ __all__ = ["add_arguments", "run"]
 _DESCRIPTION = """\
 What a model was made from, stage by stage, and whether that is still what it was: verified,
 changed, or absent where nothing is here to compare with. The run is looked for in the folder that
-MODEL lies in, the source of a quantized or exported model beside it. Exit code 1 where something
-has changed.
+MODEL lies in; the source of a tuned, merged, quantized or exported model beside it, among the
+models of runs beside it and of those beside its own run. Exit code 1 where something has changed.
 """
 
 _EXAMPLES = """\
@@ -60,10 +60,16 @@ def run(args: argparse.Namespace) -> int:
 def _line(stage: Stage) -> str:
     digest = str(stage.entry.get("sha256") or stage.entry.get("source") or "")[:16]
     facts = [
-        f"{name} {value}"
+        f"{name} {_short(value)}"
         for name, value in stage.entry.items()
         if name not in ("sha256", "source", "text_sha256") and isinstance(value, int | str)
     ]
     facts += [file["name"] for file in stage.entry.get("files", [])[:3]]
     detail = f"({stage.detail})" if stage.detail else ""
     return f"{stage.name:<13} {digest:<17} {stage.status:<9} {', '.join([detail, *facts])}".rstrip()
+
+
+def _short(value: int | str) -> str:
+    """A digest by its beginning, as it is shown everywhere; other values whole."""
+    text = str(value)
+    return text[:16] if len(text) == 64 else text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from llmserve.lineage import LINEAGE_FILE
 from llmserve.model.transformer import Transformer
 from llmserve.model.weights import canonical_tensors
 
@@ -12,7 +13,7 @@ from .checkpoints import load_final_weights, save_weights
 from .curve import draw_loss_curve
 from .data_windows import evaluate_text
 from .evaluation import HeldOutFigures, unigram_loss
-from .lineage import LINEAGE_FILE, make_lineage
+from .lineage import make_lineage
 from .log import LOG_NAME, read_log
 from .prepare import PreparedText
 from .recipe import TrainingRecipe
@@ -43,9 +44,10 @@ def finish_run(
     model = Transformer(trainer.model.config)
     load_final_weights(path, model)
     figures = _evaluate(model, text, recipe)
-    tensors = canonical_tensors(model)
-    weights = {name: tensor.numpy() for name, tensor in tensors.items()}
-    lineage = make_lineage(record, model.config, weights)
+    tensors = sorted(canonical_tensors(model).items())
+    lineage = make_lineage(
+        record, model.config, ((name, tensor.numpy()) for name, tensor in tensors)
+    )
     save_weights(
         folder.model,
         model,

@@ -1,18 +1,17 @@
-"""`lineage.json`: what a model was made from, stage by stage, as content hashes.
+"""What training adds to a model's lineage: the stages of a run, and of a fine-tuning.
 
-    data → tokenizer → config → run → checkpoint → quantization → export
+    data → tokenizer → config → run → checkpoint → finetune → merge → quantization → export
 
-A run writes the first five (`make_lineage`); each command that makes a folder from another copies
-them and adds its own stage, which names its source by the hash of the source's manifest. A hash
-says what was there, not where: nothing in it is a path, so a folder may be moved and published.
-`lineage_check.py` holds a chain against what is still there.
+A run writes the first five (`make_lineage`), every other command that makes a folder from another
+adds one (`llmserve.lineage`). A hash says what was there, not where: nothing in it is a path, so a
+folder may be moved and published. `lineage_check.py` holds a chain against what is still there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,20 +20,21 @@ import numpy.typing as npt
 from llmserve.config import ModelConfig
 from llmserve.families import render_config
 
-__all__ = ["LINEAGE_FILE", "json_sha256", "make_lineage", "weights_sha256"]
+__all__ = ["finetune_stage", "json_sha256", "make_lineage", "weights_sha256"]
 
-LINEAGE_FILE = "lineage.json"
+
+NamedTensor = tuple[str, npt.NDArray[np.float32]]
 
 
 def make_lineage(
-    record: Mapping[str, Any], config: ModelConfig, weights: Mapping[str, npt.NDArray[np.float32]]
+    record: Mapping[str, Any], config: ModelConfig, weights: Iterable[NamedTensor]
 ) -> dict[str, Any]:
     """The lineage of a finished run's model.
 
     Args:
         record: `run.json`.
         config: The model.
-        weights: Its tensors by canonical name.
+        weights: Its tensors, in the order of their canonical names.
     """
     recipe = record["recipe"]
     return {
@@ -50,15 +50,30 @@ def make_lineage(
     }
 
 
+def finetune_stage(record: Mapping[str, Any], weights: Iterable[NamedTensor]) -> dict[str, str]:
+    """What the lineage of a fine-tuned model says of its run.
+
+    Args:
+        record: The run's `run.json`.
+        weights: The model's tensors as they are stored, in the order of their canonical names.
+    """
+    return {
+        "source": record["model_fingerprint"],
+        "sha256": weights_sha256(weights),
+        "data": record["train_rows_sha256"],
+        "run": json_sha256(record),
+    }
+
+
 def json_sha256(value: object) -> str:
     """Digest of a JSON value, whatever the order of its keys and its spaces."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def weights_sha256(weights: Mapping[str, npt.NDArray[np.float32]]) -> str:
-    """Digest of tensors by canonical name, whatever layout they are saved in."""
+def weights_sha256(weights: Iterable[NamedTensor]) -> str:
+    """Digest of tensors by canonical name, in the order of names, whatever layout they lie in."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
+    for name, tensor in weights:
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         digest.update(np.ascontiguousarray(tensor).data)
     return digest.hexdigest()

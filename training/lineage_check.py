@@ -2,7 +2,8 @@
 
 Every stage is `verified` (computed anew, and the same), `changed` (computed anew, and another), or
 `absent`: what it was computed from is not here, which is no fault. A model's source is looked for
-among the folders beside it, its run in the folder that it lies in.
+among the folders beside it and the models of runs beside it or beside its own run, the run in the
+folder that the model lies in.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from typing import Any, Literal
 from llmserve.checkpoint import Checkpoint
 from llmserve.durable import verify_manifest
 from llmserve.errors import CheckpointError, DataError
+from llmserve.lineage import LINEAGE_FILE
 from llmserve.manifest import MANIFEST
 from llmserve.strict_json import read_json
 from llmserve.text.tokenizer import Tokenizer
 
 from .data_sources import file_sha256s
-from .lineage import LINEAGE_FILE, json_sha256, weights_sha256
+from .lineage import json_sha256, weights_sha256
+from .lineage_chain import find_source, kind, record_beside, shown, source_stages
 from .prepare import open_prepared, tokenizer_sha256
 
 __all__ = ["Stage", "check_lineage"]
@@ -46,7 +49,7 @@ def check_lineage(folder: Path, sources: Sequence[str] = ()) -> list[Stage]:
     """Check every stage of the lineage of a model folder, and the folder itself.
 
     Args:
-        folder: A folder that a run, `quantize` or `export` made.
+        folder: A folder that a run or a fine-tuning left, or a command made from one.
         sources: The text it was made from, if that is to be checked, too.
 
     Raises:
@@ -97,11 +100,13 @@ class _Checks:
             "run": self._run,
             "checkpoint": self._checkpoint,
         }
-        if "source" in entry:
-            return self._source_stage(entry)
-        if name not in known:
-            return "absent", "a stage of a kind that is not known here"
         try:
+            if kind(name) == "finetune":
+                return self._finetune(name, entry)
+            if "source" in entry:
+                return self._source_stage(name, entry)
+            if name not in known:
+                return "absent", "a stage of a kind that is not known here"
             return known[name](entry)
         except (CheckpointError, DataError) as error:
             return "changed", str(error)
@@ -116,38 +121,52 @@ class _Checks:
         return "verified", f"every file as in {MANIFEST}"
 
     @cached_property
-    def _origin(self) -> Path | None:
-        """The folder that the run wrote: this one, or the first of the chain of sources."""
+    def _chain(self) -> dict[str, Path]:
+        """By stage, the folder that it made: this one, its source, and so on as far as they are.
+
+        The run's own model stands under "run".
+        """
+        chain: dict[str, Path] = {}
         folder: Path | None = self._folder
         while folder is not None:
-            sources = [
-                entry["source"]
-                for entry in read_json(folder / LINEAGE_FILE).values()
-                if isinstance(entry, dict) and "source" in entry
-            ]
-            if not sources:
-                return folder
-            folder = self._beside(sources[-1])
-        return None
+            stages = source_stages(folder)
+            if not stages:
+                chain["run"] = folder
+                break
+            name, source = stages[-1]
+            chain[name] = folder
+            folder = find_source(folder, source)
+        return chain
 
-    def _beside(self, fingerprint: str) -> Path | None:
-        """The folder beside this one whose manifest has that hash, and that has a lineage."""
-        for manifest in sorted(self._folder.parent.glob(f"*/{MANIFEST}")):
-            has_lineage = (manifest.parent / LINEAGE_FILE).is_file()
-            if has_lineage and hashlib.sha256(manifest.read_bytes()).hexdigest() == fingerprint:
-                return manifest.parent
-        return None
+    @property
+    def _origin(self) -> Path | None:
+        """The folder that the run wrote."""
+        return self._chain.get("run")
 
     @property
     def _run_record(self) -> Path | None:
-        path = self._folder.parent / "run.json"
-        return path if path.is_file() else None
+        """The record of the run, not of a fine-tuning after it."""
+        is_tuned = any(kind(name) == "finetune" for name, _ in source_stages(self._folder))
+        home = self._origin or (None if is_tuned else self._folder)
+        return None if home is None else record_beside(home)
 
-    def _source_stage(self, entry: Mapping[str, Any]) -> tuple[Status, str]:
-        found = self._beside(str(entry["source"]))
+    def _source_stage(self, name: str, entry: Mapping[str, Any]) -> tuple[Status, str]:
+        made = self._chain.get(name)
+        found = None if made is None else find_source(made, entry["source"])
         if found is None:
             return "absent", "no folder beside this one is its source"
         return "verified", f"made from {found.name}"
+
+    def _finetune(self, name: str, entry: Mapping[str, Any]) -> tuple[Status, str]:
+        made = self._chain.get(name)
+        if made is None:
+            return "absent", "the model that it made is not beside this one"
+        record = record_beside(made)
+        if record is not None and json_sha256(read_json(record)) != entry.get("run"):
+            return "changed", f"{record.parent.name}/run.json is another"
+        found = find_source(made, entry.get("source"))
+        source = "" if found is None else f", made from {shown(found)}"
+        return _compared(_weights_sha256(made), entry, f"the weights of {shown(made)}{source}")
 
     def _data(self, entry: Mapping[str, Any]) -> tuple[Status, str]:
         if self._sources:
@@ -187,9 +206,14 @@ class _Checks:
     def _checkpoint(self, entry: Mapping[str, Any]) -> tuple[Status, str]:
         if self._origin is None:
             return "absent", "the model it was made from is not beside it"
-        checkpoint = Checkpoint.open(self._origin)
-        weights = {name: checkpoint.float32(name) for name in checkpoint.names()}
-        return _compared(weights_sha256(weights), entry, f"the weights of {self._origin.name}")
+        return _compared(
+            _weights_sha256(self._origin), entry, f"the weights of {self._origin.name}"
+        )
+
+
+def _weights_sha256(folder: Path) -> str:
+    checkpoint = Checkpoint.open(folder)
+    return weights_sha256((name, checkpoint.float32(name)) for name in sorted(checkpoint.names()))
 
 
 def _compared(digest: str, entry: Mapping[str, Any], where: str) -> tuple[Status, str]:

@@ -23,7 +23,7 @@ from llmserve.errors import ConfigError
 from .clean_steps import DEFAULT_STEPS, parse_steps
 from .recipe_checks import check_range, check_type
 
-__all__ = ["TrainingRecipe", "check_type", "field_docs", "load_recipe", "read_toml", "recipe_names"]
+__all__ = ["TrainingRecipe", "field_docs", "load_recipe", "read_toml", "recipe_names"]
 
 _RECIPES = Path(__file__).parent / "recipes"
 

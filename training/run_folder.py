@@ -8,6 +8,8 @@
     training_log.jsonl      what was measured; tensorboard/: the same for TensorBoard
     training.html, loss.png the same to look at
     model/                  the finished model; result.json: its figures
+    adapter/                of a fine-tuning with LoRA: its matrices alone; base/: what they fit,
+                            where that was quantized for the run
 
 Everything is written through `durable`, a checkpoint as one folder that appears whole; `last.json`
 is moved to it after that, and older ones are deleted only then. A process killed at any moment
@@ -36,6 +38,8 @@ __all__ = ["RunFolder"]
 _LOCK = "run.lock"
 _RUN = "run.json"
 _CONTENT = (
+    "adapter",
+    "base",
     "checkpoints",
     "cleaning.json",
     "loss.png",
@@ -72,6 +76,10 @@ class RunFolder:
         """Event files."""
         self.model = path / "model"
         """The finished model folder."""
+        self.adapter = path / "adapter"
+        """The finished LoRA adapter's folder."""
+        self.base = path / "base"
+        """The quantized model that the adapter was trained on."""
         self._checkpoints = path / "checkpoints"
 
     @contextlib.contextmanager
