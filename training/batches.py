@@ -17,7 +17,18 @@ import torch
 
 from llmserve.errors import DataError
 
-__all__ = ["StreamWindows", "TokenIds", "WindowOrder", "Windows", "epoch_random", "read_windows"]
+__all__ = [
+    "IGNORED",
+    "StreamWindows",
+    "TokenIds",
+    "WindowOrder",
+    "Windows",
+    "epoch_random",
+    "read_windows",
+]
+
+IGNORED = -100
+"""Target of a place that is not to be learned; torch's cross-entropy leaves it out."""
 
 
 class TokenIds(Protocol):

@@ -22,12 +22,9 @@ import torch
 
 from llmserve.errors import DataError
 
-from .batches import TokenIds, epoch_random
+from .batches import IGNORED, TokenIds, epoch_random
 
-__all__ = ["IGNORED", "PackedWindows", "Packing", "pack_documents"]
-
-IGNORED = -100
-"""Target of a place that is not to be learned; torch's cross-entropy leaves it out."""
+__all__ = ["PackedWindows", "Packing", "pack_documents"]
 
 IntArray = npt.NDArray[np.int64]
 

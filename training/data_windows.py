@@ -9,8 +9,8 @@ from torch.nn import functional
 from llmserve.model.transformer import Transformer
 
 from .attention import PackedAttention
-from .batches import StreamWindows, Windows
-from .data_packing import IGNORED, PackedWindows
+from .batches import IGNORED, StreamWindows, Windows
+from .data_packing import PackedWindows
 from .evaluation import LossSum, held_out_loss
 from .recipe import TrainingRecipe
 from .token_file import TokenFile

@@ -21,7 +21,8 @@ from llmserve.model.transformer import Transformer
 from llmserve.model.weights import load_model
 from llmserve.text.tokenizer import Tokenizer
 
-from .finetune_examples import IGNORED, Example, Lengths, fill_up
+from .batches import IGNORED
+from .finetune_examples import Example, Lengths, fill_up
 from .finetune_language import ChatTask, LanguageTask, TextTask
 from .finetune_model import TunedModel
 from .finetune_rows import Row

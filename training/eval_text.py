@@ -22,8 +22,8 @@ from llmserve.errors import ConfigError, DataError
 from llmserve.model.transformer import Transformer
 from llmserve.text.tokenizer import Tokenizer
 
+from .batches import IGNORED
 from .eval_scores import Interval, bootstrap
-from .finetune_examples import IGNORED
 
 __all__ = ["TextFigures", "evaluate_texts"]
 

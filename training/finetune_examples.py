@@ -16,10 +16,9 @@ from torch import Tensor
 
 from llmserve.errors import DataError
 
-__all__ = ["IGNORED", "Example", "Lengths", "RowOrder", "TokenRow", "batches", "fill_up"]
+from .batches import IGNORED
 
-IGNORED = -100
-"""Target of a token whose prediction is not part of the loss."""
+__all__ = ["Example", "Lengths", "RowOrder", "TokenRow", "batches", "fill_up"]
 
 
 @dataclass(frozen=True, slots=True)

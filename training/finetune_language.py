@@ -13,8 +13,9 @@ from torch import Tensor
 
 from llmserve.text.tokenizer import Tokenizer
 
+from .batches import IGNORED
 from .finetune_chats import ChatEncoder, read_chat
-from .finetune_examples import IGNORED, Example, Lengths, TokenRow, fill_up
+from .finetune_examples import Example, Lengths, TokenRow, fill_up
 from .finetune_model import TunedModel
 from .finetune_rows import Row
 from .finetune_task import Task, in_batches, log_likelihood

@@ -16,7 +16,7 @@ from llmserve.errors import ConfigError
 from llmserve.model.transformer import Transformer
 
 from .attention import make_attention
-from .data_packing import IGNORED
+from .batches import IGNORED
 from .recipe import TrainingRecipe
 from .routing import RouterWatch
 

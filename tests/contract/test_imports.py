@@ -54,6 +54,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
                 "families_llama",
                 "families_moe",
                 "layouts",
+                "lineage",
                 "manifest",
                 "model_files",
                 "model_folder",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 
 from llmserve import failpoints
 from llmserve.checkpoint import Checkpoint
+from llmserve.cli import main
 from llmserve.errors import ConfigError, DataError, TrainingError
 from llmserve.llm import LLM
 from llmserve.model.weights import load_model
@@ -26,7 +25,7 @@ from llmserve.text.tokenizer import Tokenizer
 from llmserve.training import finetune_finish
 from llmserve.training.finetune_recipe import FinetuneRecipe
 from llmserve.training.finetune_run import run_finetuning
-from llmserve.training.finetune_trainer import FinetuneTrainer
+from llmserve.training.finetune_trainer import FinetuneTrainer, TuningStep
 from llmserve.training.log import LOG_NAME, read_log
 from llmserve.training.lora_merge import merge_adapter
 from support.finetuning import (
@@ -37,7 +36,7 @@ from support.finetuning import (
     write_rows,
 )
 from support.models import make_model_folder
-from support.training_runs import SilentReporter
+from support.training_runs import SilentReporter, run_until
 
 TASKS = ("text", "instruct", "classify", "span", "embed", "reward", "dpo", "distill")
 HEADS = {"classify": "sequence", "span": "span", "embed": "embedding", "reward": "sequence"}
@@ -49,8 +48,8 @@ def _disarmed() -> Iterator[None]:
     failpoints.disarm_all()
 
 
-@pytest.fixture
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without drawing, which takes as long as all their steps."""
     monkeypatch.setattr(finetune_finish, "draw_loss_curve", lambda path, lines: None)
 
@@ -78,8 +77,8 @@ def lora_recipe() -> FinetuneRecipe:
 
 
 def command(base: Path, data: Path, out: Path, recipe: FinetuneRecipe) -> list[str]:
-    """The command line that fine-tunes with `recipe`."""
-    options = [sys.executable, "-m", "llmserve", "finetune", recipe.task, str(base)]
+    """The arguments that fine-tune with `recipe`."""
+    options = ["finetune", recipe.task, str(base)]
     options += ["--data", str(data), "--out", str(out)]
     for field in fields(recipe):
         value = getattr(recipe, field.name)
@@ -90,9 +89,8 @@ def command(base: Path, data: Path, out: Path, recipe: FinetuneRecipe) -> list[s
 
 @pytest.mark.parametrize(
     ("task", "method"),
-    [*((task, "lora") for task in TASKS), ("instruct", "full"), ("classify", "full")],
+    [*((task, "lora") for task in TASKS), ("instruct", "full")],
 )
-@pytest.mark.usefixtures("no_picture")
 def test_every_task_learns_and_leaves_a_model_folder(
     base: Path, tmp_path: Path, task: str, method: str
 ) -> None:
@@ -168,7 +166,6 @@ def test_classifier_is_trained_on_with_its_labels(base: Path, tmp_path: Path) ->
         finetune(tiny_finetune_recipe(), tmp_path / "one" / "model", chats, tmp_path / "four")
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_the_best_weights_are_kept(base: Path, tmp_path: Path) -> None:
     rows = rows_for("classify")
     data = write_rows(tmp_path / "rows.jsonl", rows)
@@ -212,19 +209,13 @@ def test_killed_run_ends_with_the_same_weights(
     base: Path, chats: Path, tmp_path: Path, undisturbed: str, failpoint: str
 ) -> None:
     out = tmp_path / "run"
-    killed = subprocess.run(
-        command(base, chats, out, lora_recipe()),
-        env=os.environ | {failpoints.VARIABLE: failpoint},
-        capture_output=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    status = run_until(failpoint, lambda: finetune(lora_recipe(), base, chats, out))
+    assert os.WTERMSIG(status) == signal.SIGKILL
     finetune(lora_recipe(), base, chats, out)
     assert weights_sha256(out) == undisturbed
     assert not list(out.glob("**/.*.tmp-*"))
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_full_disk_at_any_write_loses_nothing(
     base: Path, chats: Path, tmp_path: Path, undisturbed: str
 ) -> None:
@@ -238,25 +229,35 @@ def test_full_disk_at_any_write_loses_nothing(
         assert weights_sha256(out) == undisturbed
 
 
-def test_sigterm_leaves_a_checkpoint(base: Path, chats: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_signal_leaves_a_checkpoint_of_the_last_step(
+    base: Path,
+    chats: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+) -> None:
+    step = FinetuneTrainer.run_step
+
+    def signalled(trainer: FinetuneTrainer) -> TuningStep:
+        if trainer.state.step == 6:
+            os.kill(os.getpid(), number)
+        return step(trainer)
+
+    monkeypatch.setattr(FinetuneTrainer, "run_step", signalled)
     out = tmp_path / "run"
-    recipe = tiny_finetune_recipe(steps=10**6)
-    options = command(base, chats, out, recipe)
-    with subprocess.Popen(options, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 40
-        while not (out / "checkpoints" / "last.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        _, messages = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert "Traceback" not in messages
-    assert "the same command goes on" in messages
+    assert main(command(base, chats, out, tiny_finetune_recipe())) == code
+    assert "the same command goes on" in capsys.readouterr().err
+    assert json.loads((out / "checkpoints" / "last.json").read_text())["folder"] == "step-00000007"
 
 
 def test_finished_run_is_not_run_again_and_another_recipe_or_data_is_refused(
-    base: Path, chats: Path, tmp_path: Path
+    base: Path, chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
+    monkeypatch.undo()  # this one is drawn
     first = finetune(tiny_finetune_recipe(), base, chats, out)
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert finetune(tiny_finetune_recipe(), base, chats, out).result == first.result
@@ -269,7 +270,6 @@ def test_finished_run_is_not_run_again_and_another_recipe_or_data_is_refused(
         finetune(tiny_finetune_recipe(), make_model_folder(tmp_path / "m", seed=2), chats, out)
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_a_run_that_cannot_begin_removes_nothing(base: Path, chats: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     finetune(tiny_finetune_recipe(), base, chats, out)

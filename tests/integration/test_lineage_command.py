@@ -11,7 +11,10 @@ import pytest
 
 from llmserve.cli import main
 from llmserve.durable import write_manifest
+from llmserve.manifest import MANIFEST
+from llmserve.training.lora_merge import merge_adapter
 from llmserve.training.training_run import run_training
+from support.finetuning import finetune, rows_for, tiny_finetune_recipe, write_rows
 from support.training_runs import SilentReporter, tiny_recipe, write_text
 
 TRAINED = ["data", "tokenizer", "config", "run", "checkpoint"]
@@ -27,6 +30,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--scheme", "int8", "--out", str(small), "--no-measure"]
     assert main(["quantize", str(model), *options]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(made: Path) -> Path:
+    """`made`, whose model is tuned with LoRA in another run, twice, merged and quantized."""
+    rows = write_rows(made / "rows.jsonl", rows_for("text"))
+    recipe = tiny_finetune_recipe(task="text", method="lora", steps=2, max_tokens=16)
+    finetune(recipe, made / "run" / "model", rows, made / "tuned")
+    finetune(recipe, made / "tuned" / "model", rows, made / "again")
+    merge_adapter(made / "run" / "model", made / "tuned" / "adapter", made / "merged")
+    options = ["--scheme", "int8", "--out", str(made / "again" / "small"), "--no-measure"]
+    assert main(["quantize", str(made / "again" / "model"), *options]) == 0
+    return made
 
 
 @pytest.fixture
@@ -71,6 +87,52 @@ def test_model_alone_says_what_is_absent(copy: Path, capsys: pytest.CaptureFixtu
     assert absent == {"config", "checkpoint", "quantization"}
 
 
+@pytest.mark.parametrize(
+    ("folder", "stages"),
+    [
+        ("tuned/model", ["finetune"]),
+        ("merged", ["merge"]),
+        ("again/model", ["finetune", "finetune-2"]),
+        ("again/small", ["finetune", "finetune-2", "quantization"]),
+    ],
+)
+def test_tuned_and_merged_models_are_verified_to_the_text(
+    tuned: Path, capsys: pytest.CaptureFixture[str], folder: str, stages: list[str]
+) -> None:
+    statuses = chain(capsys, tuned / folder, "--text", tuned / "text.txt")
+    assert statuses == dict.fromkeys([*TRAINED, *stages, "folder"], "verified")
+
+
+@pytest.mark.parametrize(
+    ("damage", "changed"),
+    [
+        (lambda made: flip(made / "tuned/model/model.safetensors"), {"finetune", "folder"}),
+        (lambda made: rewrite(made / "tuned/run.json", '"seed": 0', '"seed": 1'), {"finetune"}),
+    ],
+)
+def test_changed_fine_tuning_is_named(
+    tuned: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], object],
+    changed: set[str],
+) -> None:
+    shutil.copytree(tuned, tmp_path / "made")
+    damage(tmp_path / "made")
+    statuses = chain(capsys, tmp_path / "made" / "tuned" / "model", code=1)
+    assert {name for name, status in statuses.items() if status == "changed"} == changed
+
+
+def test_tuned_model_without_its_base_says_what_is_absent(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tuned / "tuned", tmp_path / "tuned")
+    statuses = chain(capsys, tmp_path / "tuned" / "model")
+    absent = {name for name, status in statuses.items() if status == "absent"}
+    assert absent == {"data", "config", "run", "checkpoint"}
+    assert set(statuses.values()) == {"absent", "verified"}
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -78,11 +140,12 @@ def flip(path: Path) -> None:
 
 
 def rewrite(path: Path, old: str, new: str) -> None:
-    """Change a file of a model folder and its manifest together."""
+    """Change a file, and the manifest of a model folder with it."""
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-    write_manifest(path.parent)
+    if (path.parent / MANIFEST).is_file():
+        write_manifest(path.parent)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +156,7 @@ def rewrite(path: Path, old: str, new: str) -> None:
         (lambda run: rewrite(run / "model/tokenizer.json", '"the"', '"thE"'), {"tokenizer"}),
         (lambda run: rewrite(run / "model/config.json", '"silu"', '"silu" '), set()),
         (lambda run: rewrite(run / "model/config.json", "1e-05", "2e-05"), {"config"}),
-        (
-            lambda run: (run / "run.json").write_text(
-                (run / "run.json").read_text().replace('"seed": 0', '"seed": 1')
-            ),
-            {"run"},
-        ),
+        (lambda run: rewrite(run / "run.json", '"seed": 0', '"seed": 1'), {"run"}),
     ],
 )
 def test_what_changed_is_named(

@@ -19,14 +19,16 @@ import torch
 
 from llmserve import failpoints
 from llmserve.checkpoint import Checkpoint
+from llmserve.durable import write_bytes
 from llmserve.errors import ConfigError, DataError, TrainingError
+from llmserve.training import finish
 from llmserve.training.log import read_log
 from llmserve.training.objective import Objective
 from llmserve.training.plan import StepPlanner
 from llmserve.training.recipe import TrainingRecipe
 from llmserve.training.run_loop import RunOutcome
 from llmserve.training.training_run import run_training
-from support.training_runs import SilentReporter, tiny_recipe, write_text
+from support.training_runs import SilentReporter, run_until, tiny_recipe, write_text
 
 WEIGHTS = "model/model.safetensors"
 
@@ -35,6 +37,16 @@ WEIGHTS = "model/model.safetensors"
 def _disarmed() -> Iterator[None]:
     yield
     failpoints.disarm_all()
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without drawing, which takes as long as all their steps; they write a file."""
+
+    def write(path: Path, lines: object, *, unigram_loss: float) -> None:
+        write_bytes(path, b"picture")
+
+    monkeypatch.setattr(finish, "draw_loss_curve", write)
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +93,8 @@ def test_killed_run_ends_with_the_same_weights(
     text: Path, tmp_path: Path, undisturbed: str, failpoint: str, leaves_half_a_checkpoint: bool
 ) -> None:
     out = tmp_path / "run"
-    killed = subprocess.run(
-        command(text, out, tiny_recipe(dropout=0.1)),
-        env=os.environ | {failpoints.VARIABLE: failpoint},
-        capture_output=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    status = run_until(failpoint, lambda: train(text, out))
+    assert os.WTERMSIG(status) == signal.SIGKILL
     half = [path for path in out.glob("checkpoints/.step-*") if path.is_dir()]
     assert bool(half) == leaves_half_a_checkpoint
     train(text, out)
@@ -105,26 +112,13 @@ def test_run_killed_at_ten_random_moments_ends_with_the_same_weights(
     out, choose, lives = tmp_path / "run", random.Random(0), 0
     while lives < 10:
         place = choose.choice(list(most))
-        status = live(text, out, recipe, f"{place}=kill@{choose.randint(1, most[place])}")
+        failpoint = f"{place}=kill@{choose.randint(1, most[place])}"
+        status = run_until(failpoint, lambda: train(text, out, recipe))
         assert os.WIFSIGNALED(status), "the run came to its end: its moments were not early enough"
         lives += 1
     train(text, out, recipe)
     assert digest(out) == digest(tmp_path / "whole")
     assert not list(out.glob("**/.*.tmp-*"))
-
-
-def live(text: Path, out: Path, recipe: TrainingRecipe, failpoint: str) -> int:
-    """Train in a copy of this process until the failpoint kills it; its wait status."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            failpoints.arm(failpoint)
-            train(text, out, recipe)
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitpid(child, 0)[1]
 
 
 @pytest.mark.parametrize(

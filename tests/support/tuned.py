@@ -8,7 +8,8 @@ import torch
 
 from llmserve.config import Head, ModelConfig
 from llmserve.model.transformer import Transformer
-from llmserve.training.finetune_examples import IGNORED, Example, TokenRow
+from llmserve.training.batches import IGNORED
+from llmserve.training.finetune_examples import Example, TokenRow
 from llmserve.training.finetune_model import TunedModel
 from llmserve.training.lora_weights import LoraWeights
 from support.training_runs import tiny_config

@@ -15,7 +15,8 @@ from torch.nn import functional
 from llmserve.errors import DataError
 from llmserve.model.transformer import Transformer
 from llmserve.training.attention import make_attention
-from llmserve.training.data_packing import IGNORED, PackedWindows, pack_documents
+from llmserve.training.batches import IGNORED
+from llmserve.training.data_packing import PackedWindows, pack_documents
 from support.training_runs import tiny_config
 
 END = 7

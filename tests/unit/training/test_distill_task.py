@@ -9,9 +9,10 @@ import torch
 
 from llmserve.errors import ConfigError
 from llmserve.text.tokenizer import Tokenizer
+from llmserve.training.batches import IGNORED
 from llmserve.training.distill_task import DistillTask, Teacher, load_teacher
 from llmserve.training.finetune_chats import ChatEncoder
-from llmserve.training.finetune_examples import IGNORED, Lengths
+from llmserve.training.finetune_examples import Lengths
 from llmserve.training.finetune_language import ChatTask, TextTask
 from llmserve.training.finetune_rows import Row
 from support.models import TEXT, make_model_folder

@@ -8,8 +8,9 @@ import pytest
 
 from llmserve.errors import ConfigError, DataError
 from llmserve.text.tokenizer import Tokenizer
+from llmserve.training.batches import IGNORED
 from llmserve.training.finetune_chats import PLAIN_TEMPLATE, ChatEncoder, read_chat, read_prompt
-from llmserve.training.finetune_examples import IGNORED, TokenRow
+from llmserve.training.finetune_examples import TokenRow
 from llmserve.training.finetune_rows import Row
 from support.models import TEXT
 
