@@ -61,7 +61,10 @@ def check_same_recipe(run: dict[str, Any], recipe: TrainingRecipe, *, processes:
     Warns if torch is another version or the number of processes another.
     """
     if run.get("format") != _FORMAT:
-        raise ConfigError(f"the folder holds no run of the format {_FORMAT}")
+        raise ConfigError(
+            f"the folder holds no run of the format {_FORMAT}; give another --out, or --restart to "
+            "begin anew"
+        )
     before, asked = run["recipe"], asdict(recipe)
     changed = [name for name in asked if before.get(name) != asked[name]]
     if changed:
