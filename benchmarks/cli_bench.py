@@ -1,6 +1,6 @@
 """`llmserve bench`: `serve` loads a running server, `throughput` times a model in process, `engine`
 the engine without one, `kernels` the operations alone, `quality` tells what quantized forms cost;
-`cli_offline.py` has the verbs that compare us with other engines."""
+`cli_offline.py` and `cli_train_speed.py` have the verbs that compare us with others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llmserve.native.kernels import INSTRUCTION_SETS
 from llmserve.runner_arguments import add_runner_arguments, add_verify_argument
 
 from .cli_offline import add_offline_verbs
+from .cli_train_speed import add_train_verb
 from .cli_verbs import add_verb
 
 __all__ = ["add_arguments", "run"]
@@ -107,6 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_throughput(throughput)
     throughput.set_defaults(sub_run=_run_throughput)
     add_offline_verbs(verbs)
+    add_train_verb(verbs)
     engine = add_verb(
         verbs, "engine", "time the engine without a model", ENGINE_DESCRIPTION, ENGINE_EXAMPLES
     )

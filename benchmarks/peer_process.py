@@ -17,7 +17,7 @@ from typing import Any
 
 from llmserve.errors import ConfigError, EngineError
 
-__all__ = ["EngineProcess", "peer_environment"]
+__all__ = ["EngineProcess", "peer_command", "peer_environment"]
 
 # Makes a package of this folder alone, so that a module in it runs in another interpreter without
 # llmserve, and without the packages installed beside llmserve.
@@ -32,6 +32,11 @@ runpy.run_module("peers." + sys.argv.pop(1), run_name="__main__", alter_sys=True
 def peer_environment() -> dict[str, str]:
     """This process's, without the waiting rule that llmserve's command line set for itself."""
     return {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+
+
+def peer_command(python: Path, module: str, *arguments: str | Path) -> list[str]:
+    """What runs the module `module` of this folder in another interpreter."""
+    return [str(python), "-c", _BOOTSTRAP, str(Path(__file__).parent), module, *map(str, arguments)]
 
 
 class EngineProcess:
@@ -66,9 +71,9 @@ class EngineProcess:
     @classmethod
     def of_peer(cls, python: Path, module: str, *arguments: str | Path) -> EngineProcess:
         """The module `module` of this folder, run by another interpreter."""
-        command = [python, "-c", _BOOTSTRAP, Path(__file__).parent, module, *arguments]
         # The safe path keeps our folders from standing in for a peer's modules of that name.
-        return cls(command, environment={**peer_environment(), "PYTHONSAFEPATH": "1"})
+        environment = {**peer_environment(), "PYTHONSAFEPATH": "1"}
+        return cls(peer_command(python, module, *arguments), environment=environment)
 
     @classmethod
     def of_ours(cls, module: str, *arguments: str | Path) -> EngineProcess:

@@ -18,9 +18,18 @@ __all__ = ["main"]
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("llmserve.cli_demo", "train, quantize, serve and load-test a small model, end to end"),
-    "data": ("llmserve.training.cli_data", "make a training text"),
+    "data": ("llmserve.training.cli_data", "make a training text, or clean one"),
+    "tokenizer": ("llmserve.training.cli_tokenizer", "train tokenizers, and compare them"),
     "train": ("llmserve.training.cli_train", "train a model from text, or resume its training"),
+    "train compare": (
+        "llmserve.training.cli_compare",
+        "train variants of a recipe at equal compute, side by side",
+    ),
+    "finetune": ("llmserve.training.cli_finetune", "tune a model to a task, or resume its tuning"),
+    "merge": ("llmserve.training.cli_merge", "add a LoRA adapter to the weights it adapts"),
+    "eval": ("llmserve.training.cli_eval", "score a model on texts and tasks"),
     "quantize": ("llmserve.export.cli_quantize", "make a model smaller and say what that cost"),
+    "lineage": ("llmserve.training.cli_lineage", "what a model was made from, verified"),
     "export": ("llmserve.export.cli_export", "convert a model for other programs"),
     "generate": ("llmserve.cli_generate", "complete prompts on this machine, without a server"),
     "chat": ("llmserve.cli_chat", "talk with a model in the terminal"),
@@ -32,7 +41,8 @@ VERBS: dict[str, tuple[str, str]] = {
         "replay recorded traffic on the engine with a virtual clock",
     ),
 }
-"""Verb → module that defines `add_arguments(parser)` and `run(args) -> int`, and a summary."""
+"""Verb, of one word or two → module that defines `add_arguments(parser)` and `run(args) -> int`,
+and a summary."""
 
 _EXAMPLES = """\
 a first tour:
@@ -76,9 +86,10 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help()
         return 0
-    if arguments[0] not in VERBS:
+    length = 2 if " ".join(arguments[:2]) in VERBS else 1
+    verb = " ".join(arguments[:length])
+    if verb not in VERBS:
         parser.parse_args(arguments)  # --help, --version, or an unknown verb: exits
-    verb = arguments[0]
     module_name, summary = VERBS[verb]
     module = import_module(module_name)
     verb_parser = argparse.ArgumentParser(
@@ -87,7 +98,7 @@ def _run(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(verb_parser)
-    code: int = module.run(verb_parser.parse_args(arguments[1:]))
+    code: int = module.run(verb_parser.parse_args(arguments[length:]))
     return code
 
 

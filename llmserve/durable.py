@@ -25,7 +25,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from . import failpoints
 from .errors import ConfigError
@@ -33,6 +33,7 @@ from .manifest import MANIFEST, render_manifest, verify_manifest
 
 __all__ = [
     "StagedFolder",
+    "append_bytes",
     "append_line",
     "sweep_stale",
     "verify_manifest",
@@ -81,6 +82,12 @@ def write_manifest(folder: Path) -> None:
 def append_line(file: TextIO, text: str) -> None:
     """Append one line to an open log: one write, flushed, so that a crash tears only the last."""
     file.write(f"{text}\n")
+    file.flush()
+
+
+def append_bytes(file: BinaryIO, data: bytes) -> None:
+    """Append a record to an open file of records: one write, flushed, as `append_line`."""
+    file.write(data)
     file.flush()
 
 

@@ -15,14 +15,15 @@ from llmserve.errors import MissingDependencyError
 
 from .recipe import TrainingRecipe, field_docs, load_recipe, recipe_names
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "add_recipe_options", "check_installed", "run"]
 
 _DESCRIPTION = """\
 Train a language model on text and write it as a model folder, OUT/model.
 
 The text is cleaned, a part of it held out for evaluation, a tokenizer trained on the rest. OUT
 also gets the log, the loss curve (loss.png) and checkpoints: the same command again goes on from
-the last one, after a crash too. Text must be UTF-8; a .jsonl file holds one {"text": ...} a line.
+the last one, after a crash too. Text must be UTF-8; a .jsonl file holds one {"text": ...} a line, a
+.parquet table one in each row of the column "text" (--text-field names another).
 """
 
 _EXAMPLES = """\
@@ -31,6 +32,7 @@ examples:
   llmserve train --text docs/ 'notes/*.md' --out run --steps 2000 --hidden-size 384 --num-layers 6
   llmserve train --recipe tinyshakespeare --text input.txt --out run
   llmserve train --out run                     go on with the run in that folder
+  torchrun --nproc-per-node 2 -m llmserve train --text book.txt --out run --steps 2000
 
 A recipe is a TOML file with the names of the options below (with _ for -). Recipes that come with
 the program: {recipes}.
@@ -46,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="SOURCE",
-        help="files, folders (their .txt, .md, .jsonl), patterns, - for standard input",
+        help="files, folders (their .txt, .md, .jsonl, .parquet), patterns, - for standard input",
     )
     parser.add_argument("--out", required=True, type=Path, help="the run's folder")
     parser.add_argument("--recipe", metavar="FILE", help="a TOML file, or the name of a recipe")
@@ -55,12 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="print the final figures alone")
     parser.add_argument("--json", action="store_true", help="print the final figures as JSON")
-    _add_recipe_options(parser)
+    add_recipe_options(parser, TrainingRecipe)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train."""
-    _check_installed()
+    check_installed()
+    from .distributed import join_processes
     from .progress_report import TerminalReporter
     from .report import render_result
     from .training_run import run_training
@@ -69,8 +72,20 @@ def run(args: argparse.Namespace) -> int:
     names = [field.name for field in fields(TrainingRecipe)]
     overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     recipe = _recipe(args, overrides)
-    with TerminalReporter(is_quiet=args.quiet) as reporter:
-        outcome = run_training(recipe, args.text, args.out, reporter=reporter, restart=args.restart)
+    with (
+        join_processes() as processes,
+        TerminalReporter(is_quiet=args.quiet or not processes.is_first) as reporter,
+    ):
+        outcome = run_training(
+            recipe,
+            args.text,
+            args.out,
+            reporter=reporter,
+            restart=args.restart,
+            processes=processes,
+        )
+    if not processes.is_first:
+        return 0
     if outcome.result is None:
         print(
             f"stopped at a checkpoint; the same command goes on from it ({args.out})",
@@ -97,17 +112,23 @@ def _recipe(args: argparse.Namespace, overrides: dict[str, Any]) -> TrainingReci
     return load_recipe(args.recipe, overrides)
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raise `MissingDependencyError` unless torch is installed."""
     try:
         import torch  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError("torch", extra="train", feature="training") from error
 
 
-def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+def add_recipe_options(
+    parser: argparse.ArgumentParser, recipe: type, *, leave_out: str = ""
+) -> None:
+    """Make every field of a class of recipes an option, but the one that is left out."""
     group = parser.add_argument_group("recipe", "each replaces what the recipe says")
-    hints, docs = get_type_hints(TrainingRecipe), field_docs()
-    for field in fields(TrainingRecipe):
+    hints, docs = get_type_hints(recipe), field_docs(recipe)
+    for field in fields(recipe):
+        if field.name == leave_out:
+            continue
         hint, default = hints[field.name], field.default
         choices = get_args(hint) if isinstance(default, str) and get_args(hint) else None
         kind = next((k for k in (get_args(hint) or (hint,)) if k in (int, float, bool)), str)

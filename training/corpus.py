@@ -1,30 +1,41 @@
-"""Training text: read from files, cut into documents, and split into trained-on and held-out.
+"""Training text: read, cleaned, cut into documents, and split into trained-on and held-out.
 
-Sources are files, folders (their .txt, .md and .jsonl files, in order of name), glob patterns and
-`-` for standard input. Text is UTF-8; a file that is not is refused with the place of the first
-bad byte, since a corpus that was silently repaired teaches the repair. A `.jsonl` file holds one
-object a line with a string `text`, each a document.
+A document is what lies between two separators, a line of JSON lines, a row of a table; a plain text
+without separators is cut at empty lines into blocks, so that there is something to hold out. The
+split comes last: what is dropped as a duplicate is on neither side.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from llmserve.errors import DataError
-from llmserve.text.cleaning import clean_text
 
-__all__ = ["Corpus", "documents_sha256", "read_corpus"]
+from .clean_pipeline import Cleaner
+from .clean_report import CleaningReport
+from .clean_steps import DEFAULT_STEPS, parse_steps
+from .data_sources import SourceFile, SourceReader
 
-SUFFIXES = (".jsonl", ".md", ".txt")
+__all__ = ["Corpus", "Documents", "documents_sha256", "read_corpus", "read_documents"]
+
 BLOCK_CHARS = 2000
 """A file without a separator is cut at the first empty line after this many characters."""
+MAX_BLOCK_CHARS = 8000
+"""Where no empty line comes before this many, it is cut at the next line end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Documents of some sources, cleaned."""
+
+    texts: list[str]
+    files: list[SourceFile]
+    """Where they come from."""
+    cleaning: CleaningReport
+    """What was taken away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,10 @@ class Corpus:
 
     train: list[str]
     held_out: list[str]
+    files: list[SourceFile]
+    """Where they come from."""
+    cleaning: CleaningReport
+    """What was taken away."""
 
     @property
     def sha256(self) -> str:
@@ -50,10 +65,49 @@ def documents_sha256(documents: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def read_documents(
+    sources: Sequence[str],
+    *,
+    separator: str = "",
+    text_field: str = "text",
+    cleaning: str = DEFAULT_STEPS,
+    in_blocks: bool = True,
+) -> Documents:
+    """Read and clean the documents of `sources`.
+
+    Args:
+        sources: Files, folders, patterns, `-` (`data_sources.py`).
+        separator: Text between two documents of a plain text; empty: there is none.
+        text_field: Field of JSON lines, or column of tables, that holds the text.
+        cleaning: Steps (`clean_steps.parse_steps`).
+        in_blocks: Cut a text without separators at empty lines after about 2000 characters.
+
+    Raises:
+        ConfigError: an unknown step.
+        DataError: a source that is missing or no text; no text is left.
+        MissingDependencyError: a Parquet file, without pyarrow.
+    """
+    cleaner = Cleaner(parse_steps(cleaning))
+    reader = SourceReader(sources, text_field=text_field)
+    documents: list[str] = []
+    for source in reader.texts():
+        if source.is_document:
+            documents.append(cleaner.clean(source.text))
+        else:
+            documents += _cut(source.text, separator, cleaner, in_blocks=in_blocks)
+    documents = cleaner.select(documents)
+    if not documents:
+        took = f": {cleaner.report.summary()}" if cleaner.report.characters_before else ""
+        raise DataError(f"no text in {', '.join(sources)}{took}")
+    return Documents(documents, reader.files, cleaner.report)
+
+
 def read_corpus(
     sources: Sequence[str],
     *,
     separator: str = "",
+    text_field: str = "text",
+    cleaning: str = DEFAULT_STEPS,
     held_out: float = 0.05,
     held_out_by: Literal["document", "tail"] = "document",
     seed: int = 0,
@@ -64,110 +118,59 @@ def read_corpus(
     documents are never on both sides; by "tail", the last share `held_out` of all characters is.
 
     Raises:
-        DataError: a source that is missing, not UTF-8 or not JSONL; no text; nothing held out.
+        ConfigError, DataError, MissingDependencyError: as `read_documents` says; or nothing would
+            be held out.
     """
-    documents: list[str] = []
-    for name, data in _read_sources(sources):
-        text = _decode(name, data)
-        parts = _json_documents(name, text) if name.endswith(".jsonl") else [text]
-        for part in parts:
-            documents += _split(part, separator, in_blocks=held_out_by == "document")
-    documents = [document for document in documents if document.strip()]
-    if not documents:
-        raise DataError(f"no text in {', '.join(sources)}")
-    corpus = (
-        _split_tail(documents, held_out)
-        if held_out_by == "tail"
-        else _split_by_hash(documents, held_out, seed)
+    found = read_documents(
+        sources,
+        separator=separator,
+        text_field=text_field,
+        cleaning=cleaning,
+        in_blocks=held_out_by == "document",
     )
-    if not corpus.train or not corpus.held_out:
+    if held_out_by == "tail":
+        train, rest = _split_tail(found.texts, held_out)
+    else:
+        train, rest = _split_by_hash(found.texts, held_out, seed)
+    if not train or not rest:
         raise DataError(
-            f"too little text: {len(documents)} documents cannot be split into text to train on "
+            f"too little text: {len(found.texts)} documents cannot be split into text to train on "
             f"and {held_out:.0%} to hold out; give more text, or hold out by 'tail'"
         )
-    return corpus
+    return Corpus(train, rest, found.files, found.cleaning)
 
 
-def _read_sources(sources: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    for source in sources:
-        if source == "-":
-            yield "standard input", sys.stdin.buffer.read()
-            continue
-        for path in _paths(source):
-            try:
-                yield str(path), path.read_bytes()
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _paths(source: str) -> list[Path]:
-    path = Path(source)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = [p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()]
-    else:
-        found = [Path(name) for name in glob.glob(source, recursive=True)]
-        found = [p for p in found if p.is_file()]
-    if not found:
-        kinds = f" with {', '.join(SUFFIXES)} files in it" if path.is_dir() else ""
-        raise DataError(f"no such text: {source} is no file, folder{kinds} or pattern that matches")
-    return sorted(found)
-
-
-def _decode(name: str, data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name}: not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
-            "convert the file first"
-        ) from error
-
-
-def _json_documents(name: str, text: str) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{name}: line {number} is not JSON: {error}") from error
-        document = value.get("text") if isinstance(value, dict) else None
-        if not isinstance(document, str):
-            raise DataError(f"{name}: line {number} is no object with a string 'text'")
-        yield document
-
-
-def _split(text: str, separator: str, *, in_blocks: bool) -> list[str]:
+def _cut(text: str, separator: str, cleaner: Cleaner, *, in_blocks: bool) -> list[str]:
     """The cleaned documents of one text: between separators, or in blocks, or the whole."""
     if separator:
         parts = text.replace("\r\n", "\n").split(separator)
-        return [clean_text(part) for part in parts]
-    text = clean_text(text)
+        return [cleaner.clean(part) for part in parts]
+    text = cleaner.clean(text)
     return list(_blocks(text)) if in_blocks else [text]
 
 
 def _blocks(text: str) -> Iterator[str]:
     start = 0
     while start < len(text):
-        cut = text.find("\n\n", start + BLOCK_CHARS)
-        end = len(text) if cut < 0 else cut + 2
-        yield text[start:end]
-        start = end
+        least, most = start + BLOCK_CHARS, start + MAX_BLOCK_CHARS
+        cut = text.find("\n\n", least, most) + 2
+        if cut < 2:  # no empty line for so long: any line end will do
+            cut = text.find("\n", most) + 1 or len(text)
+        yield text[start:cut]
+        start = cut
 
 
-def _split_by_hash(documents: list[str], share: float, seed: int) -> Corpus:
+def _split_by_hash(documents: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     train: list[str] = []
     held_out: list[str] = []
     for document in documents:
         digest = hashlib.sha256(f"{seed}\n{document}".encode()).digest()
         fraction = int.from_bytes(digest[:8], "big") / 2**64
         (held_out if fraction < share else train).append(document)
-    return Corpus(train, held_out)
+    return train, held_out
 
 
-def _split_tail(documents: list[str], share: float) -> Corpus:
+def _split_tail(documents: list[str], share: float) -> tuple[list[str], list[str]]:
     """Cut the concatenation of all documents once; the one cut through is in both, in parts."""
     remaining = int(sum(map(len, documents)) * (1 - share))
     train: list[str] = []
@@ -178,4 +181,4 @@ def _split_tail(documents: list[str], share: float) -> Corpus:
         if len(document) > remaining:
             held_out.append(document[max(remaining, 0) :])
         remaining -= len(document)
-    return Corpus(train, held_out)
+    return train, held_out

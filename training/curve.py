@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llmserve.durable import write_bytes
 from llmserve.errors import MissingDependencyError
@@ -13,7 +14,7 @@ __all__ = ["draw_loss_curve"]
 
 
 def draw_loss_curve(
-    path: Path, lines: Sequence[dict[str, float]], *, unigram_loss: float | None = None
+    path: Path, lines: Sequence[dict[str, Any]], *, unigram_loss: float | None = None
 ) -> None:
     """Write a PNG of training and held-out loss over the steps of a log (`log.read_log`).
 

@@ -19,12 +19,13 @@ from torch.nn import functional
 
 from llmserve.model.transformer import Transformer
 
-__all__ = ["HeldOutFigures", "held_out_loss", "unigram_loss"]
+__all__ = ["HeldOutFigures", "LossSum", "held_out_loss", "unigram_loss"]
 
 _WINDOWS_AT_ONCE = 16
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
-LossSum = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LossSum = Callable[..., torch.Tensor]
+"""From the tensors of a batch (`batches.Windows.read`) to the sum of its losses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

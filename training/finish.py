@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
+from llmserve.lineage import LINEAGE_FILE
+from llmserve.model.transformer import Transformer
 from llmserve.model.weights import canonical_tensors
 
-from .checkpoints import save_weights
+from .checkpoints import load_final_weights, save_weights
 from .curve import draw_loss_curve
-from .evaluation import HeldOutFigures, held_out_loss, unigram_loss
+from .data_windows import evaluate_text
+from .evaluation import HeldOutFigures, unigram_loss
+from .lineage import make_lineage
 from .log import LOG_NAME, read_log
 from .prepare import PreparedText
 from .recipe import TrainingRecipe
-from .report import make_lineage, make_result
+from .report import make_result
 from .run_folder import RunFolder
 from .trainer import Trainer
 
@@ -30,22 +33,27 @@ def finish_run(
     text: PreparedText,
     trainer: Trainer,
 ) -> dict[str, Any]:
-    """Write what a finished run leaves and return its figures; the record of them comes last."""
-    figures = HeldOutFigures(
-        loss=held_out_loss(trainer.model, text.held_out.ids, context=recipe.max_seq_len),
-        unigram_loss=unigram_loss(
-            text.train.ids, text.held_out.ids, trainer.model.config.vocab_size
-        ),
-        num_tokens=len(text.held_out.ids) - 1,
-        num_bytes=text.held_out.text_bytes,
+    """Write what a finished run leaves and return its figures; the record of them comes last.
+
+    The model is that of the last checkpoint, or of the best where the recipe may stop early; its
+    weights are the averaged ones where the recipe averages.
+    """
+    path = folder.best_checkpoint() if recipe.early_stop is not None else None
+    path = path or folder.last_checkpoint()
+    assert path is not None, "a run ends with a checkpoint"
+    model = Transformer(trainer.model.config)
+    load_final_weights(path, model)
+    figures = _evaluate(model, text, recipe)
+    tensors = sorted(canonical_tensors(model).items())
+    lineage = make_lineage(
+        record, model.config, ((name, tensor.numpy()) for name, tensor in tensors)
     )
-    lineage = make_lineage(record, trainer.model.config, weights_sha256=_weights_sha256(trainer))
     save_weights(
         folder.model,
-        trainer.model,
+        model,
         tokenizer=folder.tokenizer,
         extra_files={
-            "lineage.json": f"{json.dumps(lineage, indent=2)}\n".encode(),
+            LINEAGE_FILE: f"{json.dumps(lineage, indent=2)}\n".encode(),
             LOG_NAME: folder.log.read_bytes(),
             "evaluation.txt": _evaluation_text(text),
         },
@@ -57,6 +65,19 @@ def finish_run(
     return result
 
 
+def _evaluate(model: Transformer, text: PreparedText, recipe: TrainingRecipe) -> HeldOutFigures:
+    """The figures of the whole held-out text, in float32."""
+    loss, num_tokens = evaluate_text(
+        model, text.held_out, recipe, end_id=text.tokenizer.eos_token_id
+    )
+    return HeldOutFigures(
+        loss=loss,
+        unigram_loss=unigram_loss(text.train.ids[:], text.held_out.ids[:], model.config.vocab_size),
+        num_tokens=num_tokens,
+        num_bytes=text.held_out.text_bytes,
+    )
+
+
 def _evaluation_text(text: PreparedText) -> bytes:
     """Held-out text that stays with the model, to measure on what is made of it.
 
@@ -65,12 +86,3 @@ def _evaluation_text(text: PreparedText) -> bytes:
     """
     ids = text.held_out.ids[:_MAX_EVALUATION_TOKENS].tolist()
     return text.tokenizer.decode(ids, skip_special_tokens=False).encode()
-
-
-def _weights_sha256(trainer: Trainer) -> str:
-    """Digest of the canonical tensors, whatever file layout they are saved in."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(canonical_tensors(trainer.model).items()):
-        digest.update(f"{name} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()

@@ -1,8 +1,8 @@
 """`training_log.jsonl`: one JSON object a line, written while a run goes on.
 
-Two kinds of lines: `{"step", "loss", "learning_rate", "grad_norm", "tokens_per_s"}`, the means
-since the line before, and `{"step", "held_out_loss"}`. A resumed run drops the lines after the
-checkpoint that it goes on from, so that the log reads as if nothing had happened.
+Two kinds of lines (`monitor.py` says what is in them): of the steps since the line before, with
+`loss`, and of an evaluation, with `held_out_loss`; both with `step`. A resumed run drops the lines
+after the checkpoint that it goes on from, so that the log reads as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from llmserve.durable import append_line, write_bytes
 
@@ -20,7 +20,7 @@ __all__ = ["LOG_NAME", "TrainingLog", "read_log"]
 LOG_NAME = "training_log.jsonl"
 
 
-def read_log(path: Path) -> list[dict[str, float]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of the log at `path`; a torn last line, left by a crash, is not one of them."""
     if not path.is_file():
         return []
@@ -37,7 +37,7 @@ class TrainingLog:
         write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file: TextIO = path.open("a", encoding="utf-8")
 
-    def write(self, line: Mapping[str, float]) -> None:
+    def write(self, line: Mapping[str, Any]) -> None:
         """Append one line. Values must be finite."""
         append_line(self._file, json.dumps(line, allow_nan=False))
 

@@ -6,7 +6,7 @@ What is already there is checked and used again, so that a resumed run needs the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -14,19 +14,19 @@ from typing import Literal, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.durable import StagedFolder, write_bytes
 from llmserve.errors import ConfigError, DataError
 from llmserve.text.tokenizer import Tokenizer
 
 from .corpus import Corpus, documents_sha256
 from .recipe import TrainingRecipe
 from .token_file import TokenFile, write_token_file
+from .tokenizer_folder import write_tokenizer
 
 __all__ = ["PreparedText", "open_prepared", "prepare_text", "tokenizer_sha256"]
 
 _Kind = Literal["bpe", "word", "char"]
 _DOCUMENTS_AT_ONCE = 4096
-_FILES = {"train": "train.bin", "held_out": "held_out.bin"}
+_FILES = {"train": "train.json", "held_out": "held_out.json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,7 @@ def prepare_text(
         CheckpointError: the tokenizer's folder is damaged.
     """
     tokenizer = _make_tokenizer(corpus, recipe)
-    with StagedFolder(tokenizer_folder, overwrite=True) as staged:
-        for name, data in tokenizer.files().items():
-            write_bytes(staged.path / name, data)
+    write_tokenizer(tokenizer_folder, tokenizer, overwrite=True)
     digest = tokenizer_sha256(tokenizer)
     tokens_folder.mkdir(exist_ok=True)
     for half, documents in (("train", corpus.train), ("held_out", corpus.held_out)):
@@ -104,10 +102,8 @@ def _make_tokenizer(corpus: Corpus, recipe: TrainingRecipe) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def _encode(tokenizer: Tokenizer, documents: Sequence[str]) -> npt.NDArray[np.int64]:
-    """All documents in a row, each as the tokenizer begins a text."""
-    parts: list[npt.NDArray[np.int64]] = []
+def _encode(tokenizer: Tokenizer, documents: Sequence[str]) -> Iterator[npt.NDArray[np.int64]]:
+    """The ids of each document, as the tokenizer begins a text."""
     for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
         batch = tokenizer.encode_batch(documents[start : start + _DOCUMENTS_AT_ONCE])
-        parts += (np.asarray(ids, dtype=np.int64) for ids in batch)
-    return np.concatenate(parts)
+        yield from (np.asarray(ids, dtype=np.int64) for ids in batch)

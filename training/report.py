@@ -1,20 +1,16 @@
-"""What a finished run says about itself: its figures, and where its model came from."""
+"""What a finished run says about itself: its figures."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from llmserve.checkpoint import Checkpoint
-from llmserve.config import ModelConfig
 
 from .evaluation import HeldOutFigures
 from .trainer import Trainer
 
-__all__ = ["make_lineage", "make_result", "render_result"]
+__all__ = ["make_result", "render_result"]
 
 
 def make_result(figures: HeldOutFigures, trainer: Trainer) -> dict[str, Any]:
@@ -53,20 +49,3 @@ def render_result(result: dict[str, Any], model: Path) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-
-def make_lineage(
-    record: dict[str, Any], config: ModelConfig, *, weights_sha256: str
-) -> dict[str, Any]:
-    """Content hashes from the text to the weights, each stage after those it was made from."""
-    return {
-        "data": {"sha256": record["text_sha256"]},
-        "tokenizer": {"sha256": record["tokenizer_sha256"]},
-        "config": {"sha256": _sha256(asdict(config))},
-        "run": {"sha256": _sha256(record), "steps": record["planned_steps"]},
-        "checkpoint": {"sha256": weights_sha256},
-    }
-
-
-def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,11 +1,15 @@
 """The folder of one training run: what is in it, who may write it, and its checkpoints.
 
     run.json                the recipe and the digests that a resumed run must agree with
+    cleaning.json           what cleaning took from the text
     tokenizer/, tokens/     the text as numbers
     checkpoints/step-N/     a model folder, the optimizer's state and the place in the text
     checkpoints/last.json   which of them to go on from; best.json: lowest held-out loss
-    training_log.jsonl      and loss.png, the curve
+    training_log.jsonl      what was measured; tensorboard/: the same for TensorBoard
+    training.html, loss.png the same to look at
     model/                  the finished model; result.json: its figures
+    adapter/                of a fine-tuning with LoRA: its matrices alone; base/: what they fit,
+                            where that was quantized for the run
 
 Everything is written through `durable`, a checkpoint as one folder that appears whole; `last.json`
 is moved to it after that, and older ones are deleted only then. A process killed at any moment
@@ -33,7 +37,20 @@ __all__ = ["RunFolder"]
 
 _LOCK = "run.lock"
 _RUN = "run.json"
-_CONTENT = ("checkpoints", "loss.png", "model", "result.json", "tokenizer", "tokens", LOG_NAME)
+_CONTENT = (
+    "adapter",
+    "base",
+    "checkpoints",
+    "cleaning.json",
+    "loss.png",
+    "model",
+    "result.json",
+    "tensorboard",
+    "tokenizer",
+    "tokens",
+    "training.html",
+    LOG_NAME,
+)
 _STEP = re.compile(r"\.?(step-\d{8,})")
 
 
@@ -43,6 +60,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         """The folder itself."""
+        self.cleaning = path / "cleaning.json"
+        """What cleaning took."""
         self.tokenizer = path / "tokenizer"
         """Files of the tokenizer."""
         self.tokens = path / "tokens"
@@ -51,8 +70,16 @@ class RunFolder:
         """The log."""
         self.picture = path / "loss.png"
         """The loss curve."""
+        self.page = path / "training.html"
+        """The page about the run."""
+        self.tensorboard = path / "tensorboard"
+        """Event files."""
         self.model = path / "model"
         """The finished model folder."""
+        self.adapter = path / "adapter"
+        """The finished LoRA adapter's folder."""
+        self.base = path / "base"
+        """The quantized model that the adapter was trained on."""
         self._checkpoints = path / "checkpoints"
 
     @contextlib.contextmanager
@@ -108,17 +135,20 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def new_checkpoint(self, step: int, *, keep: int) -> Iterator[Path]:
+    def new_checkpoint(
+        self, step: int, *, keep: int, keep_every: int | None = None
+    ) -> Iterator[Path]:
         """A folder to write the checkpoint of `step` into; it becomes the last one.
 
-        The `keep` newest, and the best, stay; older ones go.
+        The `keep` newest, the best and those of steps that `keep_every` divides stay; others go,
+        now that the new one is on the disk.
         """
         self._checkpoints.mkdir(exist_ok=True)
         name = f"step-{step:08d}"
         with StagedFolder(self._checkpoints / name, overwrite=True) as staged:
             yield staged.path
         write_json(self._checkpoints / "last.json", {"folder": name})
-        self._retain(keep)
+        self._retain(keep, keep_every)
 
     def mark_if_best(self, step: int, held_out_loss: float) -> None:
         """Point `best.json` at the checkpoint of `step` if none before had as low a loss."""
@@ -127,13 +157,24 @@ class RunFolder:
             return
         write_json(path, {"folder": f"step-{step:08d}", "held_out_loss": held_out_loss})
 
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint with the lowest held-out loss, its files checked; None before the first.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        return self._verified("best.json")
+
     def last_checkpoint(self) -> Path | None:
         """The checkpoint to go on from, its files checked; None before the first.
 
         Raises:
             CheckpointError: it is damaged.
         """
-        path = self._pointed("last.json")
+        return self._verified("last.json")
+
+    def _verified(self, pointer: str) -> Path | None:
+        path = self._pointed(pointer)
         if path is not None:
             verify_manifest(path)
         return path
@@ -142,11 +183,12 @@ class RunFolder:
         path = self._checkpoints / pointer
         return self._checkpoints / str(read_json(path)["folder"]) if path.is_file() else None
 
-    def _retain(self, keep: int) -> None:
+    def _retain(self, keep: int, keep_every: int | None) -> None:
         folders = sorted(path for path in self._checkpoints.glob("step-*") if path.is_dir())
         best = self._pointed("best.json")
         for path in folders[:-keep]:
-            if path != best:
+            is_periodic = keep_every is not None and _step_of(path) % keep_every == 0
+            if path != best and not is_periodic:
                 shutil.rmtree(path)
 
     def _make(self) -> None:
@@ -170,3 +212,7 @@ class RunFolder:
                 sweep_stale(self._checkpoints, match[1])
         for name in (*_CONTENT, _RUN):
             sweep_stale(self.path, name)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,25 +11,30 @@ from typing import Any, Protocol
 import torch
 
 from llmserve.config import ModelConfig
-from llmserve.errors import TrainingError
 from llmserve.model.transformer import Transformer
 from llmserve.text.tokenizer import Tokenizer
 
-from .checkpoints import load_checkpoint, save_checkpoint
-from .evaluation import held_out_loss
+from .batches import read_windows
+from .data_windows import describe_windows, evaluate_text, open_windows
+from .distributed import ALONE, Processes
 from .finish import finish_run
-from .log import TrainingLog
+from .monitor import Monitor
+from .monitor_diagnosis import RunFacts
+from .monitor_flops import peak_flops, training_flops_per_token
+from .monitor_repeats import repeated_share
+from .monitor_units import dead_units
 from .plan import StepPlanner
 from .prepare import PreparedText
 from .recipe import TrainingRecipe
+from .run_checkpoints import RunCheckpoints
 from .run_folder import RunFolder
 from .stop_signals import StopSignals
 from .trainer import Trainer
 
 __all__ = ["Reporter", "RunLoop", "RunOutcome"]
 
-_LOG_EVERY = 10
-"""Steps whose means make one line of the log."""
+_PROBE_WINDOWS = 8
+"""Held-out windows that are looked at for dead units."""
 
 
 class Reporter(Protocol):
@@ -63,29 +70,32 @@ class RunLoop:
         text: PreparedText,
         reporter: Reporter,
         began: float,
+        processes: Processes = ALONE,
     ) -> None:
         self._folder, self._recipe, self._record = folder, recipe, record
-        self._text, self._reporter = text, reporter
+        self._text, self._reporter, self._processes = text, reporter, processes
         self._config = _model_config(recipe, text.tokenizer)
         model = Transformer(self._config, dropout=recipe.dropout)
         model.initialize(torch.Generator().manual_seed(recipe.seed))
+        self._windows = open_windows(text.train, recipe, end_id=text.tokenizer.eos_token_id)
         self._trainer = Trainer(
             model,
             recipe,
-            text.train.ids,
+            self._windows,
             precision=record["precision"],
             threads=record["threads"],
+            processes=processes,
         )
-        self._restore()
+        self._checkpoints = RunCheckpoints(folder, recipe, self._trainer)
+        if self._checkpoints.restore():
+            record["planned_steps"] = self._planned
         self._planner = (
             StepPlanner(minutes=recipe.minutes, began=began)
             if recipe.minutes is not None and self._planned is None
             else None
         )
-        self._log = TrainingLog(folder.log, last_step=self._step)
-        self._since_log: list[tuple[float, float]] = []
+        self._monitor: Monitor | None = None
         self._logged_at = self._trainer.state.seconds
-        self._held_out: tuple[int, float] | None = None
 
     @property
     def _step(self) -> int:
@@ -98,25 +108,53 @@ class RunLoop:
     def run(self) -> RunOutcome:
         """Train to the end, or until a signal; then finish, or leave a checkpoint."""
         self._announce()
-        with self._log, StopSignals() as stop:
+        with ExitStack() as stack:
+            if self._processes.is_first:
+                self._monitor = stack.enter_context(self._make_monitor())
+            stop = stack.enter_context(StopSignals())
             while not self._is_done():
                 self._one_step()
-                if stop.received is not None:
-                    self._checkpoint()
-                    return RunOutcome(self._folder.model, None, stop.received)
-            self._checkpoint()
-        result = finish_run(self._folder, self._recipe, self._record, self._text, self._trainer)
-        return RunOutcome(self._folder.model, result)
+                received = self._processes.any(stop.received or 0)
+                if received:
+                    self._checkpoints.save()
+                    return RunOutcome(self._folder.model, None, received)
+            self._checkpoints.save()
+            self._say_findings()
+        self._record["planned_steps"] = self._planned
+        result = None
+        if self._processes.is_first:
+            result = finish_run(self._folder, self._recipe, self._record, self._text, self._trainer)
+        self._processes.wait()
+        return RunOutcome(self._folder.model, result or self._folder.read_result())
+
+    def _make_monitor(self) -> Monitor:
+        trainer, recipe = self._trainer, self._recipe
+        facts = RunFacts(
+            passes_per_step=trainer.tokens_per_step / trainer.tokens_per_epoch,
+            repeated_share=repeated_share(self._text.train.ids),
+            clip_norm=recipe.clip_norm,
+        )
+        threads = self._record["threads"] * self._processes.count
+        return Monitor(
+            self._folder,
+            facts,
+            title=f"Training in {self._folder.path.name}",
+            step=self._step,
+            flops_per_token=training_flops_per_token(self._config),
+            peak_flops=peak_flops(self._record["precision"], threads=threads),
+        )
 
     def _announce(self) -> None:
         state, model = self._trainer.state, self._trainer.model
         count = sum(parameter.numel() for parameter in model.parameters())
+        shared = f", {self._processes.count} processes" if self._processes.count > 1 else ""
         self._reporter.note(
             f"{count:,} parameters, vocabulary {self._config.vocab_size}, "
             f"{len(self._text.train.ids):,} tokens to train on, "
             f"{len(self._text.held_out.ids):,} held out, {self._record['precision']}, "
-            f"{self._record['threads']} threads"
+            f"{self._record['threads']} threads{shared}"
         )
+        self._reporter.note(describe_windows(self._windows))
         if state.step:
             self._reporter.note(f"going on from step {state.step}")
 
@@ -124,92 +162,99 @@ class RunLoop:
         return self._planned is not None and self._step >= self._planned
 
     def _one_step(self) -> None:
-        result = self._trainer.run_step()
+        is_logged = (self._step + 1) % self._recipe.log_every == 0
+        result = self._trainer.run_step(measure_layers=is_logged)
         if result.is_skipped:
             self._reporter.note(f"step {self._step} skipped: loss or gradient is not finite")
-        else:
-            self._since_log.append((result.loss, result.grad_norm))
+        if self._monitor is not None:
+            self._monitor.take(self._step, result)
         self._plan()
-        if self._step % _LOG_EVERY == 0 or self._is_done():
-            self._write_log(result.learning_rate)
-        if self._step % self._recipe.evaluate_every == 0:
-            self._evaluate()
-        if self._step % self._recipe.checkpoint_every == 0 and not self._is_done():
-            self._checkpoint()
+        if is_logged or self._is_done():
+            self._write_log()
+        is_best = self._step % self._recipe.evaluate_every == 0 and self._evaluate()
+        is_due = self._step % self._recipe.checkpoint_every == 0
+        # A run that may stop early ends with its best weights, so these are kept at once.
+        if not self._is_done() and (is_due or (is_best and self._recipe.early_stop is not None)):
+            self._checkpoints.save()
 
     def _plan(self) -> None:
         if self._planner is None:
             return
-        planned = self._planner.after_step(self._step)
-        if planned is not None:
-            passes, tokens = self._recipe.max_passes, self._trainer.tokens_per_epoch
-            if passes is not None:
-                step_tokens = self._recipe.batch_size * self._recipe.max_seq_len
-                planned = min(planned, max(self._step, int(passes * tokens / step_tokens)))
-            self._trainer.state.planned_steps = planned
-            self._planner = None
-            # From here on the run is exact, so no step before must ever be made again.
-            self._checkpoint()
-            self._record["planned_steps"] = planned
+        planned = self._processes.any(self._planner.after_step(self._step) or 0)
+        if not planned:
+            return
+        passes, tokens = self._recipe.max_passes, self._trainer.tokens_per_epoch
+        if passes is not None:
+            most = int(passes * tokens / self._trainer.tokens_per_step)
+            planned = min(planned, max(self._step, most))
+        self._trainer.state.planned_steps = planned
+        self._planner = None
+        # From here on the run is exact, so no step before must ever be made again.
+        self._checkpoints.save()
+        self._record["planned_steps"] = planned
+        if self._processes.is_first:
             self._folder.write_run(self._record)
-            limit = "" if passes is None else f", {passes:g} passes at most"
-            minutes = self._recipe.minutes
-            self._reporter.note(f"{planned} steps planned for {minutes:g} minutes{limit}")
+        limit = "" if passes is None else f", {passes:g} passes at most"
+        self._reporter.note(f"{planned} steps planned for {self._recipe.minutes:g} minutes{limit}")
 
-    def _write_log(self, rate: float) -> None:
-        seconds = self._trainer.state.seconds
-        if self._since_log:
-            count = len(self._since_log)
-            loss, norm = (sum(values) / count for values in zip(*self._since_log, strict=True))
-            speed = count * self._trainer.tokens_per_step / (seconds - self._logged_at)
-            self._log.write(
-                {
-                    "step": self._step,
-                    "loss": loss,
-                    "learning_rate": rate,
-                    "grad_norm": norm,
-                    "tokens_per_s": speed,
-                }
-            )
+    def _write_log(self) -> None:
+        counts = {
+            layer: self._processes.sum(count)
+            for layer, count in self._trainer.objective.routers.take_counts().items()
+        }
+        seconds = self._trainer.state.seconds - self._logged_at
+        self._logged_at = self._trainer.state.seconds
+        if self._monitor is None:
+            return
+        line = self._monitor.write_steps(
+            self._step,
+            tokens=self._trainer.tokens_per_step,
+            seconds=seconds,
+            counts=counts,
+        )
+        if line is not None:
+            loss, speed = line["loss"], line["tokens_per_s"]
             self._reporter.progress(self._step, self._planned, loss=loss, tokens_per_s=speed)
-        self._since_log = []
-        self._logged_at = seconds
 
-    def _evaluate(self) -> None:
-        loss = held_out_loss(
+    def _evaluate(self) -> bool:
+        """Measure held-out text with the weights that would become the model; the lowest loss?"""
+        average = self._trainer.average
+        with contextlib.nullcontext() if average is None else average.swapped_in():
+            loss = self._held_out_loss()
+            dead = dead_units(self._trainer.model, self._probe())
+        if self._monitor is not None:
+            self._monitor.write_evaluation(self._step, loss, dead)
+        self._reporter.note(f"step {self._step}: held-out loss {loss:.4f}")
+        is_best = self._checkpoints.take_held_out(self._step, loss)
+        if not is_best and self._checkpoints.is_time_to_stop():
+            self._trainer.state.planned_steps = self._step
+            self._reporter.note(
+                f"no lower held-out loss in {self._recipe.early_stop} evaluations: the run ends"
+            )
+        return is_best
+
+    def _held_out_loss(self) -> float:
+        loss, _ = evaluate_text(
             self._trainer.model,
-            self._text.held_out.ids[: self._recipe.evaluation_tokens + 1],
-            context=self._recipe.max_seq_len,
+            self._text.held_out,
+            self._recipe,
+            end_id=self._text.tokenizer.eos_token_id,
+            max_tokens=self._recipe.evaluation_tokens,
             loss_sum=self._trainer.loss_sum,
         )
-        self._held_out = (self._step, loss)
-        self._log.write({"step": self._step, "held_out_loss": loss})
-        self._reporter.note(f"step {self._step}: held-out loss {loss:.4f}")
+        return loss
 
-    def _checkpoint(self) -> None:
-        if not self._trainer.weights_are_finite():
-            raise TrainingError(
-                f"the weights are not finite after step {self._step}; the last checkpoint is kept. "
-                "Try a lower learning_rate or precision float32"
-            )
-        trainer, keep = self._trainer, self._recipe.keep_checkpoints
-        with self._folder.new_checkpoint(self._step, keep=keep) as path:
-            save_checkpoint(
-                path,
-                trainer.model,
-                trainer.optimizer,
-                trainer.state,
-                tokenizer=self._folder.tokenizer,
-            )
-        if self._held_out is not None and self._held_out[0] == self._step:
-            self._folder.mark_if_best(*self._held_out)
+    def _probe(self) -> torch.Tensor:
+        """Held-out windows, cut wherever they end."""
+        ids = self._text.held_out.ids
+        context = min(self._recipe.max_seq_len, len(ids) - 1)
+        count = min(_PROBE_WINDOWS, (len(ids) - 1) // context)
+        return read_windows(ids, [index * context for index in range(count)], context)[0]
 
-    def _restore(self) -> None:
-        path = self._folder.last_checkpoint()
-        if path is not None:
-            trainer = self._trainer
-            trainer.state = load_checkpoint(path, trainer.model, trainer.optimizer)
-            self._record["planned_steps"] = self._planned
+    def _say_findings(self) -> None:
+        if self._monitor is not None:
+            for finding in self._monitor.write_page():
+                self._reporter.note(f"{finding.kind}: {finding.text}")
 
 
 def _model_config(recipe: TrainingRecipe, tokenizer: Tokenizer) -> ModelConfig:

@@ -1,9 +1,10 @@
 """Optimizer steps: windows of text in, changed weights out.
 
 One step reads `batch_size` windows in `accumulation` parts, adds up their gradients, clips the sum
-and lets AdamW change the weights. The loss of every part is divided by the tokens of the whole
-step, so that the parts add up to the gradient of the batch whatever their number. A step whose
-loss or gradient is not finite changes nothing; too many in a row end the run.
+and lets the optimizer change the weights. The loss of every part is divided by the tokens of the
+whole step, so that the parts add up to the gradient of the batch whatever their number, and
+whether threads or processes share them. A step whose loss or gradient is not finite changes
+nothing; too many in a row end the run.
 """
 
 from __future__ import annotations
@@ -11,33 +12,30 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from llmserve import failpoints
 from llmserve.errors import TrainingError
-from llmserve.model.attention import CausalAttention
 from llmserve.model.transformer import Transformer
 
-from .attention import MatrixAttention
-from .batches import WindowOrder, read_windows
+from .batches import Windows
 from .checkpoints import TrainingState
+from .distributed import ALONE, Processes
+from .distributed_weights import local, number, shard_model
+from .gradients import BatchGradients, check_processes
+from .monitor_layers import LayerFigures, LayerMeter
+from .objective import Objective, Precision, recompute_blocks
 from .optimizer import make_optimizer
 from .recipe import TrainingRecipe
 from .schedule import learning_rate
-from .workers import BatchWorkers
+from .weight_average import WeightAverage
 
-__all__ = ["StepResult", "Trainer", "resolve_precision"]
+__all__ = ["StepResult", "Trainer"]
 
-Precision = Literal["float32", "bfloat16"]
-
-_MAX_MATRIX_CONTEXT = 1024
-"""Longest context whose scores are kept whole."""
+_FIRST_LOSS_SCALE = 2.0**16
+_GOOD_STEPS_PER_DOUBLING = 2000
+"""Steps without overflow after which the loss of a float16 run is scaled up again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +50,8 @@ class StepResult:
     """Rate of this step."""
     is_skipped: bool
     """Whether loss or gradient was not finite, so that nothing changed."""
+    layers: LayerFigures | None = None
+    """Figures of each layer, if they were asked for."""
 
 
 class Trainer:
@@ -61,46 +61,60 @@ class Trainer:
         self,
         model: Transformer,
         recipe: TrainingRecipe,
-        ids: npt.NDArray[np.unsignedinteger[Any]],
+        windows: Windows,
         *,
         precision: Precision,
         threads: int,
+        processes: Processes = ALONE,
     ) -> None:
-        """`ids` are the tokens to train on. Raises `DataError` if they are too few.
+        """`windows` are the text to train on.
 
-        With dropout all threads work on one part at a time: torch draws what is dropped from one
-        generator for the whole process, and parts side by side would mix up its order.
+        Raises:
+            ConfigError: several processes that cannot share the parts of a batch evenly, or are to
+                compile the model; or there is no compiler for it.
         """
+        check_processes(recipe, processes)
         self.model = model
         """Changed in place by `run_step`."""
+        self.processes = processes
+        """Who shares the run."""
+        if recipe.activation_checkpointing:
+            recompute_blocks(model)
+        if processes.count > 1 and recipe.parallel == "fsdp":
+            shard_model(model)
+        self.objective = Objective(model, recipe, precision)
+        """The loss, and what the routers of experts did."""
+        self._gradients = BatchGradients(
+            model, recipe, windows, self.objective, threads=threads, processes=processes
+        )
         self.optimizer = make_optimizer(model, recipe)
         """Its state belongs to the parameters of `model`."""
         self.state = TrainingState(planned_steps=recipe.steps)
         """Advanced by `run_step`."""
+        if precision == "float16":
+            self.state.loss_scale = _FIRST_LOSS_SCALE
+        decay = recipe.ema_decay
+        self.average = None if decay is None else WeightAverage(model, decay)
+        """Averaged weights, if the recipe asks for them."""
         self._recipe = recipe
-        self._ids = ids
-        self._order = WindowOrder(len(ids), context=recipe.max_seq_len, seed=recipe.seed)
-        self._workers = BatchWorkers(
-            threads=threads, max_parts=1 if recipe.dropout else recipe.micro_batch_size
-        )
+        self._windows = windows
         self._parameters = list(model.parameters())
-        self._is_bfloat16 = precision == "bfloat16"
-        is_small = recipe.max_seq_len <= _MAX_MATRIX_CONTEXT
-        attention = MatrixAttention if self._is_bfloat16 and is_small else CausalAttention
-        self._attend = attention(model.config)
+        self._meter = LayerMeter(model, processes)
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one step learns from."""
+        """Places in the windows of one step; packed documents leave some of them unused."""
         return self._recipe.batch_size * self._recipe.max_seq_len
 
     @property
     def tokens_per_epoch(self) -> int:
         """Tokens of one pass over the text."""
-        return self._order.windows_per_epoch * self._recipe.max_seq_len
+        return self._windows.windows_per_epoch * self._recipe.max_seq_len
 
-    def run_step(self) -> StepResult:
+    def run_step(self, *, measure_layers: bool = False) -> StepResult:
         """Make one optimizer step and advance `state`.
+
+        `measure_layers` compares the weights before and after, and costs a copy of them.
 
         Raises:
             TrainingError: more steps in a row were skipped than the recipe allows.
@@ -108,71 +122,44 @@ class Trainer:
         began = time.monotonic()
         rate = self._set_learning_rate()
         self.model.train()
-        loss = self._accumulate()
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm))
+        loss = self._gradients.accumulate(self.state.position, scale=self.state.loss_scale)
+        grad_norms = self._meter.grad_norms() if measure_layers else {}
+        norm = number(torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm))
         is_skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        layers = None
         if not is_skipped:
+            before = self._meter.weights() if measure_layers else None
             self.optimizer.step()
+            if before is not None:
+                layers = LayerFigures(grad_norms, self._meter.update_ratios(before))
         self.optimizer.zero_grad(set_to_none=True)
-        self.state.step += 1
-        self.state.skipped_in_row = self.state.skipped_in_row + 1 if is_skipped else 0
+        self._advance(is_skipped=is_skipped)
         self.state.seconds += time.monotonic() - began
         self._check_skipped()
-        return StepResult(loss, norm, rate, is_skipped)
+        return StepResult(loss, norm, rate, is_skipped, layers)
 
-    def loss_sum(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the losses of `targets` [B, T] after `inputs` [B, T], without gradients."""
+    def loss_sum(self, *batch: Tensor) -> Tensor:
+        """Sum of the losses of a batch as `Windows.read` gives it, without gradients.
 
-        def part_loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        Processes share the rows; all must call it.
+        """
+        rank, count = self.processes.rank, self.processes.count
+        has_row = rank < len(batch[0])
+        own = [rows[rank::count] if has_row else rows[:1] for rows in batch]
+
+        def part_loss(*part: Tensor) -> Tensor:
             with torch.no_grad():  # each thread has a mode of its own
-                return self.part_loss(inputs, targets)
+                return self.objective.loss_sum(*part)
 
-        return torch.stack(self._workers.map(part_loss, inputs, targets)).sum()
-
-    def part_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """`loss_sum` of one part, as training computes it, on the thread that calls."""
-        # Cached casts belong to one graph; two threads would share them.
-        with torch.autocast(
-            "cpu", dtype=torch.bfloat16, enabled=self._is_bfloat16, cache_enabled=False
-        ):
-            logits = self.model(inputs, self._attend)
-        return functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), reduction="sum"
-        )
+        loss = torch.stack(self._gradients.workers.map(part_loss, *own)).sum()
+        # Where there are fewer rows than processes, the rest computes one for nothing: it may hold
+        # weights that the others need.
+        return self.processes.sum(loss if has_row else torch.zeros_like(loss))
 
     def weights_are_finite(self) -> bool:
         """Whether the model may be saved."""
-        return all(bool(torch.isfinite(p).all()) for p in self._parameters)
-
-    def _accumulate(self) -> float:
-        """Add up the gradients of one batch; the mean loss of its tokens."""
-        losses = []
-        for _ in range(self._recipe.accumulation):
-            failpoints.hit("train.micro_batch")
-            count = self._recipe.micro_batch_size
-            starts = self._order.starts(self.state.position, count)
-            inputs, targets = read_windows(self._ids, starts, self._recipe.max_seq_len)
-            if self._recipe.dropout:
-                # Dropout draws from torch's global generator: a new one for every position.
-                key = np.random.SeedSequence([self._recipe.seed, self.state.position])
-                torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
-            for loss, gradients in self._workers.map(self._part_gradients, inputs, targets):
-                losses.append(loss)
-                self._add(gradients)
-            self.state.position += count
-        return float(torch.stack(losses).sum())
-
-    def _part_gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        loss = self.part_loss(inputs, targets) / self.tokens_per_step
-        return loss.detach(), torch.autograd.grad(loss, self._parameters)
-
-    def _add(self, gradients: tuple[Tensor, ...]) -> None:
-        """Add to the batch's gradients: always part after part, since sums depend on the order."""
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            if parameter.grad is None:
-                parameter.grad = gradient
-            else:
-                parameter.grad += gradient
+        is_whole = all(bool(torch.isfinite(local(p.detach())).all()) for p in self._parameters)
+        return not self.processes.any(not is_whole)
 
     def _set_learning_rate(self) -> float:
         rate = learning_rate(
@@ -181,10 +168,26 @@ class Trainer:
             warmup_steps=self._recipe.warmup_steps,
             highest=self._recipe.learning_rate,
             final=self._recipe.final_learning_rate,
+            schedule=self._recipe.schedule,
+            decay_share=self._recipe.decay_share,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+    def _advance(self, *, is_skipped: bool) -> None:
+        state = self.state
+        state.step += 1
+        state.position += self._recipe.batch_size
+        if is_skipped and state.loss_scale > 1.0:  # an overflow, which a smaller scale mends
+            state.loss_scale, state.steps_at_scale = state.loss_scale / 2, 0
+            return
+        state.skipped_in_row = state.skipped_in_row + 1 if is_skipped else 0
+        state.steps_at_scale += 1
+        if state.loss_scale > 1.0 and state.steps_at_scale == _GOOD_STEPS_PER_DOUBLING:
+            state.loss_scale, state.steps_at_scale = state.loss_scale * 2, 0
+        if self.average is not None and not is_skipped:
+            self.average.update(state.step)
 
     def _check_skipped(self) -> None:
         if self.state.skipped_in_row > self._recipe.max_skipped_steps:
@@ -193,15 +196,3 @@ class Trainer:
                 "loss or gradient that is not finite; the last checkpoint is kept. Try a lower "
                 "learning_rate, a longer warm-up or precision float32"
             )
-
-
-def resolve_precision(precision: Literal["auto", "float32", "bfloat16"]) -> Precision:
-    """What "auto" means on this machine.
-
-    bfloat16 products are several times faster than float32's where the processor has instructions
-    for them, and slower where it has not.
-    """
-    if precision != "auto":
-        return precision
-    is_fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if is_fast else "float32"

@@ -8,14 +8,17 @@ the checkpoint that is made then.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmserve.durable import write_json
 from llmserve.errors import ConfigError, TrainingError
 
 from .corpus import Corpus, read_corpus
+from .distributed import ALONE, Processes
 from .prepare import PreparedText, open_prepared, prepare_text
 from .recipe import TrainingRecipe
 from .run_folder import RunFolder
@@ -32,6 +35,7 @@ def run_training(
     *,
     reporter: Reporter,
     restart: bool = False,
+    processes: Processes = ALONE,
 ) -> RunOutcome:
     """Train in the folder `out`, from its last checkpoint on if it has one.
 
@@ -41,6 +45,8 @@ def run_training(
         out: The run's folder.
         reporter: Told of progress.
         restart: Remove an earlier run of the folder first.
+        processes: Who shares the run; each calls this with the same arguments. The first one
+            prepares and writes what there is one of.
 
     Raises:
         ConfigError, DataError, CheckpointError: recipe, text or folder cannot be used.
@@ -50,14 +56,22 @@ def run_training(
     began = time.monotonic()
     folder = RunFolder(out)
     try:
-        with folder.locked():
-            corpus = _read_corpus(recipe, sources) if sources else None
-            record, text = _begin(folder, recipe, corpus, reporter, restart=restart)
+        with folder.locked() if processes.is_first else contextlib.nullcontext():
+            if processes.is_first:
+                corpus = _read_corpus(recipe, sources) if sources else None
+                record, text = _begin(
+                    folder, recipe, corpus, reporter, restart=restart, processes=processes
+                )
+                processes.wait()
+            else:
+                processes.wait()
+                record, text = _join(folder)
             result = folder.read_result()
-            if result is not None and folder.model.is_dir():
+            is_finished = result is not None and folder.model.is_dir()
+            if processes.any(processes.is_first and is_finished):
                 reporter.note("the run is finished already")
                 return RunOutcome(folder.model, result)
-            return RunLoop(folder, recipe, record, text, reporter, began).run()
+            return RunLoop(folder, recipe, record, text, reporter, began, processes).run()
     except OSError as error:
         raise TrainingError(
             f"{out}: {error.strerror or error}; the last checkpoint is kept: run the same command "
@@ -69,6 +83,8 @@ def _read_corpus(recipe: TrainingRecipe, sources: Sequence[str]) -> Corpus:
     return read_corpus(
         sources,
         separator=recipe.separator,
+        text_field=recipe.text_field,
+        cleaning=recipe.cleaning,
         held_out=recipe.held_out,
         held_out_by=recipe.held_out_by,
         seed=recipe.seed,
@@ -82,21 +98,37 @@ def _begin(
     reporter: Reporter,
     *,
     restart: bool,
+    processes: Processes,
 ) -> tuple[dict[str, Any], PreparedText]:
     """The run's record and text: as they were found, or new."""
     record = None if restart else folder.read_run()
     if record is not None and (folder.last_checkpoint() is not None or corpus is None):
-        check_same_recipe(record, recipe)
+        check_same_recipe(record, recipe, processes=processes.count)
         if corpus is not None:
             check_same_text(record, corpus.sha256)
         return record, open_prepared(folder.tokenizer, folder.tokens)
     if corpus is None:
         raise ConfigError(f"{folder.path}: a new run needs text; give it with --text")
     folder.clear()  # without a checkpoint there is nothing to lose
+    reporter.note(corpus.cleaning.summary())
+    write_json(folder.cleaning, corpus.cleaning.as_json())
     reporter.note("preparing the tokenizer and the tokens")
     text = prepare_text(
         corpus, recipe, tokenizer_folder=folder.tokenizer, tokens_folder=folder.tokens
     )
-    record = make_run(recipe, text, corpus_sha256=corpus.sha256)
+    record = make_run(
+        recipe,
+        text,
+        corpus_sha256=corpus.sha256,
+        files=corpus.files,
+        processes=processes.count,
+    )
     folder.write_run(record)
     return record, text
+
+
+def _join(folder: RunFolder) -> tuple[dict[str, Any], PreparedText]:
+    """Record and text as the first process left them."""
+    record = folder.read_run()
+    assert record is not None, "the first process writes it before the others read it"
+    return record, open_prepared(folder.tokenizer, folder.tokens)

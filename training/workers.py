@@ -29,11 +29,9 @@ class BatchWorkers:
         self._pool = ThreadPoolExecutor(self._count, "train") if self._count > 1 else None
         torch.set_num_threads(threads // self._count)
 
-    def map(
-        self, function: Callable[[Tensor, Tensor], T], inputs: Tensor, targets: Tensor
-    ) -> list[T]:
-        """What `function` gives for each part of the rows of both, in their order."""
+    def map(self, function: Callable[..., T], *tensors: Tensor) -> list[T]:
+        """What `function` gives for each part of the rows of all `tensors`, in their order."""
         if self._pool is None:
-            return [function(inputs, targets)]
-        parts = inputs.chunk(self._count), targets.chunk(self._count)
+            return [function(*tensors)]
+        parts = (tensor.chunk(self._count) for tensor in tensors)
         return list(self._pool.map(function, *parts))

@@ -203,8 +203,15 @@ class Transformer(nn.Module):
         cap = self.config.logits_softcap
         return logits if cap is None else soft_cap(logits, cap)
 
-    def forward(self, token_ids: Tensor, attend: Attend | None = None) -> Tensor:
-        """Whole rows from position 0: token_ids [B, T] → float32 logits [B, T, V]."""
-        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+    def forward(
+        self, token_ids: Tensor, attend: Attend | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Whole rows, token_ids [B, T] → float32 logits [B, T, V].
+
+        `positions`, [B, T], are given where a row holds several texts, and `attend` keeps those
+        apart; else every row is one text from position 0 on.
+        """
+        if positions is None:
+            positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         attend = attend or CausalAttention(self.config)
         return self.logits(self.hidden(token_ids, positions, attend))

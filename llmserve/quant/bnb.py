@@ -1,7 +1,7 @@
 """Linear layers in bitsandbytes' own form: NF4 and FP4 code books, and LLM.int8.
 
-The one door to the package bitsandbytes, which only quantizing needs: it is imported inside
-`quantize_bitsandbytes`. Reading takes numpy alone, because the files hold the code books.
+The one door to the package bitsandbytes, which quantizing and an optimizer need: it is imported
+inside `import_bitsandbytes`. Reading takes numpy alone, because the files hold the code books.
 
 For a layer `X` of n weights the file holds what transformers writes:
 
@@ -33,6 +33,7 @@ __all__ = [
     "BitsAndBytesFormat",
     "BitsAndBytesLinear",
     "from_stored",
+    "import_bitsandbytes",
     "quantize_bitsandbytes",
     "runs_in_kernels",
     "stored_specs",
@@ -101,7 +102,8 @@ def quantize_bitsandbytes(
         ExportError: NaN or an infinity in the weight; for int8 a weight beyond float16.
         MissingDependencyError: bitsandbytes or torch is not installed.
     """
-    torch, functional = _import_bitsandbytes()
+    torch, bitsandbytes = import_bitsandbytes("quantizing to nf4 or bnb-int8")
+    functional = bitsandbytes.functional
     largest = float(np.abs(weight).max(initial=0.0))
     if not np.isfinite(largest):
         raise ExportError(f"{name} holds NaN or an infinity; it cannot be quantized")
@@ -134,26 +136,25 @@ def quantize_bitsandbytes(
     return BitsAndBytesLinear(form, (out, width), tensors)
 
 
-def _import_bitsandbytes() -> tuple[Any, Any]:
-    """torch and bitsandbytes' functions, without the network and without its notice about it.
+def import_bitsandbytes(feature: str) -> tuple[Any, Any]:
+    """torch and bitsandbytes, without the network and without its notice about it.
 
-    On some CPUs the package asks for another one, `kernels`, that downloads a program on import.
+    Raises `MissingDependencyError`, saying that `feature` needs them, if one is missing. On some
+    CPUs the package asks for another one, `kernels`, that downloads a program on import.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     is_hidden = "kernels" not in sys.modules
     if is_hidden:
         sys.modules["kernels"] = None  # type: ignore[assignment]  # importing it fails
     try:
+        import bitsandbytes
         import torch
-        from bitsandbytes import functional
     except ImportError as error:
-        raise MissingDependencyError(
-            "bitsandbytes", extra="bnb", feature="quantizing to nf4 or bnb-int8"
-        ) from error
+        raise MissingDependencyError("bitsandbytes", extra="bnb", feature=feature) from error
     finally:
         if is_hidden:
             del sys.modules["kernels"]
-    return torch, functional
+    return torch, bitsandbytes
 
 
 def stored_specs(shape: tuple[int, int], form: BitsAndBytesFormat) -> dict[str, TensorSpec]:

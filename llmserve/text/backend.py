@@ -7,14 +7,14 @@ becomes an error of one request or of one file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from ..errors import CheckpointError, RequestError
 
-__all__ = ["encode_batch", "open_backend"]
+__all__ = ["encode_batch", "encode_with_offsets", "open_backend"]
 
 
 def open_backend(tokenizer_json: bytes, content: Mapping[str, Any], vocab_size: int) -> Tokenizer:
@@ -50,16 +50,33 @@ def encode_batch(
     Raises:
         RequestError: a text holds surrogates, or characters that the tokenizer cannot take.
     """
+    # The fast form leaves out offsets: a third of the time of the plain one.
+    encodings = _encode(backend.encode_batch_fast, texts, add_special_tokens=add_special_tokens)
+    return [encoding.ids for encoding in encodings]
+
+
+def encode_with_offsets(
+    backend: Tokenizer, texts: Sequence[str], *, add_special_tokens: bool
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """The ids of each text, and the characters from and to which each id reaches in it.
+
+    An id that the tokenizer adds reaches from 0 to 0. Raises as `encode_batch` does.
+    """
+    encodings = _encode(backend.encode_batch, texts, add_special_tokens=add_special_tokens)
+    return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
+
+def _encode(
+    encode: Callable[..., list[Encoding]], texts: Sequence[str], *, add_special_tokens: bool
+) -> list[Encoding]:
     for text in texts:
         _check_text(text)
     try:
-        # The fast form leaves out offsets: a third of the time of the plain one.
-        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return encode(list(texts), add_special_tokens=add_special_tokens)
     except BaseException as error:
         raise RequestError(
             f"the text cannot be tokenized: {_cause(error)}", param="prompt"
         ) from error
-    return [encoding.ids for encoding in encodings]
 
 
 def _try_out(backend: Tokenizer, vocab_size: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..strict_json import parse_json
-from .backend import encode_batch, open_backend
+from .backend import encode_batch, encode_with_offsets, open_backend
 from .decoding import TextStream, parse_decoder
 from .tokenizer_file import check_tokenizer_json
 from .tokenizer_folder import read_tokenizer_folder
@@ -127,6 +127,15 @@ class Tokenizer:
     ) -> list[list[int]]:
         """`encode` for many texts, on several threads."""
         return encode_batch(self._backend, texts, add_special_tokens=add_special_tokens)
+
+    def encode_with_offsets(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """`encode_batch`, with the range of characters that each id stands for, from and to.
+
+        An id that the tokenizer's own file adds has the range (0, 0).
+        """
+        return encode_with_offsets(self._backend, texts, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`; ids without a token are skipped, invalid UTF-8 becomes U+FFFD."""

@@ -28,7 +28,7 @@ def test_help_names_every_verb() -> None:
 
 @pytest.mark.parametrize("verb", [None, *VERBS])
 def test_help_imports_nothing_heavy(verb: str | None) -> None:
-    arguments = [verb, "--help"] if verb else ["--help"]
+    arguments = [*verb.split(), "--help"] if verb else ["--help"]
     code = (
         "import sys\n"
         "from llmserve.cli import main\n"

@@ -73,6 +73,31 @@ def test_run_leaves_model_log_picture_and_figures(run: Path) -> None:
     assert [line["step"] for line in log if "held_out_loss" in line] == [10, 20]
 
 
+def test_log_has_the_figures_of_each_layer(run: Path) -> None:
+    layers = ["embedding", "layer 0", "layer 1", "output"]
+    for line in read_log(run / "training_log.jsonl"):
+        if "loss" in line:
+            assert list(line["grad_norms"]) == list(line["update_ratios"]) == layers
+            total = math.hypot(*line["grad_norms"].values())
+            assert 0.2 < total / line["grad_norm"] < 5  # the last step's and the mean of ten
+            assert line["tokens_per_s"] > 0
+            assert 0 < line["mfu"] < 1
+        else:
+            assert list(line["dead_units"]) == layers[1:-1]
+
+
+def test_page_and_event_files_tell_of_the_run(run: Path) -> None:
+    page = (run / "training.html").read_text(encoding="utf-8")
+    log = read_log(run / "training_log.jsonl")
+    assert "Training in run" in page
+    assert f"{log[-1]['held_out_loss']:.4f}" in page
+    module: Any = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = module.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    expected = [pytest.approx(line["loss"]) for line in log if "loss" in line]
+    assert [event.value for event in events.Scalars("loss")] == expected
+
+
 def test_evaluation_text_gives_the_held_out_tokens(run: Path) -> None:
     model = run / "model"
     text = (model / "evaluation.txt").read_text(encoding="utf-8")
@@ -203,8 +228,8 @@ def test_damaged_tokens_are_found_before_the_first_step(
     out = tmp_path / "run"
     assert train(text, out) == 0
     (out / "result.json").unlink()
-    ids = np.fromfile(out / "tokens" / "train.bin", dtype="<u2")
+    ids = np.fromfile(out / "tokens" / "train-00000.bin", dtype="<u2")
     ids[5] ^= 1
-    ids.tofile(out / "tokens" / "train.bin")
+    ids.tofile(out / "tokens" / "train-00000.bin")
     assert train(text, out) == 1
-    assert "train.bin" in capsys.readouterr().err
+    assert "train-00000.bin" in capsys.readouterr().err

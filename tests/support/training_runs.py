@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmserve import failpoints
 from llmserve.config import ModelConfig
 from llmserve.training.recipe import TrainingRecipe
 
@@ -63,6 +66,23 @@ def tiny_config(**changes: Any) -> ModelConfig:
         "max_seq_len": 16,
     }
     return ModelConfig(**(values | changes))
+
+
+def run_until(failpoint: str, run: Callable[[], object]) -> int:
+    """Call `run` in a copy of this process with the failpoint armed; its wait status.
+
+    A copy needs no interpreter and no imports, and its end is as sudden as any process's.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            failpoints.arm(failpoint)
+            run()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
 
 
 class SilentReporter:

@@ -226,3 +226,16 @@ def test_real_checkpoint_begins_texts_with_bos(stories260k: Path) -> None:
     assert tokenizer.encode("Once upon")[:2] == [1, 403]
     assert tokenizer.encode("Once upon", add_special_tokens=False)[0] == 403
     assert tokenizer.decode(tokenizer.encode("Once upon a 漢.")) == "Once upon a 漢."
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word", "char"])
+def test_offsets_say_which_characters_an_id_stands_for(kind: Any) -> None:
+    text = "Once upon a time, Zoë 🙂 played: 日本!"
+    tokenizer = Tokenizer.train(kind, ["Once upon a time there was a dog."] * 4, vocab_size=300)
+    [(ids, offsets)] = tokenizer.encode_with_offsets([text])
+    assert ids == tokenizer.encode(text)
+    assert offsets[0] == (0, 0)  # the beginning that the tokenizer adds
+    for token_id, (start, end) in zip(ids[1:], offsets[1:], strict=True):
+        assert tokenizer.token_bytes(token_id) in text[start:end].encode()
+    covered = {place for start, end in offsets for place in range(start, end)}
+    assert covered == set(range(len(text)))

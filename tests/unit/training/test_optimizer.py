@@ -1,4 +1,4 @@
-"""AdamW's groups, and its state out and in."""
+"""Which optimizer has which weights, and its state out and in."""
 
 from __future__ import annotations
 
@@ -8,18 +8,31 @@ import torch
 from llmserve.errors import CheckpointError
 from llmserve.model.transformer import Transformer
 from llmserve.training.optimizer import (
+    Optimizer,
     load_optimizer_tensors,
     make_optimizer,
     optimizer_tensors,
 )
 from support.training_runs import tiny_config, tiny_recipe
 
+KINDS = ["adamw", "muon", pytest.param("adamw8bit", marks=pytest.mark.bnb)]
 
-def stepped() -> tuple[Transformer, torch.optim.AdamW]:
+
+def make(kind: str) -> tuple[Transformer, Optimizer]:
     model = Transformer(tiny_config())
-    optimizer = make_optimizer(model, tiny_recipe())
+    model.initialize(torch.Generator().manual_seed(0))
+    return model, make_optimizer(model, tiny_recipe(optimizer=kind))
+
+
+def step(model: Transformer, optimizer: Optimizer) -> None:
     model(torch.arange(16)[None]).square().mean().backward()
     optimizer.step()
+    optimizer.zero_grad()
+
+
+def stepped(kind: str = "adamw") -> tuple[Transformer, Optimizer]:
+    model, optimizer = make(kind)
+    step(model, optimizer)
     return model, optimizer
 
 
@@ -35,15 +48,34 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
 
 
-def test_state_round_trip_is_exact() -> None:
-    model, optimizer = stepped()
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_its_state_back_the_next_step_is_the_same(kind: str) -> None:
+    model, optimizer = stepped(kind)
     saved = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, model).items()}
-    assert len(saved) == 3 * len(list(model.parameters()))
-    fresh = make_optimizer(model, tiny_recipe())
-    load_optimizer_tensors(fresh, model, saved)
-    again = optimizer_tensors(fresh, model)
-    assert again.keys() == saved.keys()
-    assert all(torch.equal(again[name], saved[name]) for name in saved)
+    again, fresh = make(kind)
+    again.load_state_dict(model.state_dict())
+    load_optimizer_tensors(fresh, again, saved)
+    assert optimizer_tensors(fresh, again).keys() == saved.keys()
+    for each, its in ((model, optimizer), (again, fresh)):
+        step(each, its)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_muon_has_the_matrices_of_the_blocks() -> None:
+    model, optimizer = stepped("muon")
+    for name, parameter in model.named_parameters():
+        is_inner = name.startswith("layers.") and parameter.ndim == 2
+        assert (optimizer.state_of(parameter).keys() == {"momentum_buffer"}) == is_inner, name
+
+
+@pytest.mark.bnb
+def test_moments_of_large_matrices_take_a_byte() -> None:
+    model, optimizer = stepped("adamw8bit")
+    tensors = optimizer_tensors(optimizer, model)
+    assert tensors["state1.embed_tokens.weight"].dtype == torch.uint8
+    assert tensors["state1.norm.weight"].dtype == torch.float32
+    assert "absmax1.norm.weight" not in tensors
 
 
 def test_state_of_another_model_is_refused() -> None:

@@ -34,6 +34,14 @@ def test_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
     assert (last / "data").read_text() == "5"
 
 
+def test_checkpoints_of_some_steps_are_kept_for_good(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in range(1, 8):
+        with folder.new_checkpoint(step, keep=1, keep_every=3) as path:
+            write_bytes(path / "data", b"")
+    assert steps(folder) == ["step-00000003", "step-00000006", "step-00000007"]
+
+
 def test_failed_checkpoint_leaves_the_last_one(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     save(folder, 1)

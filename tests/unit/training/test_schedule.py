@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import pytest
 
 from llmserve.training.schedule import learning_rate
@@ -37,3 +40,36 @@ def test_rate_of_the_first_steps_does_not_depend_on_the_plan() -> None:
         assert learning_rate(step, steps=None, **arguments) == learning_rate(  # type: ignore[arg-type]
             step, steps=1000, **arguments
         )
+
+
+def shaped(schedule: Any, steps: int = 100, decay_share: float = 0.2) -> list[float]:
+    return [
+        learning_rate(
+            step,
+            steps=steps,
+            warmup_steps=10,
+            highest=1.0,
+            final=0.1,
+            schedule=schedule,
+            decay_share=decay_share,
+        )
+        for step in range(steps)
+    ]
+
+
+def test_constant_stays_at_the_highest() -> None:
+    assert set(shaped("constant")[9:]) == {1.0}
+
+
+def test_stable_part_is_followed_by_a_line_down_to_the_final() -> None:
+    values = shaped("wsd")
+    assert set(values[9:80]) == {1.0}
+    falls = [before - after for before, after in pairwise(values[79:])]
+    assert falls == pytest.approx([0.9 / 20] * 20)
+    assert values[-1] == pytest.approx(0.1)
+
+
+def test_whole_run_may_fall() -> None:
+    values = shaped("wsd", decay_share=1.0)
+    assert values[9] == 1.0
+    assert values[10:] == sorted(values[10:], reverse=True)
