@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ..errors import ConfigError
 from .bnb import BitsAndBytesFormat
-from .config_compressed import parse_compressed, render_compressed
+from .config_compressed import has_int8_cache, parse_compressed, render_compressed
 from .config_published import parse_awq, parse_gptq
 from .layer_groups import LayerGroup, is_part_of, layer_names, most_specific
 
@@ -33,6 +33,8 @@ class QuantizationConfig:
     """bitsandbytes: its format; every linear layer that is not ignored has it."""
     ignore: tuple[str, ...] = ("lm_head",)
     """Layers that stay as they are: names, `re:` patterns, or (bitsandbytes) parts of names."""
+    has_int8_cache: bool = False
+    """Whether keys and values are to be kept as int8 (compressed-tensors only)."""
 
     def __post_init__(self) -> None:
         if bool(self.groups) == (self.bitsandbytes is not None):
@@ -72,7 +74,7 @@ class QuantizationConfig:
         """The value of `quantization_config` in config.json."""
         if self.bitsandbytes is not None:
             return _render_bitsandbytes(self.bitsandbytes, self.ignore)
-        return render_compressed(self.groups, self.ignore)
+        return render_compressed(self.groups, self.ignore, has_int8_cache=self.has_int8_cache)
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> QuantizationConfig:
@@ -87,7 +89,7 @@ class QuantizationConfig:
             if method == "bitsandbytes":
                 return _parse_bitsandbytes(value)
             groups, ignore = _PARSERS[str(method)](value)
-            return cls(groups=groups, ignore=ignore)
+            return cls(groups=groups, ignore=ignore, has_int8_cache=has_int8_cache(value))
         except (KeyError, TypeError, AttributeError, re.error) as error:
             raise ConfigError(f"quantization_config is malformed: {error}") from error
 

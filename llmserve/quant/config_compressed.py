@@ -12,12 +12,12 @@ from typing import Any
 from ..errors import ConfigError
 from .layer_groups import LayerGroup, Packing, layer_names
 
-__all__ = ["parse_compressed", "render_compressed"]
+__all__ = ["has_int8_cache", "parse_compressed", "render_compressed"]
 
 
 _MIXED = "mixed-precision"
 _FORMATS: tuple[Packing, ...] = ("pack-quantized", "int-quantized")
-_INT8_ACTIVATIONS = {
+_INT8_BY_TOKEN = {
     "num_bits": 8,
     "type": "int",
     "symmetric": True,
@@ -26,7 +26,9 @@ _INT8_ACTIVATIONS = {
 }
 
 
-def render_compressed(groups: tuple[LayerGroup, ...], ignore: tuple[str, ...]) -> dict[str, Any]:
+def render_compressed(
+    groups: tuple[LayerGroup, ...], ignore: tuple[str, ...], *, has_int8_cache: bool
+) -> dict[str, Any]:
     """The value of `quantization_config` in config.json."""
     formats = {group.packing for group in groups}
     return {
@@ -37,13 +39,18 @@ def render_compressed(groups: tuple[LayerGroup, ...], ignore: tuple[str, ...]) -
             f"group_{index}": _render_group(group) for index, group in enumerate(groups)
         },
         "ignore": list(ignore),
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": dict(_INT8_BY_TOKEN) if has_int8_cache else None,
     }
+
+
+def has_int8_cache(value: Mapping[str, Any]) -> bool:
+    """Whether the folder asks for an int8 KV cache. Raises `ConfigError` for any other."""
+    return _is_int8_by_token("quantization_config: kv_cache_scheme", value.get("kv_cache_scheme"))
 
 
 def parse_compressed(value: Mapping[str, Any]) -> tuple[tuple[LayerGroup, ...], tuple[str, ...]]:
     """Groups and ignored names. Raises `ConfigError` for what is unknown."""
-    for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
+    for key in ("sparsity_config", "transform_config"):
         if value.get(key):
             raise ConfigError(f"quantization_config: {key} is not supported")
     if value.get("quantization_status", "compressed") != "compressed":
@@ -72,7 +79,7 @@ def _render_group(group: LayerGroup) -> dict[str, Any]:
             "dynamic": False,
             **({"actorder": "group"} if group.has_order else {}),
         },
-        "input_activations": dict(_INT8_ACTIVATIONS) if group.has_int8_activations else None,
+        "input_activations": dict(_INT8_BY_TOKEN) if group.has_int8_activations else None,
         "output_activations": None,
     }
 
@@ -101,7 +108,9 @@ def _parse_group(name: str, value: Mapping[str, Any], form: object) -> LayerGrou
         packing=_FORMATS[_FORMATS.index(form)],
         is_symmetric=bool(weights.get("symmetric", True)),
         has_order=weights.get("actorder") in ("group", "dynamic"),
-        has_int8_activations=_parse_activations(where, value.get("input_activations")),
+        has_int8_activations=_is_int8_by_token(
+            f"{where}: input_activations", value.get("input_activations")
+        ),
     )
 
 
@@ -117,18 +126,21 @@ def _parse_size(where: str, weights: Mapping[str, Any]) -> int | None:
     return size
 
 
-def _parse_activations(where: str, value: Mapping[str, Any] | None) -> bool:
-    """Whether there are int8 activations. Raises `ConfigError` for any other than those."""
+def _is_int8_by_token(where: str, value: Mapping[str, Any] | None) -> bool:
+    """Whether something is int8 with a scale for each token; False: it is not quantized.
+
+    Raises `ConfigError` for any other number.
+    """
     if not value:
         return False
     wrong = {
         key: value.get(key, wanted)
-        for key, wanted in _INT8_ACTIVATIONS.items()
+        for key, wanted in _INT8_BY_TOKEN.items()
         if value.get(key, wanted) != wanted
     }
     if wrong:
         raise ConfigError(
-            f"{where}: input_activations {wrong}; symmetric int of 8 bits, made for each token "
-            "(strategy 'token', dynamic) are supported"
+            f"{where} {wrong}; symmetric int of 8 bits, made for each token (strategy 'token', "
+            "dynamic), is supported"
         )
     return True

@@ -88,6 +88,7 @@ def config_of(
     unquantized: tuple[str, ...],
     *,
     has_int8_activations: bool = False,
+    has_int8_cache: bool = False,
 ) -> QuantizationConfig:
     """The configuration that describes these layers, by name without `.weight`.
 
@@ -95,12 +96,17 @@ def config_of(
         layers: the quantized ones. All of one method; bitsandbytes': all of one format.
         unquantized: linear layers that stay as they are; `lm_head` needs no mention.
         has_int8_activations: whether int8 layers ask for int8 activations (W8A8).
+        has_int8_cache: whether keys and values are to be kept as int8.
+
+    Raises `ConfigError` for layers that no one folder can hold.
     """
     ignore = ("lm_head", *(name for name in unquantized if name != "lm_head"))
     forms = {linear.form for linear in layers.values() if isinstance(linear, BitsAndBytesLinear)}
     if forms:
         if len(forms) > 1 or any(isinstance(layer, QuantizedLinear) for layer in layers.values()):
             raise ConfigError("layers of two quantization formats cannot be in one folder")
+        if has_int8_cache:
+            raise ConfigError("bitsandbytes' folders cannot ask for an int8 KV cache")
         return QuantizationConfig(bitsandbytes=forms.pop(), ignore=ignore)
     members: dict[LayerGroup, list[str]] = {}
     for name, linear in layers.items():
@@ -108,7 +114,7 @@ def config_of(
             form = _form_of(linear, has_int8_activations=has_int8_activations)
             members.setdefault(form, []).append(name)
     groups = tuple(replace(form, targets=tuple(names)) for form, names in members.items())
-    return QuantizationConfig(groups=groups, ignore=ignore)
+    return QuantizationConfig(groups=groups, ignore=ignore, has_int8_cache=has_int8_cache)
 
 
 _PUBLISHED = ("gptq", "gptq_v2", "awq")
