@@ -88,4 +88,5 @@ class QuantizationOptions:
         names = ("scheme", "group_size", "is_symmetric", "method", "double_quant")
         values = dataclasses.asdict(self)
         forms = [f"{one.name}={one.form}" for one in self.overrides]
-        return {**{name: values[name] for name in names}, "overrides": forms}
+        chosen = {name: values[name] for name in names}
+        return {**chosen, "overrides": forms, "contract": values["contract"]}

@@ -18,6 +18,7 @@ from llmserve.model.weights import load_model
 
 from .evaluation_text import EvaluationText, read_calibration_text, read_evaluation_text
 from .lineage import LINEAGE_FILE, extended_lineage
+from .measure import Comparison
 from .quant_measure import Progress, measure_model
 from .quant_options import QuantizationOptions
 from .quant_plan import HEAD
@@ -68,14 +69,7 @@ def quantize_folder(
     else:
         store = _store(out, source, options, calibration)
         model = _quantize(source, options, calibration, store, on_progress)
-    comparison = cache_comparison = None
-    if chosen is not None:
-        reference = load_model(source, dtype=torch.float32)
-        comparison = measure_model(source, reference, model, chosen.windows, on_progress)
-        if options.has_int8_cache:
-            cache_comparison = measure_model(
-                source, reference, model, chosen.windows, on_progress, has_int8_cache=True
-            )
+    comparison, cache_comparison = _measure(source, model, options, chosen, on_progress)
     report = make_report(
         source,
         model,
@@ -88,6 +82,22 @@ def quantize_folder(
     if store is not None:
         store.discard()
     return report
+
+
+def _measure(
+    source: Checkpoint, model: QuantizedModel, options: QuantizationOptions,
+    text: EvaluationText | None, on_progress: Progress,
+) -> tuple[Comparison | None, Comparison | None]:  # fmt: skip
+    """What the weights cost, and what they cost with the int8 cache that was asked for."""
+    if text is None:
+        return None, None
+    reference = load_model(source, dtype=torch.float32)
+    plain = measure_model(source, reference, model, text.windows, on_progress)
+    if not options.has_int8_cache:
+        return plain, None
+    return plain, measure_model(
+        source, reference, model, text.windows, on_progress, has_int8_cache=True
+    )
 
 
 def _store(

@@ -67,8 +67,8 @@ def _add_native_arguments(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--kv-cache-dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto",
-        help="native runner: type of keys and values (default: float32 for float32 models, else "
-        "bfloat16)",
+        help="native runner: type of keys and values (default: int8 where the folder asks for it, "
+        "else float32 for float32 models, else bfloat16)",
     )  # fmt: skip
     group.add_argument(
         "--instruction-set", choices=("auto", "avx512", "avx2", "portable"), default="auto",

@@ -81,7 +81,7 @@ def test_every_kind_of_model_is_as_close_as_after_rounding_to_nearest(
         measure_model(source, reference, model, windows(config), lambda *_: None).mean_kl
         for model in (quantize(source, method, size=8), quantize(source, "rtn", size=8))
     ]
-    # Random weights reward no model of the inputs; a fold that was wrong would cost many times more.
+    # Random weights reward no model of the inputs; a wrong fold would cost many times more.
     assert kls[0] < 1.5 * kls[1]
 
 
