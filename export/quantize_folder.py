@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from llmserve import failpoints
+from llmserve import __version__, failpoints
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.model.weights import load_model
 
@@ -107,6 +107,7 @@ def _store(
     if text is None:
         return None
     plan = {
+        "version": __version__,
         "source": source.fingerprint,
         "calibration": text.sha256,
         "tokens": sum(map(len, text.windows)),

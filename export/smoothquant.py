@@ -70,5 +70,5 @@ def _rounded(rows: Float32Array) -> Float32Array:
     starts = np.arange(0, rows.shape[1], _ACTIVATION_GROUP)
     largest = np.maximum.reduceat(np.abs(rows), starts, axis=1)
     steps = np.repeat(largest / np.float32(127), _ACTIVATION_GROUP, axis=1)[:, : rows.shape[1]]
-    back: Float32Array = np.rint(rows / np.where(steps == 0, 1, steps)) * steps
-    return back
+    back = np.rint(rows / np.where(steps == 0, 1, steps)) * steps
+    return back.astype(np.float32)
