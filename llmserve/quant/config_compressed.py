@@ -24,6 +24,8 @@ _INT8_BY_TOKEN = {
     "strategy": "token",
     "dynamic": True,
 }
+# What the package takes an absent key for.
+_DEFAULTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": None, "dynamic": False}
 
 
 def render_compressed(
@@ -133,11 +135,8 @@ def _is_int8_by_token(where: str, value: Mapping[str, Any] | None) -> bool:
     """
     if not value:
         return False
-    wrong = {
-        key: value.get(key, wanted)
-        for key, wanted in _INT8_BY_TOKEN.items()
-        if value.get(key, wanted) != wanted
-    }
+    found = {key: value.get(key, _DEFAULTS[key]) for key in _INT8_BY_TOKEN}
+    wrong = {key: found[key] for key, wanted in _INT8_BY_TOKEN.items() if found[key] != wanted}
     if wrong:
         raise ConfigError(
             f"{where} {wrong}; symmetric int of 8 bits, made for each token (strategy 'token', "

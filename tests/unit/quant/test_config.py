@@ -31,6 +31,7 @@ MIXED = QuantizationConfig(
         dataclasses.replace(INT8.groups[0], targets=("model.layers.0.self_attn.q_proj",)),
     )
 )  # fmt: skip
+CACHED = dataclasses.replace(INT8, has_int8_cache=True)
 ORDERED = QuantizationConfig(groups=(dataclasses.replace(INT4.groups[0], has_order=True),))
 BNB = [
     QuantizationConfig(
@@ -53,7 +54,9 @@ def changed(config: QuantizationConfig, *path: str | int, value: Any) -> dict[st
 
 
 @pytest.mark.parametrize(
-    "config", [INT4, INT8, W8A8, MIXED, ORDERED, *BNB, LLM_INT8], ids=lambda config: config.scheme
+    "config",
+    [INT4, INT8, W8A8, CACHED, MIXED, ORDERED, *BNB, LLM_INT8],
+    ids=lambda config: config.scheme,
 )
 def test_what_is_written_is_read_back(config: QuantizationConfig) -> None:
     assert QuantizationConfig.parse(config.render()) == config
@@ -142,7 +145,8 @@ GROUP = ("config_groups", "group_0")
     [
         ({"quant_method": "aqlm", "bits": 4}, "method 'aqlm' is not supported"),
         ({}, "method None is not supported"),
-        (changed(INT8, "kv_cache_scheme", value={"num_bits": 8}), "kv_cache_scheme"),
+        (changed(INT8, "kv_cache_scheme", value={"num_bits": 8}), "kv_cache_scheme .*dynamic"),
+        (changed(INT8, "kv_cache_scheme", value={"type": "float"}), "kv_cache_scheme .*float"),
         (changed(INT8, "quantization_status", value="frozen"), "status 'frozen'"),
         (changed(INT4, *GROUP, "format", value="int-quantized"), "for 4-bit weights"),
         (changed(INT8, *GROUP, "format", value="float-quantized"), "'int-quantized'"),
