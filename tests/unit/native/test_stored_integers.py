@@ -8,16 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmserve.checkpoint import Checkpoint
+from llmserve.checkpoint import Checkpoint, save_model
+from llmserve.layouts import linear_layers
 from llmserve.native.kernels import available_paths
 from llmserve.native.program import Epilogue, Program, WeightKind
 from llmserve.native.reference.linear import float_linear, integer_linear
 from llmserve.native.reference.quantize import quantize_rows
 from llmserve.native.weights import Form, WeightSegment
-from llmserve.quant.groups import QuantizedLinear
+from llmserve.quant.groups import QuantizedLinear, quantize_rtn
+from llmserve.runners.native_options import NativeOptions
+from llmserve.runners.native_runner import NativeRunner
 from llmserve.tensor_file import map_tensors, write_tensors
 from support.foreign_folders import FOREIGN, write_foreign_folder
 from support.native_programs import run_rows
+from support.variants import LLAMA, random_tensors
 
 pytestmark = [
     pytest.mark.native,
@@ -103,3 +107,19 @@ def test_groups_of_different_sizes_are_executed_as_floats(tmp_path: Path, rows: 
     kind, found = product(checkpoint, rows, Form(floats="float32"))
     assert kind is WeightKind.FLOAT32
     np.testing.assert_allclose(found, float_linear(rows, checkpoint.float32(DOWN)), atol=1e-5)
+
+
+def test_cache_is_int8_where_the_folder_asks_for_it_and_nobody_says_otherwise(
+    tmp_path: Path,
+) -> None:
+    weights = random_tensors(LLAMA)
+    layers = {
+        f"{name}.weight": quantize_rtn(weights[f"{name}.weight"], 8, None)
+        for name in linear_layers(LLAMA)
+        if name != "lm_head"
+    }
+    save_model(tmp_path / "model", LLAMA, {**weights, **layers}, has_int8_cache=True)
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    assert NativeRunner(checkpoint).info.cache_dtype == "int8"
+    options = NativeOptions(cache_dtype="float32")
+    assert NativeRunner(checkpoint, options).info.cache_dtype == "float32"
