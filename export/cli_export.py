@@ -48,12 +48,24 @@ examples:
   llmserve export gguf run/model --out model.gguf --overwrite
 """
 
+_DEQUANTIZE_DESCRIPTION = """\
+Write a quantized model folder (compressed-tensors, GPTQ, AWQ or bitsandbytes) as a plain one, which
+every program opens. What quantizing lost stays lost.
+"""
+
+_DEQUANTIZE_EXAMPLES = """\
+examples:
+  llmserve export dequantize run/model-int4
+  llmserve export dequantize others/model-awq --dtype bfloat16 --out plain
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this verb's formats and their arguments."""
     formats = parser.add_subparsers(title="formats", metavar="FORMAT", required=True)
     _add_onnx(formats)
     _add_gguf(formats)
+    _add_dequantize(formats)
 
 
 def _add_onnx(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -91,6 +103,27 @@ def _add_gguf(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     gguf.add_argument("--overwrite", action="store_true", help="replace an existing FILE")
     gguf.set_defaults(sub_run=_run_gguf)
+
+
+def _add_dequantize(formats: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plain = formats.add_parser(
+        "dequantize",
+        help="a quantized folder as a plain one",
+        description=_DEQUANTIZE_DESCRIPTION,
+        epilog=_DEQUANTIZE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plain.add_argument("model", type=Path, metavar="MODEL", help="quantized model folder")
+    plain.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of all weights (default: the type that the folder's config.json names)",
+    )
+    plain.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to write (default: MODEL-plain)"
+    )
+    plain.add_argument("--overwrite", action="store_true", help="replace an existing FOLDER")
+    plain.set_defaults(sub_run=_run_dequantize)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -138,4 +171,14 @@ def _run_gguf(args: argparse.Namespace) -> int:
     if result.plain:
         print(f"f16, as 32 does not divide their width: {', '.join(result.plain)}")
     print(f"GGUF file: {result.path} ({result.num_bytes / 1e6:.2f} MB)")
+    return 0
+
+
+def _run_dequantize(args: argparse.Namespace) -> int:
+    from .dequantize import dequantize_folder
+
+    out = args.out or args.model.absolute().with_name(f"{args.model.absolute().name}-plain")
+    result = dequantize_folder(args.model, out, dtype=args.dtype, overwrite=args.overwrite)
+    print(f"the model's {result.form} weights are {result.dtype}")
+    print(f"plain model: {result.path} ({result.num_bytes / 1e6:.2f} MB)")
     return 0

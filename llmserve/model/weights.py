@@ -18,7 +18,7 @@ from ..errors import CheckpointError
 from ..quant.dtypes import NUMPY_DTYPES, StoredArray
 from .transformer import Transformer
 
-__all__ = ["canonical_tensors", "load_canonical", "load_model", "to_stored"]
+__all__ = ["canonical_tensors", "load_canonical", "load_model", "load_parameters", "to_stored"]
 
 
 def load_model(
@@ -38,14 +38,32 @@ def load_model(
     dtype = dtype or getattr(torch, config.dtype)
     with torch.device("meta"):
         model = Transformer(config)
+    load_parameters(model, checkpoint, dtype=dtype, device=device)
+    return model.eval()
+
+
+def load_parameters(
+    model: Transformer,
+    checkpoint: Checkpoint,
+    prefix: str = "",
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Give those of the model's parameters whose names begin with `prefix` the folder's values.
+
+    Others stay as they are: on the device `meta` they take no memory, so a model may be filled
+    block by block. Raises as `load_model` does.
+    """
     state = {}
-    for name, meta in model.named_parameters():
-        parameter = torch.empty(meta.shape, dtype=dtype, device=device)
-        for part, rows in _parts(name, len(parameter), config):
+    for name, old in model.named_parameters():
+        if not name.startswith(prefix):
+            continue
+        parameter = torch.empty(old.shape, dtype=dtype, device=device)
+        for part, rows in _parts(name, len(parameter), model.config):
             parameter[rows] = _read(checkpoint, part).to(device)
         state[name] = parameter
-    model.load_state_dict(state, assign=True)
-    return model.eval()
+    model.load_state_dict(state, strict=False, assign=True)
 
 
 def canonical_tensors(model: Transformer) -> dict[str, Tensor]:
