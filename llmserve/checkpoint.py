@@ -31,7 +31,7 @@ from .layouts import (
     stored_parts,
 )
 from .manifest import MANIFEST
-from .model_files import Weights, check_model_folder, map_weights
+from .model_files import Weights, check_model_folder, graph_in, map_weights
 from .model_folder import save_model
 from .quant.config import QuantizationConfig
 from .quant.dtypes import FLOAT_DTYPES, Float32Array, StoredArray, TensorSpec, to_float32
@@ -93,6 +93,8 @@ class Checkpoint:
         config, quantization = _read_config(path, values)
         family: Family = values["model_type"]
         weights = map_weights(path, family)
+        if not weights.arrays:
+            return cls(path, config, quantization, family, weights)
         _check_tensors(weights, config, quantization, family)
         if first(values.get("dtype"), values.get("torch_dtype")) is None:
             embedding = stored_parts(config, family)["model.embed_tokens.weight"].name
@@ -110,6 +112,16 @@ class Checkpoint:
             with open(file, "rb") as opened:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
         return digest.hexdigest()
+
+    @property
+    def graph(self) -> Path | None:
+        """The exported graph in the folder, or in its folder `onnx`; None where there is none."""
+        return graph_in(self.path)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights to read: not in a folder that holds a graph in their place."""
+        return bool(self._weights.arrays)
 
     def names(self) -> list[str]:
         """Canonical names of the model's tensors; a quantized layer counts as its weight."""
@@ -194,6 +206,11 @@ class Checkpoint:
         return value.dequantize() if not isinstance(value, np.ndarray) else value
 
     def _part(self, name: str) -> Part:
+        if not self.has_weights:
+            raise CheckpointError(
+                f"{self.path}: holds an ONNX graph in place of weights; the onnx runner alone "
+                "executes it. Give the folder that it was made from"
+            )
         if name not in self._parts:
             raise CheckpointError(f"{self.path}: the model has no tensor {name}")
         return self._parts[name]

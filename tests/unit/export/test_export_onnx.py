@@ -7,19 +7,26 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 
 from llmserve import failpoints
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.cli import main
+from llmserve.config import ModelConfig
 from llmserve.durable import verify_manifest
-from llmserve.export.quantize import quantize_model
+from llmserve.errors import ExportError
+from llmserve.export.quantize import Scheme, quantize_model
 from llmserve.failpoints import FailpointError
 from support.models import make_model_folder
+from support.variants import random_tensors
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+
+import onnx
 
 from llmserve.export import export_onnx as module
 from llmserve.export.export_onnx import export_onnx
@@ -47,7 +54,7 @@ def test_folder_holds_graph_config_tokenizer_figures_and_manifest(
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {
         *("model.onnx", "config.json", "generation_config.json", "tokenizer.json"),
         *("tokenizer_config.json", "chat_template.jinja", "export.json", "lineage.json"),
-        "manifest.json",
+        *("genai_config.json", "manifest.json"),
     }
     verify_manifest(tmp_path / "onnx")
     assert result.num_bytes == (tmp_path / "onnx/model.onnx").stat().st_size
@@ -63,20 +70,91 @@ def test_figures_are_printed(
 ) -> None:
     assert main(["export", "onnx", str(model), "--out", str(tmp_path / "onnx")]) == 0
     printed = capsys.readouterr().out
-    assert "4 prompts, 32 tokens each, same tokens, largest logit error" in printed
+    assert "12 prompts, 64 tokens each, largest logit error" in printed
+    assert "same likeliest token at 100.00 %" in printed
     assert f"ONNX graph: {tmp_path / 'onnx'}" in printed
 
 
-def test_quantized_model_is_exported_dequantized_and_says_so(
+def quantized(model: Path, folder: Path, scheme: Scheme, group_size: int | None) -> Path:
+    source = Checkpoint.open(model)
+    tensors = quantize_model(source, scheme, group_size).tensors(source)
+    save_model(folder, source.config, tensors, copy_from=model)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("scheme", "group_size"), [("int8", None), ("int8", 16), ("int4", 16), ("int4", None)]
+)
+def test_quantized_model_keeps_its_integers(
+    model: Path, tmp_path: Path, scheme: Scheme, group_size: int | None
+) -> None:
+    result = export_onnx(quantized(model, tmp_path / "small", scheme, group_size), tmp_path / "o")
+    assert result.form == f"{scheme} weights, int8 activations, int8 head"
+    assert not result.float_layers
+    graph = onnx.load(tmp_path / "o/model.onnx").graph
+    ops = [node.op_type for node in graph.node]
+    in_blocks = (scheme, group_size) != ("int8", None)
+    assert ops.count("MatMulNBits") == (8 if in_blocks else 0)
+    assert ops.count("MatMulInteger") == (1 if in_blocks else 9)
+    assert "DynamicQuantizeLinear" not in ops
+
+
+def test_groups_that_the_graph_has_no_product_for_are_float32_and_named(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = Checkpoint.open(model)
-    small = tmp_path / "small"
-    tensors = quantize_model(source, "int4", 16).tensors(source)
-    save_model(small, source.config, tensors, copy_from=model)
+    small = quantized(model, tmp_path / "small", "int4", 8)
     assert main(["export", "onnx", str(small)]) == 0
-    assert "the model's int4 weights are float32 in the graph" in capsys.readouterr().out
-    assert (tmp_path / "small-onnx/model.onnx").is_file()
+    printed = capsys.readouterr().out
+    assert "float32, as the graph has no product for their form: model.layers.0" in printed
+    assert "and 10 more" in printed
+
+
+def test_scheme_that_is_not_the_folders_own_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = quantized(model, tmp_path / "small", "int4", 16)
+    assert main(["export", "onnx", str(small), "--scheme", "int8"]) == 2
+    assert "is quantized already (int4)" in capsys.readouterr().err
+    assert not (tmp_path / "small-onnx").exists()
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_weights_are_rounded_as_the_scheme_says(
+    model: Path, tmp_path: Path, scheme: Literal["int8", "int4"]
+) -> None:
+    result = export_onnx(model, tmp_path / "onnx", scheme=scheme)
+    assert result.parity is not None
+    assert 0 < result.parity.mean_kl < 0.02
+    assert result.parity.top1_agreement > 0.85
+    figures = json.loads((tmp_path / "onnx/export.json").read_text())
+    assert figures["scheme"] == scheme
+
+
+def test_weight_that_is_not_a_number_is_refused_by_name(model: Path, tmp_path: Path) -> None:
+    source = Checkpoint.open(model)
+    tensors = {name: source.float32(name).copy() for name in source.names()}
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
+    save_model(tmp_path / "bad", source.config, tensors)
+    with pytest.raises(ExportError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        export_onnx(tmp_path / "bad", tmp_path / "onnx", scheme="int8")
+    assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "num_heads", "vocab_size"), [(48, 6, 105), (172, 4, 361), (288, 6, 105)]
+)
+def test_odd_shapes(tmp_path: Path, hidden_size: int, num_heads: int, vocab_size: int) -> None:
+    config = ModelConfig(
+        vocab_size=vocab_size, hidden_size=hidden_size, num_layers=1, num_heads=num_heads,
+        num_kv_heads=2, head_dim=hidden_size // num_heads - hidden_size // num_heads % 2,
+        intermediate_size=3 * hidden_size // 2 + 1, max_seq_len=64,
+    )  # fmt: skip
+    tensors = random_tensors(config, scale=0.1)
+    tensors["model.layers.0.self_attn.o_proj.weight"][:] = 0.0
+    tensors["model.layers.0.mlp.gate_proj.weight"][0, 0] = 1e4
+    save_model(tmp_path / "model", config, tensors)
+    for scheme in ("fp32", "int4"):
+        export_onnx(tmp_path / "model", tmp_path / scheme, scheme=scheme)
 
 
 def test_graph_that_misses_the_tolerance_leaves_nothing(
@@ -111,9 +189,10 @@ def test_package_that_is_missing_is_named(
 def test_no_failed_operation_leaves_half_a_folder(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parity = ParityResult(num_steps=1, num_prompts=1, max_logit_error=0.0)
-    monkeypatch.setattr(module, "check_parity", lambda *_: parity)  # slow, and writes nothing
-    monkeypatch.setattr(module, "OnnxDecoder", lambda *_: None)
+    parity = ParityResult(
+        num_steps=1, num_prompts=1, max_logit_error=0.0, mean_kl=0.0, top1_agreement=1.0
+    )
+    monkeypatch.setattr(module, "_check", lambda *_: (parity, None))  # slow, and writes nothing
     out = tmp_path / "onnx"
     failures = 0
     for turn in range(1, 500):
