@@ -2,7 +2,8 @@
 
 The folder that appears holds `model.onnx` (and `model.onnx.data` where the weights are large),
 `config.json` and the tokenizer's files, `genai_config.json` for onnxruntime-genai, `export.json`
-with the figures of the check, the lineage and the manifest. If the check fails, no folder appears.
+with the figures of the check, the certificate with what it is held to (`verify.py`), the lineage
+and the manifest. If a check fails, no folder appears.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from .onnx_linear import Scheme
 from .onnx_session import OnnxDecoder
 from .onnx_weights import GraphWeights
 from .target import check_target
+from .verify import certify
 
 __all__ = ["EXPORT_FILE", "OnnxExport", "export_onnx"]
 
@@ -92,7 +94,8 @@ def export_onnx(
         on_stage("checking its form")
         check_files(staged.path)
         on_stage("comparing it with torch, token by token")
-        parity, head_error = _check(source, weights, staged.path)
+        model = _rounded_model(source, weights)
+        parity, head_error = _check(model, weights, staged.path)
         result = OnnxExport(
             num_bytes=num_bytes,
             form=weights.form,
@@ -101,13 +104,14 @@ def export_onnx(
             head_error=head_error,
         )
         _write_companions(source, weights, staged.path, result)
+        certify(staged.path, source, candidate=model, on_stage=on_stage)
     return result
 
 
 def _check(
-    source: Checkpoint, weights: GraphWeights, folder: Path
+    model: Transformer, weights: GraphWeights, folder: Path
 ) -> tuple[ParityResult | None, float | None]:
-    config, model = source.config, _rounded_model(source, weights)
+    config = model.config
     if config.head is not None:
         return None, check_head(model, folder, config, is_exact=weights.is_exact)
     decoder = OnnxDecoder(folder, max_len=min(config.max_seq_len, _CHECK_ROOM))

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, external_data_helper, helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from llmserve import __version__, failpoints
 from llmserve.durable import write_bytes, write_chunks
+from llmserve.errors import CheckpointError
 from llmserve.model_files import GRAPH_FILE
+from llmserve.quant.dtypes import StoredArray
 
 from .onnx_graph import CONTRIB, OPSET, GraphBuilder
 
-__all__ = ["DATA_FILE", "check_files", "write_graph"]
+__all__ = ["DATA_FILE", "check_files", "graph_tensors", "write_graph"]
 
 DATA_FILE = "model.onnx.data"
 
@@ -54,6 +56,20 @@ def write_graph(graph: GraphBuilder, folder: Path, *, external_above: int | None
 def check_files(folder: Path) -> None:
     """Run onnx's own checks on what was written, shapes included. Raises `onnx.checker`'s error."""
     onnx.checker.check_model(str(folder / GRAPH_FILE), full_check=True)
+
+
+def graph_tensors(folder: Path) -> dict[str, StoredArray]:
+    """The weights in the graph of `folder` by name, small constants too.
+
+    Raises `CheckpointError` for a file that is no graph, or weights that lie outside the folder.
+    """
+    path = folder / GRAPH_FILE
+    try:
+        graph = onnx.load(path).graph
+    except Exception as error:  # protobuf's, onnx's and the system's have no common base
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    arrays = ((tensor.name, numpy_helper.to_array(tensor)) for tensor in graph.initializer)
+    return {name: StoredArray(array.dtype.name, array) for name, array in arrays}
 
 
 def _offsets(graph: GraphBuilder, outside: set[str]) -> dict[str, int]:

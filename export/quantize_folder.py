@@ -14,6 +14,7 @@ import torch
 
 from llmserve import failpoints
 from llmserve.checkpoint import Checkpoint, save_model
+from llmserve.durable import StagedFolder
 from llmserve.model.weights import load_canonical, load_model
 
 from .evaluation_text import EvaluationText, read_evaluation_text
@@ -22,6 +23,7 @@ from .measure import Comparison, compare_models
 from .quant_report import REPORT_FILE, QuantizationReport, make_report
 from .quantize import QuantizedModel, Scheme, quantize_model
 from .target import check_target
+from .verify import certify
 
 __all__ = ["Progress", "quantize_folder"]
 
@@ -66,7 +68,7 @@ def quantize_folder(
     report = make_report(
         source, model, comparison=comparison, text_sha256=None if chosen is None else chosen.sha256
     )
-    _write(source, model, report, out, overwrite=overwrite)
+    _write(source, model, report, out, on_progress, overwrite=overwrite)
     return report
 
 
@@ -109,6 +111,7 @@ def _write(
     model: QuantizedModel,
     report: QuantizationReport,
     out: Path,
+    on_progress: Progress,
     *,
     overwrite: bool,
 ) -> None:
@@ -119,14 +122,15 @@ def _write(
         "group_size": model.group_size,
         "text_sha256": report.text_sha256,
     }
-    save_model(
-        out,
-        source.config,
-        model.tensors(source),
-        copy_from=source.path,
-        extra_files={
-            REPORT_FILE: f"{json.dumps(report.as_json(), indent=2)}\n".encode(),
-            LINEAGE_FILE: extended_lineage(source.path, "quantization", stage),
-        },
-        overwrite=overwrite,
-    )
+    with StagedFolder(out, overwrite=overwrite) as staged:
+        save_model(
+            staged.path,
+            source.config,
+            model.tensors(source),
+            copy_from=source.path,
+            extra_files={
+                REPORT_FILE: f"{json.dumps(report.as_json(), indent=2)}\n".encode(),
+                LINEAGE_FILE: extended_lineage(source.path, "quantization", stage),
+            },
+        )
+        certify(staged.path, source, on_stage=lambda name: on_progress(name, 1, 1))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -131,6 +132,10 @@ class Checkpoint:
         """Whether the tensor `name` is the weight of a quantized layer."""
         return name in self._quantized
 
+    def stored_tensors(self) -> Mapping[str, StoredArray]:
+        """Every tensor as it is stored, by stored name; none where there is a graph."""
+        return self._weights.arrays
+
     def drop_pages(self) -> None:
         """Give back the memory of what was read of the files; it is read again when needed."""
         drop_pages(self._weights.arrays.values())
@@ -138,6 +143,10 @@ class Checkpoint:
     def stored_bytes(self) -> int:
         """Bytes of all tensors on disk."""
         return sum(array.nbytes for array in self._weights.arrays.values())
+
+    def weight_file_bytes(self) -> int:
+        """Bytes of the files that hold the weights, or the graph."""
+        return sum(file.stat().st_size for file in self._weights.files)
 
     def stored(self, name: str) -> StoredArray:
         """The tensor `name` as it is stored, a view where the layout allows.

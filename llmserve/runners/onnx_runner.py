@@ -69,6 +69,7 @@ class OnnxRunner:
         self._block_size = 0
         self._cache: GraphCache | None = None
         self._rows = RowTable(0, 1)
+        self._logits: dict[int, Floats] = {}
         self._result: StepResult | None = None
         self.info = _describe(checkpoint, path, self._graph)
 
@@ -87,7 +88,7 @@ class OnnxRunner:
         if self._cache is None:
             raise EngineError("the runner has no cache yet: call allocate_cache first")
         hit("engine.forward")
-        logits = self._forward(batch, self._cache)
+        logits = self._logits = self._forward(batch, self._cache)
         result = StepResult(token_ids=np.empty(0, np.int64))
         if batch.sampling:
             result = sample(
@@ -108,8 +109,13 @@ class OnnxRunner:
 
     def close(self) -> None:
         """Drop graph and cache."""
-        self._cache = None
+        self._cache, self._logits = None, {}
         del self._graph
+
+    def logits(self, tokens: range) -> Floats:
+        """Raw logits [n, V] of tokens of the last step, of those that were asked for. For who
+        compares models: a server's never leave the runner."""
+        return np.stack([self._logits[index] for index in tokens])
 
     def _forward(self, batch: Batch, cache: GraphCache) -> dict[int, Floats]:
         """Packed index → logits [V], of the tokens whose logits are asked for."""

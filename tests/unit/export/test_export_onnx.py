@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +56,8 @@ def test_folder_holds_graph_config_tokenizer_figures_and_manifest(
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {
         *("model.onnx", "config.json", "generation_config.json", "tokenizer.json"),
         *("tokenizer_config.json", "chat_template.jinja", "export.json", "lineage.json"),
-        *("genai_config.json", "manifest.json"),
+        *("genai_config.json", "manifest.json", "reference.json", "reference.safetensors"),
+        "certificate.json",
     }
     verify_manifest(tmp_path / "onnx")
     assert result.num_bytes == (tmp_path / "onnx/model.onnx").stat().st_size
@@ -62,7 +65,9 @@ def test_folder_holds_graph_config_tokenizer_figures_and_manifest(
     assert figures["parity"]["max_logit_error"] == result.parity.max_logit_error <= 1e-4
     lineage = json.loads((tmp_path / "onnx/lineage.json").read_text())
     assert lineage["export"]["source"] == Checkpoint.open(model).fingerprint
-    assert len(stages) == 3
+    assert stages[:3] == [
+        "building the graph", "checking its form", "comparing it with torch, token by token"
+    ]  # fmt: skip
 
 
 def test_figures_are_printed(
@@ -186,6 +191,7 @@ def test_package_that_is_missing_is_named(
     assert "needs the package 'onnx'" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("quick_certificate")
 def test_no_failed_operation_leaves_half_a_folder(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,3 +216,55 @@ def test_no_failed_operation_leaves_half_a_folder(
     assert failures > 20
     verify_manifest(out)
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"], "a temporary folder is left"
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+import torch
+from llmserve import failpoints
+from llmserve.durable import sweep_stale, verify_manifest
+from llmserve.export import export_onnx, verify, verify_reference
+torch.set_num_threads(1)  # threads do not survive a fork
+# Slow, and they write nothing:
+export_onnx._check = lambda *_: (None, 0.0)
+export_onnx.check_files = lambda *_: None
+verify._served = lambda *_: ()
+verify_reference._windows = lambda *_: ("a short text", [[1, 2, 3]])
+model, out = Path(sys.argv[1]), Path(sys.argv[2])
+os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote
+export_onnx.export_onnx(model, out)  # what is slow the first time is not slow in every child
+shutil.rmtree(out)
+killed = 0
+for turn in range(1, 500, int(sys.argv[3])):
+    child = os.fork()
+    if child == 0:
+        failpoints.arm(f"durable.op=kill@{turn}")
+        export_onnx.export_onnx(model, out)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    killed += 1
+    if out.exists():
+        verify_manifest(out)
+        assert verify.verify_folder(out).findings == []
+        shutil.rmtree(out)
+assert killed > 80 // int(sys.argv[3]), killed
+verify_manifest(out)
+sweep_stale(out.parent, out.name)
+assert [path.name for path in out.parent.iterdir()] == [out.name], list(out.parent.iterdir())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed at each operation")
+@pytest.mark.parametrize(
+    "every", [pytest.param(1, marks=[pytest.mark.soak, pytest.mark.timeout(600)]), 9]
+)
+def test_killed_export_leaves_nothing_or_a_folder_that_verifies(
+    model: Path, tmp_path: Path, every: int
+) -> None:
+    """At each file operation, or at every ninth."""
+    script = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "onnx"), str(every)]
+    subprocess.run(script, check=True)

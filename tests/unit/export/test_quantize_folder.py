@@ -45,6 +45,7 @@ def test_folder_holds_model_tokenizer_report_lineage_and_manifest(
         *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"),
         *("tokenizer_config.json", "chat_template.jinja", "quantization_report.json"),
         *("lineage.json", "manifest.json"),
+        *("reference.json", "reference.safetensors", "certificate.json"),
     }
     assert files["tokenizer.json"] == (original / "tokenizer.json").read_bytes()
     assert json.loads(files["quantization_report.json"]) == json.loads(json.dumps(report.as_json()))
@@ -109,6 +110,7 @@ def failing_operations(original: Path, out: Path, *, overwrite: bool) -> Iterato
             failpoints.disarm_all()
 
 
+@pytest.mark.usefixtures("quick_certificate")
 def test_no_failed_operation_leaves_half_a_folder(original: Path, tmp_path: Path) -> None:
     out = tmp_path / "small"
     turns = 0
@@ -124,6 +126,7 @@ def test_no_failed_operation_leaves_half_a_folder(original: Path, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["small"], "a temporary folder is left"
 
 
+@pytest.mark.usefixtures("quick_certificate")
 def test_no_failed_operation_spoils_the_folder_that_is_replaced(
     original: Path, tmp_path: Path
 ) -> None:
