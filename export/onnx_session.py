@@ -57,4 +57,4 @@ class OnnxDecoder:
         assert self._cache is not None, "a batch begins with prefill"
         positions = self._lengths[:, None] + np.arange(ids.shape[1])
         self._lengths = self._lengths + ids.shape[1]
-        return self._graph.run(self._cache, 0, ids, positions, self._lengths)[:, -1]
+        return self._graph.run(self._cache, 0, ids, positions, self._lengths)[:, -1].copy()

@@ -70,6 +70,8 @@ class OnnxRunner:
         self._cache: GraphCache | None = None
         self._rows = RowTable(0, 1)
         self._logits: dict[int, Floats] = {}
+        self._single: Floats = np.empty((0, 0), np.float32)
+        self._order: IntArray = np.empty(0, np.int64)
         self._result: StepResult | None = None
         self.info = _describe(checkpoint, path, self._graph)
 
@@ -91,9 +93,7 @@ class OnnxRunner:
         logits = self._logits = self._forward(batch, self._cache)
         result = StepResult(token_ids=np.empty(0, np.int64))
         if batch.sampling:
-            result = sample(
-                np.stack([logits[index] for index in batch.logits_indices.tolist()]), batch.sampling
-            )
+            result = sample(self._asked(batch.logits_indices), batch.sampling)
         for wanted in batch.prompt_rows:
             rows = [logits[wanted.start + place] for place in range(len(wanted.targets))]
             entries = prompt_logprobs(np.stack(rows), wanted.targets, wanted.num_top)
@@ -126,17 +126,25 @@ class OnnxRunner:
         for prompt in batch.prompt_rows:
             wanted.update(range(prompt.start, prompt.start + len(prompt.targets)))
         logits: dict[int, Floats] = {}
+        self._order = np.empty(0, np.int64)
         if num_single:
             order = self._gather(rows, num_single, cache)
             single = self._graph.run(
                 cache, 0, batch.token_ids[order, None], batch.positions[order, None],
                 batch.context_lens[order],
             )  # fmt: skip
-            logits = {int(index): row for index, row in zip(order, single[:, 0], strict=True)}
+            logits = dict(zip(order.tolist(), single[:, 0], strict=True))
+            self._single, self._order = single[:, 0], order
         for sequence in range(num_single, len(starts)):
             tokens = slice(int(starts[sequence]), int(batch.cu_seqlens[sequence + 1]))
             logits |= self._run_one(batch, tokens, rows[sequence], wanted, cache)
         return logits
+
+    def _asked(self, indices: IntArray) -> Floats:
+        """Logits [R, V] of the tokens asked for; not copied where all of them decode."""
+        if np.array_equal(indices, self._order):
+            return self._single
+        return np.stack([self._logits[index] for index in indices.tolist()])
 
     def _gather(self, rows: list[int], count: int, cache: GraphCache) -> IntArray:
         """Put the first `count` sequences in the first rows; their indices in the order of those.

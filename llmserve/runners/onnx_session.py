@@ -106,6 +106,7 @@ class OnnxGraph:
         _, self.num_kv_heads, _, self.head_dim = inputs[self._pasts[0]].shape
         self.vocab_size: int = outputs["logits"].shape[-1]
         self._bindings: dict[tuple[int, int], Any] = {}
+        self._single: dict[int, Floats] = {}
 
     @property
     def num_layers(self) -> int:
@@ -114,7 +115,7 @@ class OnnxGraph:
 
     def new_cache(self, num_rows: int, num_tokens: int) -> GraphCache:
         """A cache with room for `num_tokens` in each row; earlier ones can no longer be used."""
-        self._bindings = {}
+        self._bindings, self._single = {}, {}
         return GraphCache(
             len(self._pasts), (num_rows, self.num_kv_heads, num_tokens, self.head_dim)
         )
@@ -134,7 +135,7 @@ class OnnxGraph:
                 have fewer than S: its first ones count.
 
         Returns:
-            [B, S, V].
+            [B, S, V]; with S = 1 valid until the next call of that kind.
         """
         count = len(ids)
         binding = self._binding(cache, first_row, count)
@@ -147,10 +148,19 @@ class OnnxGraph:
             feed["position_ids"] = np.ascontiguousarray(positions, np.int64)
         for name, values in feed.items():
             binding.bind_cpu_input(name, values)
-        logits = np.empty((*ids.shape, self.vocab_size), np.float32)
+        logits = self._room(ids.shape)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
         return logits
+
+    def _room(self, shape: tuple[int, ...]) -> Floats:
+        """Memory for logits; that of single tokens is kept, as new pages would cost every step."""
+        count, length = shape
+        if length > 1:
+            return np.empty((count, length, self.vocab_size), np.float32)
+        if count not in self._single:
+            self._single[count] = np.empty((count, 1, self.vocab_size), np.float32)
+        return self._single[count]
 
     def _binding(self, cache: GraphCache, first_row: int, count: int) -> Any:
         """Past and present of `count` rows as the same memory."""
