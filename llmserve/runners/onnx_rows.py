@@ -3,7 +3,8 @@
 The engine deals in blocks; the graph wants each sequence's keys in one piece, and those that decode
 together in neighbouring rows. No two sequences hold the same block (`RunnerInfo.shares_blocks`), so
 a sequence is known by its first one. A row is given up when its sequence's first block becomes
-another's. So there are never more rows in use than blocks.
+another's. So there are never more rows in use than blocks, nor more tokens in them than in the
+pool, as long as what a row held is forgotten when it is given up (`released`).
 """
 
 from __future__ import annotations
@@ -29,14 +30,19 @@ class RowTable:
         self._block_of: dict[int, int] = {}
         self.lengths: IntArray = np.zeros(num_rows, np.int64)
         """Tokens in each row."""
+        self.released: list[int] = []
+        """Rows whose sequences were found to have ended in the last `place`."""
 
     def place(self, batch: Batch) -> list[int]:
         """The row of each sequence of a step, given out where it is new. O(tokens)."""
+        self.released = []
         tables = batch.groups[0]
         firsts: list[int] = tables.block_tables[:, 0].tolist()
         is_first_use = batch.positions % self._block_size == 0
         taken = set((tables.slot_mapping[is_first_use] // self._block_size).tolist())
-        for block in (taken & self._row_of.keys()) - set(firsts):
+        starts = batch.positions[batch.cu_seqlens[:-1]].tolist()
+        going_on = {block for block, start in zip(firsts, starts, strict=True) if start}
+        for block in (taken & self._row_of.keys()) - going_on:
             self._release(block)
         rows = [self._row_for(block) for block in firsts]
         self.lengths[rows] = batch.context_lens
@@ -53,6 +59,7 @@ class RowTable:
         row = self._row_of.pop(block)
         del self._block_of[row]
         self.lengths[row] = 0
+        self.released.append(row)
         heapq.heappush(self._free, row)
 
     def misplaced(self, rows: Sequence[int]) -> list[tuple[int, int]]:

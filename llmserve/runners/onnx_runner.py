@@ -122,6 +122,8 @@ class OnnxRunner:
         starts = batch.cu_seqlens[:-1]
         num_single = int(np.count_nonzero(np.diff(batch.cu_seqlens) == 1))
         rows = self._rows.place(batch)
+        for row in self._rows.released:
+            cache.forget(row)
         wanted = set(batch.logits_indices.tolist())
         for prompt in batch.prompt_rows:
             wanted.update(range(prompt.start, prompt.start + len(prompt.targets)))
@@ -157,6 +159,7 @@ class OnnxRunner:
                 cache.swap(row, other, int(max(lengths[row], lengths[other])))
             else:
                 cache.move(row, other, int(lengths[row]))
+                cache.forget(row)
             self._rows.exchange(row, other)
             moved = {row: other, other: row}
             rows[:] = [moved.get(one, one) for one in rows]

@@ -74,11 +74,22 @@ class GraphCache:
             np.frombuffer(one, np.float32).reshape(shape) for one in memory
         ]
         self.shape = shape
+        self._memory = memory
+        self._row_bytes = size // shape[0]
 
     def move(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first tokens of one row to another."""
         for tensor in self.tensors:
             tensor[target, :, :num_tokens] = tensor[source, :, :num_tokens]
+
+    def forget(self, row: int) -> None:
+        """Give the memory of a row back to the system, whole pages of it."""
+        page = mmap.PAGESIZE
+        start = -(-row * self._row_bytes // page) * page
+        length = (row + 1) * self._row_bytes // page * page - start
+        if length > 0:
+            for memory in self._memory:
+                memory.madvise(mmap.MADV_DONTNEED, start, length)
 
     def swap(self, one: int, other: int, num_tokens: int) -> None:
         """Exchange the first tokens of two rows."""
