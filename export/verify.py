@@ -20,6 +20,7 @@ from llmserve.durable import verify_manifest
 from llmserve.errors import CheckpointError, ConfigError, ExportError
 from llmserve.model.transformer import Transformer
 from llmserve.model.weights import load_model
+from llmserve.model_files import check_model_folder
 from llmserve.quant.dtypes import Float32Array
 from llmserve.runners.onnx_session import EXPORT_FILE
 from llmserve.runners.registry import load_runner
@@ -113,6 +114,7 @@ def verify_folder(
         CheckpointError: the folder, or the original's, cannot be opened at all.
         ConfigError: a quantized folder that nothing was recorded in, and no `against`.
     """
+    check_model_folder(path)
     findings = _damage(path)
     if findings:
         return Verification(findings=findings, certificate=None)
