@@ -22,8 +22,9 @@ from llmserve.durable import verify_manifest
 from llmserve.errors import ExportError
 from llmserve.export.quantize import Scheme, quantize_model
 from llmserve.failpoints import FailpointError
+from llmserve.manifest import read_certificate
 from support.models import make_model_folder
-from support.variants import random_tensors
+from support.variants import VARIANTS, random_tensors
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -189,6 +190,20 @@ def test_package_that_is_missing_is_named(
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main(["export", "onnx", str(model)]) == 1
     assert "needs the package 'onnx'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gpt2"])
+def test_every_form_of_a_graph_is_what_the_training_forward_is(tmp_path: Path, name: str) -> None:
+    """Windows, caps and learned positions on the runner itself, in chunks, batches and decoding."""
+    config = VARIANTS[name]
+    save_model(tmp_path / "model", config, random_tensors(config, scale=0.1))
+    export_onnx(tmp_path / "model", tmp_path / "onnx")
+    certificate = read_certificate(tmp_path / "onnx")
+    assert certificate is not None
+    forms = {form["name"]: form for form in certificate["forms"]}
+    assert {"paged", "chunked", "decode", "batched"} < forms.keys()
+    assert "prefix hit" not in forms
+    assert all(form["max_logit_error"] < 1e-4 for form in forms.values())
 
 
 @pytest.mark.usefixtures("quick_certificate")
