@@ -17,9 +17,11 @@ from llmserve.text.tokenizer import Tokenizer
 
 from .measure import text_windows
 
-__all__ = ["EvaluationText", "read_calibration_text", "read_evaluation_text"]
+__all__ = ["EVALUATION_FILE", "EvaluationText", "read_calibration_text", "read_evaluation_text"]
 
-_EVALUATION_FILE = "evaluation.txt"
+EVALUATION_FILE = "evaluation.txt"
+"""Held-out text in a model folder."""
+
 _CALIBRATION_FILE = "calibration.txt"
 
 _MAX_WINDOW = 512  # tokens; longer contexts cost memory and tell little more
@@ -53,10 +55,10 @@ def read_evaluation_text(
             vocabulary.
         CheckpointError: the tokenizer cannot be read.
     """
-    path = text if text is not None else model / _EVALUATION_FILE
+    path = text if text is not None else model / EVALUATION_FILE
     if text is None and not path.is_file():
         raise ConfigError(
-            f"{model} has no {_EVALUATION_FILE} to measure on: give a text with --text FILE "
+            f"{model} has no {EVALUATION_FILE} to measure on: give a text with --text FILE "
             "(one that the model was not trained on), or skip the measurement with --no-measure"
         )
     return _read(model, config, path, max_tokens)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from .quant_store import BlockStore
 from .quantize import QuantizedModel, quantize_model
 from .search_contract import search_contract
 from .target import check_target
+from .verify import certify
 
 __all__ = ["Progress", "quantize_folder"]
 
@@ -78,7 +80,7 @@ def quantize_folder(
         text_sha256=None if chosen is None else chosen.sha256,
         calibration_sha256=None if calibration is None else calibration.sha256,
     )
-    _write(source, model, report, out, options, overwrite=overwrite)
+    _write(source, model, report, out, options, on_progress, overwrite=overwrite)
     if store is not None:
         store.discard()
     return report
@@ -146,6 +148,7 @@ def _write(
     report: QuantizationReport,
     out: Path,
     options: QuantizationOptions,
+    on_progress: Progress,
     *,
     overwrite: bool,
 ) -> None:
@@ -170,4 +173,5 @@ def _write(
         has_int8_activations=model.scheme == "w8a8",
         has_int8_cache=options.has_int8_cache,
         overwrite=overwrite,
+        on_written=partial(certify, source=source, on_stage=lambda name: on_progress(name, 1, 1)),
     )

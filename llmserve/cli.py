@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("llmserve.training.cli_train", "train a model from text, or resume its training"),
     "quantize": ("llmserve.export.cli_quantize", "make a model smaller and say what that cost"),
     "export": ("llmserve.export.cli_export", "convert a model for other programs"),
+    "verify": ("llmserve.export.cli_verify", "compare what is served with what was trained"),
     "generate": ("llmserve.cli_generate", "complete prompts on this machine, without a server"),
     "chat": ("llmserve.cli_chat", "talk with a model in the terminal"),
     "serve": ("llmserve.server.cli_serve", "serve a model over HTTP"),

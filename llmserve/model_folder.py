@@ -6,7 +6,7 @@ that transformers opens it unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def save_model(
     has_int8_activations: bool = False,
     has_int8_cache: bool = False,
     overwrite: bool = False,
+    on_written: Callable[[Path], object] = lambda folder: None,
 ) -> None:
     """Write a model folder that appears at once, or not at all.
 
@@ -73,6 +74,8 @@ def save_model(
         has_int8_activations: Whether int8 layers ask for int8 activations too (W8A8).
         has_int8_cache: Whether a quantized folder asks for an int8 KV cache.
         overwrite: Replace a folder that has files in it.
+        on_written: Given the folder before it appears, complete but for its manifest; may add
+            files, or refuse it with an exception.
 
     Raises:
         ConfigError: the folder exists and is not empty, or a name in `extra_files` is not plain
@@ -106,6 +109,7 @@ def save_model(
         for name, data in sorted(files.items()):
             write_bytes(staged.path / name, data)
         write_tensors(staged.path / "model.safetensors", _to_stored(config, family, tensors))
+        on_written(staged.path)
 
 
 def _copied_files(source: Path | None) -> dict[str, bytes]:

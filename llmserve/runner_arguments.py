@@ -32,7 +32,9 @@ class RunnerSettings(TypedDict, total=False):
 
 def add_runner_arguments(group: argparse._ArgumentGroup) -> None:
     """How a model is computed."""
-    group.add_argument("--runner", default="auto", help="auto, native or torch (default: auto)")
+    group.add_argument(
+        "--runner", default="auto", help="auto, native, torch or onnx (default: auto)"
+    )
     group.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),

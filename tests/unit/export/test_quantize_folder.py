@@ -20,6 +20,7 @@ from llmserve.export.lineage import extended_lineage
 from llmserve.export.quant_options import QuantizationOptions
 from llmserve.export.quantize_folder import quantize_folder
 from llmserve.failpoints import FailpointError
+from support.file_operations import EVERY
 from support.models import TEXT, make_model_folder
 
 
@@ -56,6 +57,7 @@ def test_folder_holds_model_tokenizer_report_lineage_and_manifest(
         *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"),
         *("tokenizer_config.json", "chat_template.jinja", "quantization_report.json"),
         *("lineage.json", "manifest.json"),
+        *("reference.json", "reference.safetensors", "certificate.json"),
     }
     assert files["tokenizer.json"] == (original / "tokenizer.json").read_bytes()
     assert json.loads(files["quantization_report.json"]) == json.loads(json.dumps(report.as_json()))
@@ -113,9 +115,9 @@ def quantize(original: Path, out: Path, *, overwrite: bool) -> None:
     quantize_folder(original, out, PLAIN, overwrite=overwrite)
 
 
-def failing_operations(original: Path, out: Path, *, overwrite: bool) -> Iterator[int]:
-    """Fail the 1st, 2nd, ... durable operation, until a run has no more of them."""
-    for turn in range(1, 500):
+def failing_operations(original: Path, out: Path, every: int, *, overwrite: bool) -> Iterator[int]:
+    """Fail one durable operation after another, until a run has no more of them."""
+    for turn in range(1, 500, every):
         failpoints.arm(f"durable.op=raise@{turn}")
         try:
             quantize(original, out, overwrite=overwrite)
@@ -127,10 +129,14 @@ def failing_operations(original: Path, out: Path, *, overwrite: bool) -> Iterato
             failpoints.disarm_all()
 
 
-def test_no_failed_operation_leaves_half_a_folder(original: Path, tmp_path: Path) -> None:
+@EVERY
+@pytest.mark.usefixtures("quick_certificate")
+def test_no_failed_operation_leaves_half_a_folder(
+    original: Path, tmp_path: Path, every: int
+) -> None:
     out = tmp_path / "small"
     turns = 0
-    for turn in failing_operations(original, out, overwrite=False):
+    for turn in failing_operations(original, out, every, overwrite=False):
         turns = turn
         if out.exists():
             Checkpoint.open(out)
@@ -142,14 +148,16 @@ def test_no_failed_operation_leaves_half_a_folder(original: Path, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["small"], "a temporary folder is left"
 
 
+@EVERY
+@pytest.mark.usefixtures("quick_certificate")
 def test_no_failed_operation_spoils_the_folder_that_is_replaced(
-    original: Path, tmp_path: Path
+    original: Path, tmp_path: Path, every: int
 ) -> None:
     out = tmp_path / "small"
     quantize_folder(original, out, dataclasses.replace(INT4, measure=False))
     old = content(out)
     turns = 0
-    for turn in failing_operations(original, out, overwrite=True):
+    for turn in failing_operations(original, out, every, overwrite=True):
         turns = turn
         Checkpoint.open(out)
         if content(out) != old:  # the new one was complete before the failure
@@ -256,13 +264,21 @@ from llmserve import failpoints
 from llmserve.checkpoint import Checkpoint
 from llmserve.durable import sweep_stale
 from llmserve.export.quant_options import QuantizationOptions
+from llmserve.export import verify, verify_reference
 from llmserve.export.quantize_folder import quantize_folder
 
 torch.set_num_threads(1)  # threads do not survive a fork
+# Slow, and they write nothing:
+verify._served = lambda *_: ()
+verify_reference._windows = lambda *_: ("a short text", [[1, 2, 3]])
 model, out = Path(sys.argv[1]), Path(sys.argv[2])
 options = QuantizationOptions(scheme="int4", group_size=16, measure=False)
+every = int(sys.argv[3])
+os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote
+quantize_folder(model, out, options)  # what is slow the first time is not slow in every child
+shutil.rmtree(out)
 killed = 0
-for turn in range(1, 500):
+for turn in range(1, 500, every):
     child = os.fork()
     if child == 0:
         failpoints.arm(f"durable.op=kill@{turn}")
@@ -277,17 +293,19 @@ for turn in range(1, 500):
         assert Checkpoint.open(out).quantization is not None
         shutil.rmtree(out)
 assert os.waitstatus_to_exitcode(status) == 0
-assert killed > 20, killed
+assert killed > 40 // every, killed
 assert Checkpoint.open(out).quantization is not None
 sweep_stale(out.parent, out.name)
 assert [path.name for path in out.parent.iterdir()] == [out.name], list(out.parent.iterdir())
 """
 
 
+@EVERY
 def test_killed_at_any_operation_the_folder_is_absent_or_complete(
-    original: Path, tmp_path: Path
+    original: Path, tmp_path: Path, every: int
 ) -> None:
-    command = [sys.executable, "-c", KILLED, str(original), str(tmp_path / "runs" / "small")]
+    out = tmp_path / "runs" / "small"
+    command = [sys.executable, "-c", KILLED, str(original), str(out), str(every)]
     (tmp_path / "runs").mkdir()
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
