@@ -173,5 +173,11 @@ def _write(
         has_int8_activations=model.scheme == "w8a8",
         has_int8_cache=options.has_int8_cache,
         overwrite=overwrite,
-        on_written=partial(certify, source=source, on_stage=lambda name: on_progress(name, 1, 1)),
+        on_written=partial(_certify, source, on_progress),
     )
+
+
+def _certify(source: Checkpoint, on_progress: Progress, folder: Path) -> None:
+    on_progress("verifying", 0, 1)
+    certify(folder, source)
+    on_progress("verifying", 1, 1)
