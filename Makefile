@@ -33,8 +33,8 @@ demo: $(VENV)/.demo  ## train, quantize, serve, load-test (ARGS=--once: then exi
 test: $(VENV)/.dev  ## all tests but the soak
 	$(BIN)/python -m pytest $(ARGS)
 
-soak: $(VENV)/.dev  ## the long tests: a million random operations on the engine
-	$(BIN)/python -m pytest -m soak tests/soak $(ARGS)
+soak: $(VENV)/.dev  ## the long tests: a million random operations on the engine, every file operation of exports
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 mutants: $(VENV)/.dev  ## break the engine's rules in turn: a test must catch each
 	$(BIN)/python tests/mutation/engine_rules.py $(ARGS)

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from llmserve.config import ModelConfig
 from llmserve.layouts import block_norms
 from llmserve.native.matrices import BlockMatrices, MlpMatrices, specify_block
+from llmserve.native.matrix_specs import MatrixSpec
 from llmserve.native.program import Epilogue, Number, PackedLinear, WeightKind
-from llmserve.native.weights import MatrixSpec, WeightSegment
+from llmserve.native.weights import WeightSegment
 
 __all__ = [
     "Matrix",
@@ -205,7 +206,6 @@ def _spec(rows: tuple[int, ...], width: int, scheme: str, *, is_gated: bool = Fa
         is_gated=is_gated,
         scale_kind=Number.FLOAT32 if is_float else Number.BFLOAT16,
         has_float_rows=False,
-        is_made_here=False,
         **forms[scheme],
     )
 

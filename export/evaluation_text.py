@@ -1,7 +1,8 @@
-"""The text that a quantized model is measured on, as windows of token ids.
+"""The texts that a quantization reads, as windows of token ids.
 
-`--text FILE`, or else `evaluation.txt` in the model folder: the held-out part that training left
-there.
+Measured is `--text FILE`, or else `evaluation.txt` in the model folder: the held-out part that
+training left there. Calibrated is `--calibration FILE`, or else `calibration.txt`: a part of what
+the model was trained on.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from llmserve.text.tokenizer import Tokenizer
 
 from .measure import text_windows
 
-__all__ = ["EVALUATION_FILE", "EvaluationText", "read_evaluation_text"]
+__all__ = ["EVALUATION_FILE", "EvaluationText", "read_calibration_text", "read_evaluation_text"]
 
 EVALUATION_FILE = "evaluation.txt"
+"""Held-out text in a model folder."""
+
+_CALIBRATION_FILE = "calibration.txt"
 
 _MAX_WINDOW = 512  # tokens; longer contexts cost memory and tell little more
 _CHARS_PER_TOKEN = 16  # read no more text than the tokens asked for can need
@@ -57,6 +61,23 @@ def read_evaluation_text(
             f"{model} has no {EVALUATION_FILE} to measure on: give a text with --text FILE "
             "(one that the model was not trained on), or skip the measurement with --no-measure"
         )
+    return _read(model, config, path, max_tokens)
+
+
+def read_calibration_text(
+    model: Path, config: ModelConfig, text: Path | None, *, max_tokens: int
+) -> EvaluationText:
+    """Read and tokenize the calibration text; arguments and errors as above."""
+    path = text if text is not None else model / _CALIBRATION_FILE
+    if text is None and not path.is_file():
+        raise ConfigError(
+            f"{model} has no {_CALIBRATION_FILE} to calibrate on: give a text like those the model "
+            "was trained on with --calibration FILE, or use --method rtn, which reads none"
+        )
+    return _read(model, config, path, max_tokens)
+
+
+def _read(model: Path, config: ModelConfig, path: Path, max_tokens: int) -> EvaluationText:
     try:
         content = path.read_bytes()
         decoded = content.decode("utf-8")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -19,6 +19,7 @@ from llmserve.errors import DataError, ExportError
 __all__ = ["Comparison", "LanguageModel", "compare_models", "text_windows"]
 
 _MAX_LOSS = 500.0  # nats per token; a uniform guess among a million tokens has 14
+_NORMAL_95 = 1.96
 _ROWS = 128  # rows of logits compared at once: bounds the working copies
 
 
@@ -44,6 +45,16 @@ class Comparison:
     """Share of tokens at which both think the same token likeliest, 0 to 1."""
     max_logit_error: float
     """Largest absolute difference of two logits."""
+    kl_margin: float | None = None
+    """Half the 95 % confidence interval of `mean_kl`, windows taken as independent; None: there was
+    one window."""
+    loss_margin: float | None = None
+    """The same of `loss_after - loss_before`, pair by pair."""
+
+    @property
+    def perplexity_increase(self) -> float:
+        """The candidate's perplexity over the reference's, less 1."""
+        return math.expm1(self.loss_after - self.loss_before)
 
     @property
     def perplexity_before(self) -> float:
@@ -80,6 +91,14 @@ class _Sums:
     kl: float = 0.0
     agreements: int = 0
     max_logit_error: float = 0.0
+    windows: list[tuple[int, float, float]] = field(default_factory=list)
+    """Tokens, KL and difference of losses of each window, summed."""
+
+    def end_window(self) -> None:
+        """Keep what came since the last call as one window."""
+        ends = (self.num_tokens, self.kl, self.loss_after - self.loss_before)
+        begun = [sum(column) for column in zip(*self.windows, strict=True)] or [0, 0.0, 0.0]
+        self.windows.append((ends[0] - int(begun[0]), ends[1] - begun[1], ends[2] - begun[2]))
 
     def add(self, before: Tensor, after: Tensor, targets: Tensor) -> None:
         """Rows of logits [rows, vocabulary] of both models and the ids that came next [rows]."""
@@ -110,7 +129,24 @@ class _Sums:
             mean_kl=self.kl / count,
             top1_agreement=self.agreements / count,
             max_logit_error=self.max_logit_error,
+            kl_margin=_margin([(tokens, kl) for tokens, kl, _ in self.windows]),
+            loss_margin=_margin([(tokens, loss) for tokens, _, loss in self.windows]),
         )
+
+
+def _margin(windows: list[tuple[int, float]]) -> float | None:
+    """Half the 95 % interval of a mean per token, from each window's tokens and sum.
+
+    The estimator of a ratio over clusters: tokens of one window are not independent. Source:
+    Cochran, Sampling Techniques, 3rd edition, section 6.3.
+    """
+    if len(windows) < 2:
+        return None
+    count = len(windows)
+    tokens = sum(size for size, _ in windows)
+    mean = sum(total for _, total in windows) / tokens
+    squares = sum((total - mean * size) ** 2 for size, total in windows)
+    return _NORMAL_95 * math.sqrt(count / (count - 1) * squares) / tokens
 
 
 @torch.inference_mode()
@@ -138,5 +174,6 @@ def compare_models(
         for start in range(0, len(window) - 1, _ROWS):
             rows = slice(start, start + _ROWS)
             sums.add(before[rows], after[rows], ids[0, 1:][rows])
+        sums.end_window()
         on_window()
     return sums.comparison()

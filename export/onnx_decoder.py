@@ -1,16 +1,19 @@
 """The decoder with its KV cache as one ONNX graph, for prefill and for decoding alike.
 
 Inputs: `input_ids` and `position_ids` [batch, sequence], `attention_mask` [batch, total] (1: a
-token, 0: padding on the left; total = past + sequence) and for every layer N
-`past_key_values.N.key` and `.value` [batch, kv_heads, past, head_dim], past 0 at first. Outputs:
-`logits` [batch, sequence, vocabulary] and `present.N.key`, `.value`, the pasts of the next call.
-Everything is float32 or int64; batch, sequence and past vary freely.
+token, 0: padding on the right; total is at least the tokens of the longest row, past and new) and
+for every layer N `past_key_values.N.key` and `.value` [batch, kv_heads, past, head_dim], past 0 at
+first. Outputs: `logits` [batch, sequence, vocabulary] and `present.N.key`, `.value`, the pasts of
+the next call.
 
-Standard operators only. Attention gets an explicit mask, because operator sets disagree on how
-`is_causal` lines up with a past. A padded token attends to itself, so that no row of the softmax
-is empty; nothing else attends to it. Layers with a sliding window have a mask of their own; a row's
-padding moves its queries and keys alike, so that their distance stays. Source of the operators:
-ONNX 1.18, operator set 23.
+A row's tokens are counted by its mask; those of this call are its last ones. So prompts of
+different lengths are padded on the right, and rows of different lengths decode together. A call
+with several tokens beside a past has one row. Where past and present are the same memory, longer
+than what it holds, the cache is written in place.
+
+A model with a head has no cache and, instead of `logits` over the vocabulary, what its head gives:
+`logits` of each text (at its last token) or token, `start_logits` and `end_logits` of a span, or
+`last_hidden_state`.
 """
 
 from __future__ import annotations
@@ -19,232 +22,217 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from onnx import TensorProto
 
 from llmserve.config import ModelConfig
 from llmserve.errors import ConfigError
-from llmserve.model.layers import rotary_frequencies
+from llmserve.layouts import block_norms
+from llmserve.model.layers import sinusoids
 from llmserve.quant.dtypes import Float32Array
+from llmserve.quant.groups import QuantizedLinear
 
-from .onnx_graph import Axes, GraphBuilder
+from .onnx_attention import AttentionParts, cache_names
+from .onnx_graph import GraphBuilder
+from .onnx_linear import Linears
 
 __all__ = ["build_decoder", "cache_names"]
-
-ReadTensor = Callable[[str], Float32Array]
-"""Canonical name → values."""
-
 
 _KNOWN = frozenset({
     "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
     "intermediate_size", "max_seq_len", "positions", "rope_theta", "rope_scaling",
-    "sliding_window", "full_attention_layers", "norm", "norm_eps", "activation",
-    "attention_scale", "attention_bias", "attention_output_bias", "mlp_bias",
-    "tie_word_embeddings", "bos_token_id", "eos_token_ids", "pad_token_id", "dtype",
+    "local_rope_theta", "rotary_dim", "sliding_window", "full_attention_layers", "norm",
+    "norm_eps", "norm_weight_offset", "norm_placement", "qk_norm", "activation",
+    "embedding_scale", "attention_scale", "attention_softcap", "logits_softcap",
+    "attention_bias", "attention_output_bias", "mlp_bias", "tie_word_embeddings", "head",
+    "bos_token_id", "eos_token_ids", "pad_token_id", "dtype",
 })  # fmt: skip
 """Fields of `ModelConfig` that the graph honours."""
 
 
-def build_decoder(config: ModelConfig, read: ReadTensor) -> GraphBuilder:
-    """The graph of a model whose tensors `read` gives by canonical name.
+def build_decoder(
+    config: ModelConfig,
+    floats: Callable[[str], Float32Array],
+    linears: Callable[[str], QuantizedLinear | Float32Array] | None = None,
+) -> GraphBuilder:
+    """The graph of a model.
+
+    Args:
+        config: the model.
+        floats: reads a tensor by canonical name, as float32.
+        linears: reads the weight of a linear layer, in the numbers that it is to have in the
+            graph, and by the name `lm_head.weight` that of the output layer, tied or not; None:
+            all are float32.
 
     Raises `ConfigError` for a model with something that the graph has no part for.
     """
-    _check(config)
+    unknown = config.settings_beyond(_KNOWN)
+    if unknown:
+        raise ConfigError(
+            f"a model with {', '.join(unknown)} cannot be exported to ONNX: serve it as it is"
+        )
     graph = GraphBuilder()
     ids = graph.input("input_ids", "int64", ["batch", "sequence"])
     graph.input("attention_mask", "int64", ["batch", "total"])
-    graph.input("position_ids", "int64", ["batch", "sequence"])
-    decoder = _Decoder(graph, config, read)
-    hidden = graph.node("Gather", [decoder.weight("model.embed_tokens.weight"), ids], "embedded")
-    hidden = decoder.with_positions(hidden)
-    decoder.add_masks()
+    if config.positions != "none":
+        graph.input("position_ids", "int64", ["batch", "sequence"])
+    decoder = _Decoder(graph, config, floats, linears)
+    hidden = decoder.embed(ids)
     for index in range(config.num_layers):
         hidden = decoder.layer(hidden, index)
     hidden = decoder.norm(hidden, "model.norm")
-    decoder.head(hidden)
+    if config.head is None:
+        decoder.output_layer(hidden)
+    else:
+        decoder.head(hidden)
     return graph
-
-
-def _check(config: ModelConfig) -> None:
-    unknown = config.settings_beyond(_KNOWN)
-    if config.activation == "geglu_tanh":
-        unknown.append("activation")
-    if unknown:
-        raise ConfigError(
-            f"a model with {', '.join(unknown)} other than Llama's cannot be exported to ONNX"
-        )
-
-
-def cache_names(layer_index: int) -> tuple[str, str, str, str]:
-    """Names of a layer's past key and value and of its present key and value."""
-    past, present = f"past_key_values.{layer_index}", f"present.{layer_index}"
-    return f"{past}.key", f"{past}.value", f"{present}.key", f"{present}.value"
 
 
 class _Decoder:
     """The parts of the graph; each method adds one and returns its output's name."""
 
-    def __init__(self, graph: GraphBuilder, config: ModelConfig, read: ReadTensor) -> None:
+    def __init__(
+        self,
+        graph: GraphBuilder,
+        config: ModelConfig,
+        floats: Callable[[str], Float32Array],
+        linears: Callable[[str], QuantizedLinear | Float32Array] | None,
+    ) -> None:
         self.graph = graph
         self.config = config
-        self.read = read
+        self.floats = floats
+        self.has_tied_floats = linears is None and config.tie_word_embeddings
+        self.linears = Linears(graph, linears or floats, floats)
+        self.attention = AttentionParts(graph, config, floats)
+        self.attention.add_lengths()
 
     def weight(self, name: str) -> str:
-        return self.graph.weight(name, self.read(name))
+        return self.graph.weight(name, self.floats(name))
 
-    def with_positions(self, hidden: str) -> str:
-        """Add what the positions add to the embeddings; for RoPE, compute its angles."""
-        kind, graph = self.config.positions, self.graph
-        if kind == "learned":
+    def embed(self, ids: str) -> str:
+        """The embeddings, scaled, with what the positions add to them."""
+        graph, scale = self.graph, self.config.embedding_scale
+        hidden = graph.node("Gather", [self.weight("model.embed_tokens.weight"), ids], "embedded")
+        if scale != 1.0:
+            hidden = graph.node("Mul", [hidden, graph.scalar(scale)], "scaled")
+        if self.config.positions == "learned":
             table = self.weight("model.embed_positions.weight")
-            place = graph.node("Gather", [table, "position_ids"], "positions")
-            return graph.node("Add", [hidden, place], "positioned")
-        if kind == "sinusoidal":
-            return graph.node("Add", [hidden, self._sinusoids()], "positioned")
-        if kind == "rope":
-            frequencies = rotary_frequencies(self.config).numpy()
-            angles = graph.weight("frequencies", frequencies)
-            angles = graph.node("Mul", [self._position_column(), angles], "angles")
-            graph.node("Cos", [angles], "cos")
-            graph.node("Sin", [angles], "sin")
-        return hidden
-
-    def _position_column(self) -> str:
-        """The positions as float32 [batch, sequence, 1]."""
-        graph = self.graph
-        places = graph.node("Cast", ["position_ids"], "positions_float", to=TensorProto.FLOAT)
-        return graph.node("Unsqueeze", [places, graph.integers(-1)], "position_column")
-
-    def _sinusoids(self) -> str:
-        """Sine and cosine by turns, [batch, sequence, hidden_size]."""
-        graph, width = self.graph, self.config.hidden_size
-        divisors = graph.weight("divisors", _sinusoid_divisors(width))
-        angles = graph.node("Div", [self._position_column(), divisors], "angles")
-        pairs = [
-            graph.node(
-                "Unsqueeze", [graph.node(op, [angles], op.lower()), graph.integers(-1)], f"{op}_1"
-            )
-            for op in ("Sin", "Cos")
-        ]
-        stacked = graph.node("Concat", pairs, "sin_cos", axis=-1)
-        return graph.node("Reshape", [stacked, graph.integers(0, 0, width)], "positions")
-
-    def add_masks(self) -> None:
-        """`mask` [batch, 1, sequence, total]: which tokens each token attends to.
-
-        Where the model has a sliding window, `window_mask` is the same within it.
-        """
-        graph = self.graph
-        zero, one = graph.weight("zero", np.array(0)), graph.weight("one", np.array(1))
-        total = graph.node("Shape", ["attention_mask"], "total", start=1, end=2)
-        length = graph.node("Shape", ["input_ids"], "sequence", start=1, end=2)
-        total = graph.node("Squeeze", [total], "total_scalar")
-        length = graph.node("Squeeze", [length], "sequence_scalar")
-        past = graph.node("Sub", [total, length], "past")
-        keys = graph.node("Range", [zero, total, one], "key_index")
-        queries = graph.node("Range", [past, total, one], "query_index")
-        queries = graph.node("Unsqueeze", [queries, graph.integers(1)], "query_column")
-        causal = graph.node("LessOrEqual", [keys, queries], "causal")
-        itself = graph.node("Equal", [keys, queries], "itself")
-        tokens = graph.node("Cast", ["attention_mask"], "is_token", to=TensorProto.BOOL)
-        tokens = graph.node("Unsqueeze", [tokens, graph.integers(1, 2)], "is_token_row")
-        seen = graph.node("And", [causal, tokens], "seen")
-        graph.node("Or", [seen, itself], "mask")
-        if self.config.sliding_window is not None:
-            window = graph.weight("window", np.array(self.config.sliding_window))
-            first = graph.node("Sub", [queries, window], "before_window")
-            near = graph.node("Greater", [keys, first], "near")
-            graph.node("And", ["mask", near], "window_mask")
+        elif self.config.positions == "sinusoidal":
+            table = graph.weight("sinusoids", _sinusoids(self.config))
+        else:
+            return hidden
+        places = graph.node("Gather", [table, "position_ids"], "positions")
+        return graph.node("Add", [hidden, places], "positioned")
 
     def layer(self, hidden: str, index: int) -> str:
-        """Attention and feed-forward of one block, each with its norm and its residual."""
-        name = f"model.layers.{index}"
-        normed = self.norm(hidden, f"{name}.input_layernorm")
-        mixed = self.attention(normed, f"{name}.self_attn", index)
-        hidden = self.graph.node("Add", [hidden, mixed], f"{name}.attended")
-        normed = self.norm(hidden, f"{name}.post_attention_layernorm")
-        return self.graph.node("Add", [hidden, self.mlp(normed, f"{name}.mlp")], f"{name}.out")
+        """Attention and feed-forward of one block, each with its norms and its residual."""
+        config, name, norms = self.config, f"model.layers.{index}", block_norms(self.config)
+        inner = self.optional_norm(hidden, name, norms.before_attention)
+        attention = f"{name}.self_attn"
+        qkv = self.linears.add(
+            inner, [f"{attention}.{part}_proj" for part in "qkv"], f"{attention}.qkv_proj",
+            width=config.hidden_size, bias=config.attention_bias,
+        )  # fmt: skip
+        mixed = self.attention.add(qkv, attention, index)
+        out = self.linear(mixed, f"{attention}.o_proj", config.q_size, config.attention_output_bias)
+        out = self.optional_norm(out, name, norms.after_attention)
+        hidden = self.graph.node("Add", [hidden, out], f"{name}.attended")
+        inner = self.optional_norm(hidden, name, norms.before_mlp)
+        out = self.optional_norm(self.mlp(inner, f"{name}.mlp"), name, norms.after_mlp)
+        return self.graph.node("Add", [hidden, out], f"{name}.out")
+
+    def optional_norm(self, hidden: str, layer: str, name: str | None) -> str:
+        return hidden if name is None else self.norm(hidden, f"{layer}.{name}")
 
     def norm(self, hidden: str, name: str) -> str:
         """RMSNorm, or LayerNorm with its bias."""
-        inputs = [hidden, self.weight(f"{name}.weight")]
+        config = self.config
+        weight = self.floats(f"{name}.weight") + np.float32(config.norm_weight_offset)
+        inputs = [hidden, self.graph.weight(f"{name}.weight", weight)]
         op = "RMSNormalization"
-        if self.config.norm == "layernorm":
+        if config.norm == "layernorm":
             op = "LayerNormalization"
             inputs.append(self.weight(f"{name}.bias"))
-        return self.graph.node(op, inputs, f"{name}.out", axis=-1, epsilon=self.config.norm_eps)
+        return self.graph.node(op, inputs, f"{name}.out", axis=-1, epsilon=config.norm_eps)
 
-    def linear(self, hidden: str, name: str, *, bias: bool) -> str:
-        """hidden [..., in] times the weight, kept as [in, out], plus the bias."""
-        weight = np.ascontiguousarray(self.read(f"{name}.weight").T)
-        weight_name = self.graph.weight(f"{name}.weight", weight)
-        out = self.graph.node("MatMul", [hidden, weight_name], f"{name}.product")
-        if not bias:
-            return out
-        return self.graph.node("Add", [out, self.weight(f"{name}.bias")], f"{name}.out")
-
-    def attention(self, hidden: str, name: str, index: int) -> str:
-        """Attention over the cache and the new tokens, with fewer key heads where the model has."""
-        config, graph = self.config, self.graph
-        bias = config.attention_bias
-        query, key, value = (
-            self.linear(hidden, f"{name}.{part}_proj", bias=bias) for part in ("q", "k", "v")
-        )
-        if config.positions == "rope":
-            query = self._rotate(query, f"{name}.query", config.num_heads)
-            key = self._rotate(key, f"{name}.key", config.num_kv_heads)
-        past_key, past_value, present_key, present_value = cache_names(index)
-        cache_axes: Axes = ["batch", config.num_kv_heads, "past", config.head_dim]
-        mask = "mask" if config.window_of(index) is None else "window_mask"
-        inputs = [query, key, value, mask]
-        inputs += [graph.input(past, "float32", cache_axes) for past in (past_key, past_value)]
-        mixed, *_ = graph.nodes_out(
-            "Attention",
-            inputs,
-            [f"{name}.mixed", present_key, present_value],
-            q_num_heads=config.num_heads,
-            kv_num_heads=config.num_kv_heads,
-            scale=config.score_scale,
-        )
-        return self.linear(mixed, f"{name}.o_proj", bias=config.attention_output_bias)
-
-    def _rotate(self, values: str, name: str, heads: int) -> str:
-        inputs = [values, "cos", "sin"]
-        return self.graph.node("RotaryEmbedding", inputs, f"{name}.rotated", num_heads=heads)
+    def linear(self, hidden: str, name: str, width: int, bias: bool) -> str:
+        return self.linears.add(hidden, [name], name, width=width, bias=bias)
 
     def mlp(self, hidden: str, name: str) -> str:
-        """Gated SiLU, or one inner layer with exact or tanh-approximated GELU."""
+        """A gate of SiLU or GELU, or one inner layer with exact or tanh-approximated GELU."""
         config, graph = self.config, self.graph
-        inner = self.linear(hidden, f"{name}.up_proj", bias=config.mlp_bias)
         if config.is_gated:
-            gate = self.linear(hidden, f"{name}.gate_proj", bias=config.mlp_bias)
-            sigmoid = graph.node("Sigmoid", [gate], f"{name}.sigmoid")
-            gate = graph.node("Mul", [gate, sigmoid], f"{name}.gate")
-            inner = graph.node("Mul", [gate, inner], f"{name}.inner")
+            both = self.linears.add(
+                hidden, [f"{name}.gate_proj", f"{name}.up_proj"], f"{name}.gate_up_proj",
+                width=config.hidden_size, bias=config.mlp_bias,
+            )  # fmt: skip
+            names = [f"{name}.gate", f"{name}.up"]
+            gate, up = graph.nodes_out("Split", [both], names, axis=-1, num_outputs=2)
+            inner = graph.node("Mul", [self.activation(gate, name), up], f"{name}.inner")
         else:
-            approximate = "tanh" if config.activation == "gelu_tanh" else "none"
-            inner = graph.node("Gelu", [inner], f"{name}.inner", approximate=approximate)
-        return self.linear(inner, f"{name}.down_proj", bias=config.mlp_bias)
+            inner = self.linear(hidden, f"{name}.up_proj", config.hidden_size, config.mlp_bias)
+            inner = self.activation(inner, name)
+        return self.linear(inner, f"{name}.down_proj", config.intermediate_size, config.mlp_bias)
 
-    def head(self, hidden: str) -> None:
-        """`logits`, from the transposed embedding where it is shared, and the outputs."""
+    def activation(self, values: str, name: str) -> str:
+        if self.config.activation == "swiglu":
+            sigmoid = self.graph.node("Sigmoid", [values], f"{name}.sigmoid")
+            return self.graph.node("Mul", [values, sigmoid], f"{name}.activated")
+        approximate = "none" if self.config.activation == "gelu" else "tanh"
+        return self.graph.node("Gelu", [values], f"{name}.activated", approximate=approximate)
+
+    def output_layer(self, hidden: str) -> None:
+        """`logits`, and the outputs."""
         config, graph = self.config, self.graph
-        if config.tie_word_embeddings:
-            perm = [1, 0]
-            head = graph.node("Transpose", ["model.embed_tokens.weight"], "lm_head", perm=perm)
-            graph.node("MatMul", [hidden, head], "logits")
+        if self.has_tied_floats:
+            table = graph.node("Transpose", ["model.embed_tokens.weight"], "lm_head", perm=[1, 0])
+            logits = graph.node("MatMul", [hidden, table], "lm_head.product")
         else:
-            weight = np.ascontiguousarray(self.read("lm_head.weight").T)
-            graph.node("MatMul", [hidden, graph.weight("lm_head.weight", weight)], "logits")
+            logits = self.linear(hidden, "lm_head", config.hidden_size, False)
+        if config.logits_softcap is not None:
+            cap = graph.scalar(config.logits_softcap)
+            logits = graph.node("Tanh", [graph.node("Div", [logits, cap], "uncapped")], "tanh")
+            logits = graph.node("Mul", [logits, cap], "capped")
+        graph.node("Identity", [logits], "logits")
         graph.output("logits", ["batch", "sequence", config.vocab_size])
-        axes: Axes = ["batch", config.num_kv_heads, "total", config.head_dim]
         for index in range(config.num_layers):
             for present in cache_names(index)[2:]:
-                graph.output(present, axes)
+                graph.output(present, self.attention.cache_axes("present"))
+
+    def head(self, hidden: str) -> None:
+        """What the model's head gives, as the outputs that programs look for."""
+        config, graph = self.config, self.graph
+        assert config.head is not None, "a model without a head has an output layer"
+        kind, count = config.head.kind, len(config.head.labels)
+        if kind == "embedding":
+            graph.node("Identity", [hidden], "last_hidden_state")
+            graph.output("last_hidden_state", ["batch", "sequence", config.hidden_size])
+            return
+        name = "qa_outputs" if kind == "span" else "score"
+        scores = self.head_scores(hidden, name, has_bias=kind != "sequence")
+        if kind == "token":
+            graph.node("Identity", [scores], "logits")
+            graph.output("logits", ["batch", "sequence", count])
+        elif kind == "span":
+            parts = graph.nodes_out("Split", [scores], ["start", "end"], axis=-1, num_outputs=2)
+            for part in parts:
+                graph.node("Squeeze", [part, graph.integers(-1)], f"{part}_logits")
+                graph.output(f"{part}_logits", ["batch", "sequence"])
+        else:
+            last = graph.node("Unsqueeze", ["row_last", graph.integers(-1)], "last_column")
+            graph.node("GatherND", [scores, last], "logits", batch_dims=1)
+            graph.output("logits", ["batch", count])
+
+    def head_scores(self, hidden: str, name: str, *, has_bias: bool) -> str:
+        """Small and decisive, so in float32 in every scheme."""
+        matrix = np.ascontiguousarray(self.floats(f"{name}.weight").T)
+        product = self.graph.node(
+            "MatMul", [hidden, self.graph.weight(f"{name}.weight", matrix)], f"{name}.product"
+        )
+        if not has_bias:
+            return product
+        return self.graph.node("Add", [product, self.weight(f"{name}.bias")], f"{name}.out")
 
 
-def _sinusoid_divisors(width: int) -> Float32Array:
-    """Position / divisor is the angle of each pair, as in `llmserve.model.layers.sinusoids`."""
-    exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
-    divisors: Float32Array = (10_000.0**exponents).numpy()
-    return divisors
+def _sinusoids(config: ModelConfig) -> Float32Array:
+    """Fixed position vectors [max_seq_len, hidden_size]: sine and cosine by turns."""
+    table: Float32Array = sinusoids(torch.arange(config.max_seq_len), config.hidden_size).numpy()
+    return table

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, external_data_helper, helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from llmserve import __version__, failpoints
 from llmserve.durable import write_bytes, write_chunks
+from llmserve.errors import CheckpointError
+from llmserve.model_files import GRAPH_FILE
+from llmserve.quant.dtypes import StoredArray
 
-from .onnx_graph import OPSET, GraphBuilder
+from .onnx_graph import CONTRIB, OPSET, GraphBuilder
 
-__all__ = ["DATA_FILE", "MODEL_FILE", "check_files", "write_graph"]
+__all__ = ["DATA_FILE", "check_files", "graph_tensors", "write_graph"]
 
-MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
 _EXTERNAL_ABOVE = 1_500_000_000  # bytes of weights
@@ -48,12 +50,26 @@ def write_graph(graph: GraphBuilder, folder: Path, *, external_above: int | None
     failpoints.hit("onnx.write")
     if is_external:
         write_chunks(folder / DATA_FILE, _data(graph, offsets))
-    write_bytes(folder / MODEL_FILE, _model(graph, offsets).SerializeToString(deterministic=True))
+    write_bytes(folder / GRAPH_FILE, _model(graph, offsets).SerializeToString(deterministic=True))
 
 
 def check_files(folder: Path) -> None:
     """Run onnx's own checks on what was written, shapes included. Raises `onnx.checker`'s error."""
-    onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)
+    onnx.checker.check_model(str(folder / GRAPH_FILE), full_check=True)
+
+
+def graph_tensors(folder: Path) -> dict[str, StoredArray]:
+    """The weights in the graph of `folder` by name, small constants too.
+
+    Raises `CheckpointError` for a file that is no graph, or weights that lie outside the folder.
+    """
+    path = folder / GRAPH_FILE
+    try:
+        graph = onnx.load(path).graph
+    except Exception as error:  # protobuf's, onnx's and the system's have no common base
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    arrays = ((tensor.name, numpy_helper.to_array(tensor)) for tensor in graph.initializer)
+    return {name: StoredArray(array.dtype.name, array) for name, array in arrays}
 
 
 def _offsets(graph: GraphBuilder, outside: set[str]) -> dict[str, int]:
@@ -82,7 +98,7 @@ def _model(graph: GraphBuilder, offsets: dict[str, int]) -> onnx.ModelProto:
         producer_name="llmserve",
         producer_version=__version__,
         ir_version=_IR_VERSION,
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)],
     )
 
 

@@ -1,7 +1,8 @@
 """Building an ONNX graph by hand: nodes, constants and weights with readable names.
 
 With `onnx_files.py` the one door to the package onnx. Weights stay numpy arrays here; how they
-reach a file is decided when the model is written.
+reach a file is decided when the model is written. Operators outside the standard are ONNX
+Runtime's own, of the domain `com.microsoft`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
-__all__ = ["OPSET", "Axes", "GraphBuilder"]
+__all__ = ["CONTRIB", "INT32", "OPSET", "Axes", "GraphBuilder"]
 
 OPSET = 23
-"""The first operator set with Attention, RotaryEmbedding and RMSNormalization."""
+"""The first operator set with RMSNormalization."""
+
+CONTRIB = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
+
+INT32: int = TensorProto.INT32
+"""Element type, for casts."""
 
 Axes = Sequence[int | str]
 """Extents of a tensor's axes; a string names one that varies from call to call."""
@@ -52,6 +59,11 @@ class GraphBuilder:
         self.weights[name] = values
         return name
 
+    def scalar(self, value: float | int) -> str:
+        """A constant without axes: float32, or int64 for a whole number."""
+        kind = np.int64 if isinstance(value, int) else np.float32
+        return self.weight(f"scalar_{np.dtype(kind).name}_{value}", np.array(value, kind))
+
     def integers(self, *values: int) -> str:
         """A one-dimensional int64 constant."""
         name = "int64_" + "_".join(str(value) for value in values)
@@ -64,7 +76,10 @@ class GraphBuilder:
     def nodes_out(
         self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any
     ) -> list[str]:
-        """One operator with several outputs, named in its order; "" leaves one out."""
+        """One operator with several outputs, named in its order; "" leaves one out.
+
+        `domain` among the attributes is the operator's.
+        """
         name = f"{outputs[0]}/{op}"
         self.nodes.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
         return list(outputs)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -31,7 +32,7 @@ from .layouts import (
     stored_parts,
 )
 from .manifest import MANIFEST
-from .model_files import Weights, check_model_folder, map_weights
+from .model_files import Weights, check_model_folder, graph_in, map_weights
 from .model_folder import save_model
 from .quant.config import QuantizationConfig
 from .quant.dtypes import FLOAT_DTYPES, Float32Array, StoredArray, TensorSpec, to_float32
@@ -93,6 +94,8 @@ class Checkpoint:
         config, quantization = _read_config(path, values)
         family: Family = values["model_type"]
         weights = map_weights(path, family)
+        if not weights.arrays:
+            return cls(path, config, quantization, family, weights)
         _check_tensors(weights, config, quantization, family)
         if first(values.get("dtype"), values.get("torch_dtype")) is None:
             embedding = stored_parts(config, family)["model.embed_tokens.weight"].name
@@ -111,6 +114,16 @@ class Checkpoint:
                 digest.update(hashlib.file_digest(opened, "sha256").digest())
         return digest.hexdigest()
 
+    @property
+    def graph(self) -> Path | None:
+        """The exported graph in the folder, or in its folder `onnx`; None where there is none."""
+        return graph_in(self.path)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights to read: not in a folder that holds a graph in their place."""
+        return bool(self._weights.arrays)
+
     def names(self) -> list[str]:
         """Canonical names of the model's tensors; a quantized layer counts as its weight."""
         return list(self._parts)
@@ -119,6 +132,10 @@ class Checkpoint:
         """Whether the tensor `name` is the weight of a quantized layer."""
         return name in self._quantized
 
+    def stored_tensors(self) -> Mapping[str, StoredArray]:
+        """Every tensor as it is stored, by stored name; none where there is a graph."""
+        return self._weights.arrays
+
     def drop_pages(self) -> None:
         """Give back the memory of what was read of the files; it is read again when needed."""
         drop_pages(self._weights.arrays.values())
@@ -126,6 +143,10 @@ class Checkpoint:
     def stored_bytes(self) -> int:
         """Bytes of all tensors on disk."""
         return sum(array.nbytes for array in self._weights.arrays.values())
+
+    def weight_file_bytes(self) -> int:
+        """Bytes of the files that hold the weights, or the graph."""
+        return sum(file.stat().st_size for file in self._weights.files)
 
     def stored(self, name: str) -> StoredArray:
         """The tensor `name` as it is stored, a view where the layout allows.
@@ -194,6 +215,11 @@ class Checkpoint:
         return value.dequantize() if not isinstance(value, np.ndarray) else value
 
     def _part(self, name: str) -> Part:
+        if not self.has_weights:
+            raise CheckpointError(
+                f"{self.path}: holds an ONNX graph in place of weights; the onnx runner alone "
+                "executes it. Give the folder that it was made from"
+            )
         if name not in self._parts:
             raise CheckpointError(f"{self.path}: the model has no tensor {name}")
         return self._parts[name]

@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "quantize": ("llmserve.export.cli_quantize", "make a model smaller and say what that cost"),
     "lineage": ("llmserve.training.cli_lineage", "what a model was made from, verified"),
     "export": ("llmserve.export.cli_export", "convert a model for other programs"),
+    "verify": ("llmserve.export.cli_verify", "compare what is served with what was trained"),
     "generate": ("llmserve.cli_generate", "complete prompts on this machine, without a server"),
     "chat": ("llmserve.cli_chat", "talk with a model in the terminal"),
     "serve": ("llmserve.server.cli_serve", "serve a model over HTTP"),

@@ -35,6 +35,7 @@ __all__ = [
     "StagedFolder",
     "append_bytes",
     "append_line",
+    "remove",
     "sweep_stale",
     "verify_manifest",
     "write_bytes",
@@ -68,7 +69,7 @@ def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
         _rename(temporary, path)
         _sync(path.parent)
     except BaseException:
-        _remove(temporary)
+        remove(temporary)
         raise
     finally:
         _live.discard(temporary.name)
@@ -172,10 +173,10 @@ class StagedFolder:
             if not self._target.exists():
                 os.rename(old, self._target)
             _live.discard(old.name)
-            _remove(old)
+            remove(old)
 
     def _discard(self) -> None:
-        _remove(self.path)
+        remove(self.path)
         _live.discard(self.path.name)
 
 
@@ -193,7 +194,7 @@ def sweep_stale(parent: Path, name: str) -> None:
             if kind == "old" and not (parent / name).exists():
                 _rename(entry, parent / name)
             else:
-                _remove(entry)
+                remove(entry)
 
 
 def _is_wanted(path: Path, pid: int) -> bool:
@@ -247,8 +248,8 @@ def _rename(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
-def _remove(path: Path) -> None:
-    """Remove a file or folder if it is there; what cannot be removed is left to `sweep_stale`."""
+def remove(path: Path) -> None:
+    """Remove a file or folder if it is there, as far as that can be done."""
     if not path.exists():
         return
     try:

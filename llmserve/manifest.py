@@ -14,14 +14,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import CheckpointError
-from .strict_json import parse_json
+from .strict_json import parse_json, read_json
 
-__all__ = ["MANIFEST", "render_manifest", "verify_manifest"]
+__all__ = ["CERTIFICATE", "MANIFEST", "read_certificate", "render_manifest", "verify_manifest"]
 
 MANIFEST = "manifest.json"
 """Name of the file."""
 
-_UNLISTED = {MANIFEST, "certificate.json"}  # the certificate names the manifest's own hash
+CERTIFICATE = "certificate.json"
+"""Name of the file that says how far the served forms are from the original."""
+
+_UNLISTED = {MANIFEST, CERTIFICATE}  # the certificate names the manifest's own hash
 _FORMAT = "llmserve-manifest-1"
 _MAX_BYTES = 16 << 20
 
@@ -52,6 +55,25 @@ def verify_manifest(folder: Path) -> None:
         return
     for name, recorded in _read_files(path).items():
         _verify_file(folder, name, recorded)
+
+
+def read_certificate(folder: Path) -> dict[str, Any] | None:
+    """The folder's certificate; None where there is none, or it certifies another manifest.
+
+    One that cannot be used is said in the log and is no error: nothing is executed by it.
+    """
+    path, manifest = folder / CERTIFICATE, folder / MANIFEST
+    if not path.is_file() or not manifest.is_file():
+        return None
+    try:
+        certificate = read_json(path)
+    except CheckpointError as error:
+        _log.warning("%s", error)
+        return None
+    if certificate.get("manifest_sha256") == hashlib.sha256(manifest.read_bytes()).hexdigest():
+        return certificate
+    _log.warning("%s certifies other files than those of its folder", path)
+    return None
 
 
 def _render(manifest: dict[str, Any]) -> bytes:

@@ -20,7 +20,10 @@ from .quant.dtypes import StoredArray
 from .strict_json import read_json
 from .tensor_file import map_tensors
 
-__all__ = ["Weights", "check_model_folder", "map_weights"]
+__all__ = ["GRAPH_FILE", "Weights", "check_model_folder", "graph_in", "map_weights"]
+
+GRAPH_FILE = "model.onnx"
+"""An exported graph, in place of weights or, in a folder `onnx`, beside them."""
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -35,7 +38,7 @@ class Weights:
     """The tensors of a model folder by stored name (`layouts.Part`), as mapped views."""
 
     files: list[Path]
-    """The safetensors files."""
+    """The safetensors files; of a folder with a graph instead, the graph's."""
     arrays: dict[str, StoredArray]
     """Stored name → values."""
     file_of: dict[str, Path]
@@ -59,13 +62,23 @@ def check_model_folder(path: Path) -> None:
     raise CheckpointError(f"{path}: is a file; give the model folder that holds config.json")
 
 
+def graph_in(folder: Path) -> Path | None:
+    """The exported graph of a model folder, in it or in its folder `onnx`; None: it has none."""
+    places = (folder / GRAPH_FILE, folder / "onnx" / GRAPH_FILE)
+    return next((place for place in places if place.is_file()), None)
+
+
 def map_weights(folder: Path, family: Family) -> Weights:
     """Map the weights of `folder`, one file or shards, leaving out what nobody needs.
+
+    An exported folder, with a graph and no safetensors, has none to map.
 
     Raises:
         CheckpointError: no weights, pickled weights alone, an index that names a file that must
             not be opened, or shards that are damaged or do not hold what the index says.
     """
+    if _is_exported(folder):
+        return Weights(sorted(folder.glob(f"{GRAPH_FILE}*")), {}, {})
     files, shard_of = _weight_files(folder)
     weights = Weights(files, {}, {})
     for file in files:
@@ -81,6 +94,11 @@ def map_weights(folder: Path, family: Family) -> Weights:
         if not is_ignored(name, family) and stored_name(name, family) not in weights.arrays:
             raise CheckpointError(f"{folder / shard}: tensor {name} is missing")
     return weights
+
+
+def _is_exported(folder: Path) -> bool:
+    has_weights = (folder / _WEIGHTS).exists() or (folder / _INDEX).exists()
+    return (folder / GRAPH_FILE).is_file() and not has_weights
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:

@@ -6,7 +6,7 @@ that transformers opens it unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,10 @@ def save_model(
     *,
     copy_from: Path | None = None,
     extra_files: Mapping[str, bytes] | None = None,
+    has_int8_activations: bool = False,
+    has_int8_cache: bool = False,
     overwrite: bool = False,
+    on_written: Callable[[Path], object] = lambda folder: None,
 ) -> None:
     """Write a model folder that appears at once, or not at all.
 
@@ -68,7 +71,11 @@ def save_model(
         tensors: Every canonical tensor of `expected_tensors(config)`.
         copy_from: A model folder whose tokenizer files are copied.
         extra_files: Further files by plain name; they win over copied ones.
+        has_int8_activations: Whether int8 layers ask for int8 activations too (W8A8).
+        has_int8_cache: Whether a quantized folder asks for an int8 KV cache.
         overwrite: Replace a folder that has files in it.
+        on_written: Given the folder before it appears, complete but for its manifest; may add
+            files, or refuse it with an exception.
 
     Raises:
         ConfigError: the folder exists and is not empty, or a name in `extra_files` is not plain
@@ -92,13 +99,17 @@ def save_model(
     values = render_config(config, family)
     if quantized:
         plain = tuple(name for name in linear_layers(config) if name not in quantized)
-        values["quantization_config"] = config_of(quantized, plain).render()
+        values["quantization_config"] = config_of(
+            quantized, plain,
+            has_int8_activations=has_int8_activations, has_int8_cache=has_int8_cache,
+        ).render()  # fmt: skip
     with StagedFolder(folder, overwrite=overwrite) as staged:
         write_json(staged.path / "config.json", values)
         write_json(staged.path / "generation_config.json", render_generation_config(config))
         for name, data in sorted(files.items()):
             write_bytes(staged.path / name, data)
         write_tensors(staged.path / "model.safetensors", _to_stored(config, family, tensors))
+        on_written(staged.path)
 
 
 def _copied_files(source: Path | None) -> dict[str, bytes]:

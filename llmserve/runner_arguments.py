@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, TypedDict
 
+from .native.kernels import INSTRUCTION_SETS
+
 if TYPE_CHECKING:
     from .runners.native_options import NativeOptions
 
@@ -30,7 +32,9 @@ class RunnerSettings(TypedDict, total=False):
 
 def add_runner_arguments(group: argparse._ArgumentGroup) -> None:
     """How a model is computed."""
-    group.add_argument("--runner", default="auto", help="auto, native or torch (default: auto)")
+    group.add_argument(
+        "--runner", default="auto", help="auto, native, torch or onnx (default: auto)"
+    )
     group.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -58,7 +62,7 @@ def _add_native_arguments(group: argparse._ArgumentGroup) -> None:
     """Declare them; they are errors beside another runner."""
     group.add_argument(
         "--activations", choices=("integer", "float32"),
-        help="native runner: what integer weights are multiplied with (default: int8)",
+        help="native runner: what integer weights are multiplied with (default: integer)",
     )  # fmt: skip
     group.add_argument(
         "--head-weights", choices=("auto", "int8", "int4", "float"), default="auto",
@@ -67,11 +71,11 @@ def _add_native_arguments(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--kv-cache-dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto",
-        help="native runner: type of keys and values (default: float32 for float32 models, else "
-        "bfloat16)",
+        help="native runner: type of keys and values (default: int8 where the folder asks for it, "
+        "else float32 for float32 models, else bfloat16)",
     )  # fmt: skip
     group.add_argument(
-        "--instruction-set", choices=("auto", "avx512", "avx2", "portable"), default="auto",
+        "--instruction-set", choices=INSTRUCTION_SETS, default="auto",
         help="native runner: which of the processor's to use (default: the best)",
     )  # fmt: skip
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from llmserve.checkpoint import Checkpoint
 from llmserve.engine.config import EngineConfig
+from llmserve.manifest import read_certificate
 from llmserve.runners.protocol import RunnerInfo
 
 from .engine_handle import EngineHandle
@@ -44,6 +47,8 @@ class ModelCard:
     has_chat_template: bool
     info: RunnerInfo
     config: EngineConfig
+    certificate: Mapping[str, Any] | None = None
+    """How far the served forms are from the original, as `llmserve verify` found."""
     created: int = field(default_factory=lambda: int(time.time()))
     """When it was loaded, in seconds since 1970."""
 
@@ -66,6 +71,7 @@ class ModelCard:
             has_chat_template=has_chat_template,
             info=engine.info,
             config=engine.config,
+            certificate=read_certificate(checkpoint.path),
         )
 
     def with_adapter(self, adapter: AdapterFacts) -> ModelCard:
@@ -76,6 +82,7 @@ class ModelCard:
             root=adapter.root,
             base=self,
             fingerprint=adapter.fingerprint,
+            certificate=None,
         )
 
     @property
@@ -111,7 +118,19 @@ class ModelCard:
             "has_chat_template": self.has_chat_template,
             "fingerprint": self.fingerprint,
             "system_fingerprint": self.system_fingerprint,
+            "certificate": _without_points(self.certificate),
         }
+
+
+def _without_points(certificate: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A certificate less what is there for plots."""
+    if certificate is None:
+        return None
+    forms = [
+        {name: value for name, value in form.items() if name != "scatter"}
+        for form in certificate.get("forms", [])
+    ]
+    return {**certificate, "forms": forms}
 
 
 def names_of(checkpoint: Checkpoint, settings: ServerSettings) -> tuple[str, ...]:

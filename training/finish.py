@@ -19,11 +19,13 @@ from .prepare import PreparedText
 from .recipe import TrainingRecipe
 from .report import make_result
 from .run_folder import RunFolder
+from .token_file import TokenFile
 from .trainer import Trainer
 
 __all__ = ["finish_run"]
 
 _MAX_EVALUATION_TOKENS = 1 << 18
+_MAX_CALIBRATION_TOKENS = 1 << 16
 
 
 def finish_run(
@@ -55,7 +57,8 @@ def finish_run(
         extra_files={
             LINEAGE_FILE: f"{json.dumps(lineage, indent=2)}\n".encode(),
             LOG_NAME: folder.log.read_bytes(),
-            "evaluation.txt": _evaluation_text(text),
+            "evaluation.txt": _excerpt(text, text.held_out, _MAX_EVALUATION_TOKENS),
+            "calibration.txt": _excerpt(text, text.train, _MAX_CALIBRATION_TOKENS),
         },
         overwrite=True,
     )
@@ -78,11 +81,12 @@ def _evaluate(model: Transformer, text: PreparedText, recipe: TrainingRecipe) ->
     )
 
 
-def _evaluation_text(text: PreparedText) -> bytes:
-    """Held-out text that stays with the model, to measure on what is made of it.
+def _excerpt(text: PreparedText, half: TokenFile, max_tokens: int) -> bytes:
+    """Text that stays with the model: held-out, to measure on what is made of it; trained on, to
+    calibrate that.
 
     Document separators stand in it as the special token's text, so that the model's tokenizer
     makes the same ids of it again.
     """
-    ids = text.held_out.ids[:_MAX_EVALUATION_TOKENS].tolist()
+    ids = half.ids[:max_tokens].tolist()
     return text.tokenizer.decode(ids, skip_special_tokens=False).encode()

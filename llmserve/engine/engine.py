@@ -238,7 +238,7 @@ class Engine:
             max_len=resolve_max_len(request, self.config.max_seq_len),
             stop_token_ids=stop_ids,
             block_keys=BlockKeys(root, request, token_ids, self.config.block_size),
-            shares_blocks=self.config.has_prefix_cache or params.n > 1,
+            shares_blocks=info.shares_blocks and (self.config.has_prefix_cache or params.n > 1),
             num_cached_tokens=request.num_cached_tokens,
             owes_prompt_logprobs=params.prompt_logprobs is not None and index == 0 and not made,
         )

@@ -65,9 +65,13 @@ def plan_cache(
     more than `max_num_seqs` sequences of full length can use. The context is the model's, or
     `max_seq_len` where that is asked, and never more than the pools hold. A draft model's cache
     (`draft_info`) has as many blocks as the target's first pool and is paid from the same budget.
+    There is no prefix cache where the runner shares no blocks.
 
-    Raises `ConfigError` when the budget does not hold one block, or not the context asked for.
+    Raises `ConfigError` when the budget does not hold one block, or not the context asked for, or
+    when a draft model's runner shares no blocks.
     """
+    if draft_info is not None and not draft_info.shares_blocks:
+        raise ConfigError(f"a draft model cannot run on the runner {draft_info.runner}")
     if max_seq_len is not None and max_seq_len > info.max_seq_len:
         raise ConfigError(
             f"max_seq_len {max_seq_len} is above this model's context of {info.max_seq_len} tokens"
@@ -98,7 +102,7 @@ def plan_cache(
         max_seq_len=context,
         max_batched_tokens=max_batched_tokens,
         max_num_seqs=max_num_seqs,
-        has_prefix_cache=has_prefix_cache,
+        has_prefix_cache=has_prefix_cache and info.shares_blocks,
         policy=policy,
         tenant_weights=tenant_weights or {},
         speculation=speculation,

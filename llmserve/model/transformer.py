@@ -143,18 +143,24 @@ class Transformer(nn.Module):
         Returns:
             [..., T, E], in the type of the weights.
         """
-        x = self._embed(token_ids, positions)
+        x = self.embed(token_ids, positions)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        rotations = {
-            is_local: table.rotation(positions, x.dtype) for is_local, table in self._rotary.items()
-        }
-        for block, is_local in zip(self.layers, self._is_local, strict=True):
-            x = block(x, rotations.get(is_local), attend, adapt)
+        rotations = self.rotations(positions, x.dtype)
+        for block, rotation in zip(self.layers, rotations, strict=True):
+            x = block(x, rotation, attend, adapt)
         normalized: Tensor = self.norm(x)
         return normalized
 
-    def _embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+    def rotations(self, positions: Tensor, dtype: torch.dtype) -> list[Rotation | None]:
+        """How each block turns queries and keys at `positions`; None: not at all."""
+        turns = {
+            is_local: table.rotation(positions, dtype) for is_local, table in self._rotary.items()
+        }
+        return [turns.get(is_local) for is_local in self._is_local]
+
+    def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """What the first block reads: [..., T] → [..., T, E]; arguments as in `hidden`."""
         x: Tensor = self.embed_tokens(token_ids)
         if self.config.embedding_scale != 1.0:
             # Rounded to the weights' type, as Gemma's was in training.

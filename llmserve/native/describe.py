@@ -17,9 +17,11 @@ from ..layouts import BlockNorms, block_norms
 from .feed_forward import FeedForwardWriter
 from .lora import LoraMatrices
 from .matrices import BlockMatrices, specify_block
+from .matrix_specs import MatrixSpec
 from .positions import sinusoid_rows
 from .program import Domain, Epilogue, Norm, Number, PackedLinear, Program, WeightKind
-from .weights import Form, MatrixSpec, WeightSegment, number_of
+from .stored_integers import number_of
+from .weights import Form, WeightSegment
 
 __all__ = ["NativeModel", "describe"]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from .weights import MatrixSpec, WeightSegment
+from .matrix_specs import MatrixSpec
+from .weights import WeightSegment
 
 __all__ = ["BlockMatrices", "ExpertMatrices", "MlpMatrices", "specify_block"]
 

@@ -8,7 +8,7 @@ segment and are packed there, several at a time: packing runs in C++ without the
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,32 +18,19 @@ import numpy.typing as npt
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
-from ..quant.dtypes import StoredArray, to_float32
+from ..quant.dtypes import StoredArray
 from .kernels import load_kernels
+from .matrix_specs import MatrixSpec
 from .program import Norm, Number, PackedLinear, WeightKind
+from .stored_integers import number_of, read_integers, stored_form
 
-__all__ = ["Form", "MatrixSpec", "WeightSegment", "number_of", "pad_vector"]
+__all__ = ["Form", "WeightSegment", "pad_vector"]
+
+Octets = npt.NDArray[np.uint8]
 
 _ALIGNMENT = 64  # bytes: a cache line
 _HEAD_GROUP = 32
 """Inputs of one scale of an int4 head made at load."""
-_NUMBERS = {
-    "float32": Number.FLOAT32,
-    "bfloat16": Number.BFLOAT16,
-    "float16": Number.FLOAT16,
-}
-_BITS_PER_WEIGHT = {
-    WeightKind.FLOAT32: 32,
-    WeightKind.BFLOAT16: 16,
-    WeightKind.INT4: 4,
-    WeightKind.INT8: 8,
-}
-_CHUNK_INPUTS = {
-    WeightKind.FLOAT32: 1,
-    WeightKind.BFLOAT16: 2,
-    WeightKind.INT4: 8,
-    WeightKind.INT8: 4,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,73 +46,6 @@ class Form:
     folder is quantized, else as stored."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MatrixSpec:
-    """One matrix of the program: its source, its form and its size."""
-
-    names: tuple[str, ...]
-    """Canonical tensors, one behind the other, or gate and input by turns."""
-    rows: tuple[int, ...]
-    """Outputs of each."""
-    width: int
-    is_gated: bool
-    kind: WeightKind
-    group_size: int
-    """Inputs of one weight scale, whose products are summed as integers; activations have a scale
-    for each too."""
-    scale_kind: Number
-    has_float_rows: bool
-    is_made_here: bool
-    """Rounded to integers at load (the head)."""
-
-    @property
-    def out(self) -> int:
-        """Outputs; where gate and input go by turns, of whole blocks."""
-        if self.is_gated:
-            return 2 * -(-self.rows[0] // 16) * 16
-        return sum(self.rows)
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of 16 outputs."""
-        return -(-self.out // 16)
-
-    @property
-    def num_groups(self) -> int:
-        """Groups of inputs."""
-        return -(-self.width // self.group_size)
-
-    @property
-    def padded_group(self) -> int:
-        """Inputs of a group, whole chunks of 64 bytes."""
-        inputs = _CHUNK_INPUTS[self.kind]
-        return -(-self.group_size // inputs) * inputs
-
-    @property
-    def is_integer(self) -> bool:
-        """Whether there are scales."""
-        return self.kind in (WeightKind.INT4, WeightKind.INT8)
-
-    @property
-    def value_bytes(self) -> int:
-        """Bytes of the packed weights."""
-        inputs = self.num_groups * self.padded_group
-        return self.num_blocks * 16 * inputs * _BITS_PER_WEIGHT[self.kind] // 8
-
-    @property
-    def scale_bytes(self) -> int:
-        """Bytes of the scales."""
-        size = 2 if self.scale_kind is Number.BFLOAT16 else 4
-        return self.num_blocks * self.num_groups * 16 * size if self.is_integer else 0
-
-    def placements(self) -> Iterable[tuple[str, int, int, int]]:
-        """(tensor, its rows, outputs before it, 0 or its turn among gate and input)."""
-        start = 0
-        for turn, (name, rows) in enumerate(zip(self.names, self.rows, strict=True)):
-            yield name, rows, start, turn + 1 if self.is_gated else 0
-            start += rows
-
-
 class WeightSegment:
     """The matrices of one model: specified one by one, then packed together."""
 
@@ -138,8 +58,10 @@ class WeightSegment:
     def specify(self, names: Sequence[str], *, is_gated: bool = False) -> list[MatrixSpec]:
         """The matrices that hold these tensors: one if they have the same form, else one each."""
         alone = [self._spec((name,), is_gated=False) for name in names]
-        forms = {(one.kind, one.group_size, one.scale_kind) for one in alone}
-        if len(forms) == 1 and len(names) > 1:
+        forms = {(one.kind, one.group_size, one.scale_kind, one.has_zeros) for one in alone}
+        # An order of inputs is one matrix's own.
+        has_order = any(one.has_order for one in alone)
+        if len(forms) == 1 and len(names) > 1 and not has_order:
             alone = [self._spec(tuple(names), is_gated=is_gated)]
         self._specs += alone
         return alone
@@ -173,21 +95,16 @@ class WeightSegment:
         Raises:
             CheckpointError: scales or weights that are not finite.
         """
-        places = []
+        starts = []
         total = 0
         for spec in self._specs:
-            places.append((total, total + _aligned(spec.value_bytes)))
-            total = places[-1][1] + _aligned(spec.scale_bytes)
+            starts.append(total)
+            total += sum(map(_aligned, spec.sizes))
         memory = np.frombuffer(_new_memory(total), dtype=np.uint8)
         with ThreadPoolExecutor(threads) as pool:
             jobs = [
-                pool.submit(
-                    self._pack_one,
-                    spec,
-                    memory[values : values + spec.value_bytes],
-                    memory[scales : scales + spec.scale_bytes],
-                )
-                for spec, (values, scales) in zip(self._specs, places, strict=True)
+                pool.submit(self._pack_one, spec, *_cut(memory, start, spec.sizes))
+                for spec, start in zip(self._specs, starts, strict=True)
             ]
             for spec, job in zip(self._specs, jobs, strict=True):
                 self._packed[spec] = job.result()
@@ -213,45 +130,35 @@ class WeightSegment:
         checkpoint = self._checkpoint
         shapes = [checkpoint.shape_of(name) for name in names]
         width = shapes[0][1]
-        kind, group_size, scale_kind = self._form_of(names[0], width)
+        form = stored_form(
+            checkpoint, names[0], floats=self._form.floats,
+            has_integer_activations=self._form.has_integer_activations,
+        )  # fmt: skip
         return MatrixSpec(
             names=names,
             rows=tuple(shape[0] for shape in shapes),
             width=width,
             is_gated=is_gated,
-            kind=kind,
-            group_size=group_size,
-            scale_kind=scale_kind,
-            has_float_rows=not self._form.has_integer_activations,
-            is_made_here=False,
+            kind=form.kind,
+            group_size=form.group_size,
+            scale_kind=form.scale_kind,
+            has_float_rows=form.has_float_rows,
+            has_zeros=form.has_zeros,
+            has_order=form.has_order,
         )
 
-    def _form_of(self, name: str, width: int) -> tuple[WeightKind, int, Number]:
-        """Kind, inputs of one scale, and type of the scales."""
-        quantization = self._checkpoint.quantization
-        if quantization is None or not self._checkpoint.is_quantized(name):
-            is_bfloat16 = self._form.floats == "bfloat16"
-            kind = WeightKind.BFLOAT16 if is_bfloat16 else WeightKind.FLOAT32
-            return kind, width, Number.FLOAT32
-        if quantization.bitsandbytes is not None:
-            if quantization.bitsandbytes.kind == "int8":
-                return WeightKind.INT8, width, Number.FLOAT32
-            return WeightKind.BFLOAT16, width, Number.FLOAT32
-        group = quantization.group_of(name.removesuffix(".weight"))
-        assert group is not None, "a quantized layer without a group"
-        scales = self._checkpoint.quantized_parts(name)["weight_scale"].dtype
-        kind = WeightKind.INT4 if group.bits == 4 else WeightKind.INT8
-        scale_kind = Number.BFLOAT16 if scales == "bfloat16" else Number.FLOAT32
-        return kind, group.group_size or width, scale_kind
-
     def _pack_one(
-        self, spec: MatrixSpec, values: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]
+        self, spec: MatrixSpec, values: Octets, scales: Octets, zeros: Octets
     ) -> PackedLinear:
+        order = None
         for name, rows, start, turn in spec.placements():
             shape = (
                 rows, spec.width, spec.group_size, spec.padded_group, start, turn,
             )  # fmt: skip
-            self._pack_tensor(spec, name, shape, values, scales)
+            if spec.is_integer and not spec.is_made_here:
+                order = self._pack_integers(spec, name, shape, (values, scales, zeros))
+            else:
+                self._pack_floats(spec, name, shape, values, scales)
         return PackedLinear(
             kind=spec.kind,
             out=spec.out,
@@ -262,49 +169,41 @@ class WeightSegment:
             values=values,
             scales=scales if spec.is_integer else None,
             scale_kind=spec.scale_kind,
+            zeros=zeros if spec.has_zeros else None,
             bias=self._bias(spec),
             has_float_rows=spec.has_float_rows and spec.is_integer,
+            order=order,
         )
 
-    def _pack_tensor(
+    def _pack_floats(
+        self, spec: MatrixSpec, name: str, shape: tuple[int, ...], values: Octets, scales: Octets
+    ) -> None:
+        stored = self._floats(name)
+        data = np.ascontiguousarray(stored.data)
+        verb = spec.kind.name.lower()
+        verb = f"quantize-{verb}" if spec.is_made_here else verb
+        if not _pack(verb, shape, data, values, scales, kind=number_of(stored)):
+            raise CheckpointError(f"{self._checkpoint.path}: {name} holds NaN or an infinity")
+
+    def _pack_integers(
         self, spec: MatrixSpec, name: str, shape: tuple[int, ...],
-        values: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8],
-    ) -> None:  # fmt: skip
-        kernels = load_kernels()
-        assert kernels is not None, "packing without the kernels"
-        if not spec.is_integer or spec.is_made_here:
-            stored = self._floats(name)
-            data = np.ascontiguousarray(stored.data)
-            verb = spec.kind.name.lower()
-            verb = f"quantize-{verb}" if spec.is_made_here else verb
-            if not kernels.pack(verb, shape, data, number_of(stored), None, values, scales):
-                raise CheckpointError(f"{self._checkpoint.path}: {name} holds NaN or an infinity")
-            return
-        integers, steps = self._integers(name)
-        verb = "words" if integers.dtype == np.dtype("<i4") else "int8"
-        kernels.pack(verb, shape, integers, 0, None, values, scales)
-        verb = f"scales-{spec.scale_kind.name.lower()}"
-        kernels.pack(verb, shape, steps, 0, None, scales, scales)
+        targets: tuple[Octets, Octets, Octets],
+    ) -> npt.NDArray[np.int32] | None:  # fmt: skip
+        """Pack one tensor's integers; the order of its inputs, where it has one."""
+        values, scales, zeros = targets
+        stored = read_integers(self._checkpoint, name)
+        order = stored.order if spec.has_order else None
+        verb = "words" if stored.is_packed else spec.kind.name.lower()
+        _pack(verb, shape, stored.integers, values, order=order)
+        _pack(f"scales-{spec.scale_kind.name.lower()}", shape, stored.scales, scales)
+        if stored.zeros is not None:
+            _pack("zeros", shape, stored.zeros, zeros)
+        return order
 
     def _floats(self, name: str) -> StoredArray:
-        if self._checkpoint.is_quantized(name):  # a code book's numbers
+        if self._checkpoint.is_quantized(name):  # a code book's numbers, or a mixed order
             return StoredArray("float32", self._checkpoint.float32(name))
         return self._checkpoint.stored(name)
-
-    def _integers(self, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-        """The stored integers, int4 as words, and the scales [rows, groups]."""
-        parts = self._checkpoint.quantized_parts(name)
-        if "SCB" in parts:
-            scales = to_float32(parts["SCB"])[:, None] / np.float32(127.0)
-            integers = parts["weight"].data
-        else:
-            scales = to_float32(parts["weight_scale"])
-            integers = parts["weight_packed" if "weight_packed" in parts else "weight"].data
-        if not np.isfinite(scales).all():
-            raise CheckpointError(
-                f"{self._checkpoint.path}: the scales of {name} hold NaN or an infinity"
-            )
-        return np.ascontiguousarray(integers), np.ascontiguousarray(scales)
 
     def _bias(self, spec: MatrixSpec) -> npt.NDArray[np.float32] | None:
         known = self._checkpoint.names()
@@ -321,16 +220,30 @@ class WeightSegment:
         return bias
 
 
-def number_of(stored: StoredArray) -> Number:
-    """The kernels' number for the type of a stored float tensor."""
-    return _NUMBERS[stored.dtype]
-
-
 def pad_vector(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Zeros behind, to a multiple of 16."""
     padded = np.zeros(-(-len(values) // 16) * 16, np.float32)
     padded[: len(values)] = values
     return padded
+
+
+def _pack(
+    verb: str, shape: tuple[int, ...], source: npt.NDArray[Any], target: Octets,
+    scales: Octets | None = None, *, kind: int = 0, order: npt.NDArray[np.int32] | None = None,
+) -> bool:  # fmt: skip
+    kernels = load_kernels()
+    assert kernels is not None, "packing without the kernels"
+    scales = target if scales is None else scales
+    return bool(kernels.pack(verb, shape, source, kind, order, target, scales))
+
+
+def _cut(memory: Octets, start: int, sizes: tuple[int, ...]) -> list[Octets]:
+    """Pieces of those sizes, each from a whole cache line on."""
+    pieces = []
+    for size in sizes:
+        pieces.append(memory[start : start + size])
+        start += _aligned(size)
+    return pieces
 
 
 def _aligned(size: int) -> int:

@@ -1,9 +1,8 @@
 """How a model folder says that its weights are quantized: `quantization_config` of config.json.
 
-Two methods are read and written: compressed-tensors (int4 and int8 weights, floating-point
-activations) and bitsandbytes (NF4, FP4, LLM.int8). Everything else is refused by name, as is every
-setting of these two that the decoders here would not honour. Source: the packages
-compressed-tensors 0.20 (`QuantizationConfig`) and transformers 5 (`BitsAndBytesConfig`).
+Two methods are read and written: compressed-tensors (int4 and int8 weights) and bitsandbytes (NF4,
+FP4, LLM.int8). Two more are read: GPTQ and AWQ. Everything else is refused by name, as is every
+setting of these that the decoders here would not honour.
 """
 
 from __future__ import annotations
@@ -15,55 +14,51 @@ from typing import Any, Literal
 
 from ..errors import ConfigError
 from .bnb import BitsAndBytesFormat
-from .groups import Bits
+from .config_compressed import has_int8_cache, parse_compressed, render_compressed
+from .config_published import parse_awq, parse_gptq
+from .layer_groups import LayerGroup, is_part_of, layer_names, most_specific
 
 __all__ = ["LayerGroup", "QuantizationConfig"]
 
-_FORMATS: dict[int, str] = {4: "pack-quantized", 8: "int-quantized"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerGroup:
-    """Layers of one group size (compressed-tensors: one entry of `config_groups`)."""
-
-    bits: Bits
-    """Bits per integer."""
-    group_size: int | None
-    """Inputs that share a scale; None: one scale per output row."""
-    targets: tuple[str, ...]
-    """Layer names without `.weight`, `re:` patterns, or `Linear` for every linear layer."""
+Method = Literal["compressed-tensors", "bitsandbytes", "gptq", "awq"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationConfig:
-    """Which layers are quantized and how. Exactly one of the two methods is set."""
+    """Which layers are quantized and how. There are groups, or there is bitsandbytes' format."""
 
     groups: tuple[LayerGroup, ...] = ()
-    """compressed-tensors: the groups. A layer's name goes before a pattern, that before Linear."""
+    """The groups. A layer's name goes before a pattern, that before Linear."""
     bitsandbytes: BitsAndBytesFormat | None = None
     """bitsandbytes: its format; every linear layer that is not ignored has it."""
     ignore: tuple[str, ...] = ("lm_head",)
     """Layers that stay as they are: names, `re:` patterns, or (bitsandbytes) parts of names."""
+    has_int8_cache: bool = False
+    """Whether keys and values are to be kept as int8 (compressed-tensors only)."""
 
     def __post_init__(self) -> None:
         if bool(self.groups) == (self.bitsandbytes is not None):
             raise ConfigError("quantization_config: either groups of layers or bitsandbytes")
-        if len({group.bits for group in self.groups}) > 1:
-            raise ConfigError(
-                "quantization_config: layers of 4 and of 8 bits in one folder are not supported"
-            )
 
     @property
-    def method(self) -> Literal["compressed-tensors", "bitsandbytes"]:
+    def method(self) -> Method:
         """Name of the method in config.json."""
-        return "bitsandbytes" if self.bitsandbytes else "compressed-tensors"
+        if self.bitsandbytes is not None:
+            return "bitsandbytes"
+        packing = self.groups[0].packing
+        if packing == "awq":
+            return "awq"
+        return "gptq" if packing in ("gptq", "gptq_v2") else "compressed-tensors"
 
     @property
     def scheme(self) -> str:
-        """Short name of the form on disk: int8, int4, nf4, fp4 or bnb-int8."""
+        """Short name of the form on disk: int8, int4, w8a8, int4+int8, gptq-int4, nf4 ..."""
         if self.bitsandbytes is not None:
             return self.bitsandbytes.kind if self.bitsandbytes.kind != "int8" else "bnb-int8"
-        return f"int{self.groups[0].bits}"
+        has_activations = any(group.has_int8_activations for group in self.groups)
+        names = {f"int{group.bits}" for group in self.groups}
+        scheme = "w8a8" if has_activations and names == {"int8"} else "+".join(sorted(names))
+        return scheme if self.method == "compressed-tensors" else f"{self.method}-{scheme}"
 
     def is_quantized(self, layer: str) -> bool:
         """Whether the linear layer of that name (no `.weight` at its end) is quantized."""
@@ -72,103 +67,39 @@ class QuantizationConfig:
         return self.group_of(layer) is not None
 
     def group_of(self, layer: str) -> LayerGroup | None:
-        """The compressed-tensors group of a layer; None for a layer that is not quantized."""
-        if any(matches(target, layer) for matches in _MATCHERS for target in self.ignore):
-            return None
-        for matches in _MATCHERS:
-            for group in self.groups:
-                if any(matches(target, layer) for target in group.targets):
-                    return group
-        return None
+        """The group of a layer; None for a layer that is not quantized."""
+        return None if is_part_of(self.ignore, layer) else most_specific(self.groups, layer)
 
     def render(self) -> dict[str, Any]:
         """The value of `quantization_config` in config.json."""
         if self.bitsandbytes is not None:
             return _render_bitsandbytes(self.bitsandbytes, self.ignore)
-        return {
-            "quant_method": "compressed-tensors",
-            "format": _FORMATS[self.groups[0].bits],
-            "quantization_status": "compressed",
-            "config_groups": {
-                f"group_{index}": _render_group(group) for index, group in enumerate(self.groups)
-            },
-            "ignore": list(self.ignore),
-            "kv_cache_scheme": None,
-        }
+        return render_compressed(self.groups, self.ignore, has_int8_cache=self.has_int8_cache)
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> QuantizationConfig:
         """Read `quantization_config` of a config.json. Raises `ConfigError` for what is unknown."""
         method = value.get("quant_method")
+        if method not in (*_PARSERS, "bitsandbytes"):
+            raise ConfigError(
+                f"quantization_config: method {method!r} is not supported; "
+                f"{', '.join(_PARSERS)} and bitsandbytes are"
+            )
         try:
-            if method == "compressed-tensors":
-                return _parse_compressed_tensors(value)
             if method == "bitsandbytes":
                 return _parse_bitsandbytes(value)
+            groups, ignore = _PARSERS[str(method)](value)
+            return cls(groups=groups, ignore=ignore, has_int8_cache=has_int8_cache(value))
         except (KeyError, TypeError, AttributeError, re.error) as error:
             raise ConfigError(f"quantization_config is malformed: {error}") from error
-        raise ConfigError(
-            f"quantization_config: method {method!r} is not supported; "
-            "compressed-tensors and bitsandbytes are"
-        )
 
 
-# Patterns of strangers' files: few wildcards and no repeated groups, so that matching stays quick.
-_SAFE_PATTERN = re.compile(r"(?:\.\*|\\d\+|\\\.|[\w.$^|()-])*", re.ASCII)
-_MAX_WILDCARDS = 4
-
-
-def _names(value: object) -> tuple[str, ...]:
-    """Names and `re:` patterns of a list in config.json. Raises `ConfigError` for anything else."""
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ConfigError(f"quantization_config: a list of layer names is needed, got {value!r}")
-    for name in value:
-        pattern = name.removeprefix("re:")
-        wildcards = pattern.count("*") + pattern.count("+")
-        if not _SAFE_PATTERN.fullmatch(pattern) or wildcards > _MAX_WILDCARDS:
-            raise ConfigError(f"quantization_config: layer pattern {name!r} is not supported")
-        re.compile(pattern)
-    return tuple(value)
-
-
-def _is_name(target: str, layer: str) -> bool:
-    return target == layer
-
-
-def _is_pattern(target: str, layer: str) -> bool:
-    return target.startswith("re:") and re.match(target[3:], layer) is not None
-
-
-def _is_class(target: str, layer: str) -> bool:
-    return target == "Linear"
-
-
-# In the order that compressed-tensors looks: the most specific first.
-_MATCHERS = (_is_name, _is_pattern, _is_class)
+_PARSERS = {"compressed-tensors": parse_compressed, "gptq": parse_gptq, "awq": parse_awq}
 
 
 def _is_skipped(part: str, layer: str) -> bool:
     """transformers' rule for `llm_int8_skip_modules`: a whole name, its beginning or its end."""
     return layer == part or layer.startswith(f"{part}.") or layer.endswith(f".{part}")
-
-
-def _render_group(group: LayerGroup) -> dict[str, Any]:
-    # Without its own format, compressed-tensors takes int8 weights for packed ones.
-    own_format = {"format": _FORMATS[8]} if group.bits == 8 else {}
-    return {
-        **own_format,
-        "targets": list(group.targets),
-        "weights": {
-            "num_bits": group.bits,
-            "type": "int",
-            "symmetric": True,
-            "strategy": "channel" if group.group_size is None else "group",
-            "group_size": group.group_size,
-            "dynamic": False,
-        },
-        "input_activations": None,
-        "output_activations": None,
-    }
 
 
 def _render_bitsandbytes(form: BitsAndBytesFormat, ignore: tuple[str, ...]) -> dict[str, Any]:
@@ -190,52 +121,8 @@ def _render_bitsandbytes(form: BitsAndBytesFormat, ignore: tuple[str, ...]) -> d
     }
 
 
-def _parse_compressed_tensors(value: Mapping[str, Any]) -> QuantizationConfig:
-    for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
-        if value.get(key):
-            raise ConfigError(f"quantization_config: {key} is not supported")
-    if value.get("quantization_status", "compressed") != "compressed":
-        raise ConfigError(
-            f"quantization_config: status {value['quantization_status']!r}; "
-            "only 'compressed' is read"
-        )
-    groups = tuple(
-        _parse_group(name, group, group.get("format") or value.get("format"))
-        for name, group in value["config_groups"].items()
-    )
-    return QuantizationConfig(groups=groups, ignore=_names(value.get("ignore") or []))
-
-
-def _parse_group(name: str, value: Mapping[str, Any], form: object) -> LayerGroup:
-    weights = value["weights"]
-    where = f"quantization_config: {name}"
-    if value.get("input_activations") or value.get("output_activations"):
-        raise ConfigError(f"{where}: quantized activations are not supported")
-    if weights.get("num_bits") not in _FORMATS or weights.get("type") != "int":
-        raise ConfigError(
-            f"{where}: {weights.get('num_bits')}-bit {weights.get('type')} weights; "
-            "int of 4 or 8 bits are supported"
-        )
-    if form != _FORMATS[weights["num_bits"]]:
-        raise ConfigError(
-            f"{where}: format {form!r} for {weights['num_bits']}-bit weights; "
-            f"{_FORMATS[weights['num_bits']]!r} is read"
-        )
-    if not weights.get("symmetric", True) or weights.get("dynamic"):
-        raise ConfigError(f"{where}: only symmetric, static weights are supported")
-    size = weights.get("group_size")
-    if weights.get("strategy") == "channel":
-        size = None
-    elif weights.get("strategy") != "group" or type(size) is not int or size < 1:
-        raise ConfigError(
-            f"{where}: strategy {weights.get('strategy')!r} with group_size {size!r}; "
-            "'group' with a positive size and 'channel' are supported"
-        )
-    return LayerGroup(bits=weights["num_bits"], group_size=size, targets=_names(value["targets"]))
-
-
 def _parse_bitsandbytes(value: Mapping[str, Any]) -> QuantizationConfig:
-    ignore = _names(value.get("llm_int8_skip_modules") or ["lm_head"])
+    ignore = layer_names(value.get("llm_int8_skip_modules") or ["lm_head"])
     if value.get("load_in_8bit"):
         return QuantizationConfig(bitsandbytes=BitsAndBytesFormat(kind="int8"), ignore=ignore)
     kind = value.get("bnb_4bit_quant_type", "fp4")

@@ -28,8 +28,9 @@ class NativeOptions:
     head_weights: Literal["auto", "int8", "int4", "float"] = "auto"
     """The output layer: integers made at load, or as stored; `auto`: int8 in a quantized folder."""
     cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Type of keys and values; `auto`: float32 for float32 models, else bfloat16."""
-    instruction_set: Literal["auto", "avx512", "avx2", "portable"] = "auto"
+    """Type of keys and values; `auto`: int8 where the folder asks for it, else float32 for float32
+    models, else bfloat16."""
+    instruction_set: Literal["auto", "amx", "avx512", "avx2", "portable"] = "auto"
     """Which of the processor's to use; `auto`: the best."""
 
 

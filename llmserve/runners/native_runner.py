@@ -96,9 +96,7 @@ class NativeRunner:
         self._handle = self._kernels.new(path, threads, *self._model.program.tables())
         self._cache_dtype = options.cache_dtype
         if options.cache_dtype == "auto":
-            is_float32 = floats == "float32" and checkpoint.quantization is None
-            is_float32 |= checkpoint.config.dtype == "float32" and dtype is None
-            self._cache_dtype = "float32" if is_float32 else "bfloat16"
+            self._cache_dtype = _cache_type(checkpoint, floats, dtype)
         self._cache: list[npt.NDArray[np.uint8]] = []
         self._rotary_rows = 0
         self._result: StepResult | None = None
@@ -260,6 +258,18 @@ def _sampling(packed: PackedRows | None, drawn: DrawnRows | None) -> tuple[Any, 
 def default_threads() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cache_type(
+    checkpoint: Checkpoint, floats: str, dtype: str | None
+) -> Literal["float32", "bfloat16", "int8"]:
+    """int8 where the folder asks for it, float32 for float32 models, else bfloat16."""
+    stored = checkpoint.quantization
+    if stored is not None and stored.has_int8_cache:
+        return "int8"
+    is_float32 = floats == "float32" and stored is None
+    is_float32 |= checkpoint.config.dtype == "float32" and dtype is None
+    return "float32" if is_float32 else "bfloat16"
 
 
 def _float_type(checkpoint: Checkpoint, dtype: str | None) -> Literal["float32", "bfloat16"]:

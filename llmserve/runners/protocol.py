@@ -187,6 +187,8 @@ class RunnerInfo:
     """Digest of the model's contents: the root of every key of the prefix cache."""
     hidden_size: int = 0
     """Width of the final hidden states."""
+    shares_blocks: bool = True
+    """Whether sequences may hold the same block; False: no prefix cache, each computes its own."""
     adapters: tuple[str, ...] = ()
     """Names of the LoRA adapters loaded beside the model."""
 

@@ -17,7 +17,7 @@ __all__ = ["RUNNERS", "load_runner", "use_torch_threads"]
 
 _log = logging.getLogger("llmserve.engine")
 
-RUNNERS = ("auto", "native", "torch")
+RUNNERS = ("auto", "native", "torch", "onnx")
 """Names that `load_runner` takes."""
 
 _SMALL_MODEL = 16_000_000
@@ -41,8 +41,9 @@ def load_runner(
     """Load a model folder into the runner of that name.
 
     Args:
-        runner: One of `RUNNERS`; `auto`: the native one where it can run the model, else torch,
-            with a line in the log that says why.
+        runner: One of `RUNNERS`; `auto`: onnx for a folder that holds a graph in place of weights,
+            the native one where it can run the model, else torch, with a line in the log that
+            says why.
         checkpoint: An open model folder.
         dtype: Type of the arithmetic; None: as the folder says.
         device: `cpu`, `cuda` or `cuda:N`.
@@ -62,6 +63,15 @@ def load_runner(
         raise ConfigError(f"runner must be one of {', '.join(RUNNERS)}, got {runner!r}")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}")
+    if runner == "onnx" or (runner == "auto" and not checkpoint.has_weights):
+        given = {"dtype": dtype, "adapters": adapters, "native options": native}
+        given["device"] = None if device == "cpu" else device
+        return _load_onnx(checkpoint, threads, [name for name, value in given.items() if value])
+    if not checkpoint.has_weights:
+        raise ConfigError(
+            f"{checkpoint.path} holds an ONNX graph in place of weights, which the runner {runner} "
+            "cannot execute: leave out --runner, or say --runner onnx"
+        )
     loaded = [load_adapter(one, path) for one, path in (adapters or {}).items()]
     obstacle = None
     if runner != "torch":
@@ -82,6 +92,18 @@ def load_runner(
     if obstacle is not None and device == "cpu":
         _log.warning("the torch runner takes over from the native one: %s", obstacle)
     return _load_torch(checkpoint, dtype, device, threads, deterministic, loaded)
+
+
+def _load_onnx(checkpoint: Checkpoint, threads: int | None, given: Sequence[str]) -> Runner:
+    """`given`: what was asked for that a graph has settled."""
+    if given:
+        raise ConfigError(
+            f"the onnx runner executes a graph as it was exported, on the CPU, and takes no "
+            f"{' and no '.join(given)}: leave it out"
+        )
+    from .onnx_runner import OnnxRunner
+
+    return OnnxRunner(checkpoint, threads=threads)
 
 
 def _load_torch(

@@ -95,6 +95,7 @@ class TorchRunner:
         self._forward: Forward = kind(self._model, lora)
         self._groups = group_layers(checkpoint.config)
         self._cache: PagedCache | None = None
+        self._hidden: Tensor | None = None
         self._result: StepResult | None = None
         self.info = self._describe(checkpoint, deterministic, adapters)
 
@@ -126,7 +127,7 @@ class TorchRunner:
         for index, group in enumerate(batch.groups):
             if len(group.block_copies):
                 self._cache.copy_blocks(index, group.block_copies)
-        hidden = self._forward.hidden(batch, self._cache)
+        hidden = self._hidden = self._forward.hidden(batch, self._cache)
         result = self._sample(batch, hidden)
         result.prompt_logprobs = [self._prompt_logprobs(hidden, rows) for rows in batch.prompt_rows]
         result.hidden_sums = [
@@ -144,8 +145,15 @@ class TorchRunner:
 
     def close(self) -> None:
         """Drop weights and cache."""
-        self._cache = None
+        self._cache = self._hidden = None
         del self._forward, self._model
+
+    @torch.inference_mode()
+    def logits(self, tokens: range) -> npt.NDArray[np.float32]:
+        """Raw logits of tokens of the last step, by packed index, [n, V]. For who compares models:
+        a server's never leave the runner."""
+        assert self._hidden is not None, "no step was computed yet"
+        return self._logits(self._hidden[tokens.start : tokens.stop : tokens.step])
 
     def _sample(self, batch: Batch, hidden: Tensor) -> StepResult:
         if not batch.sampling:

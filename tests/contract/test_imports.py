@@ -95,7 +95,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "training/*",
     ),
     "onnx": ("export/onnx_*.py",),
-    "onnxruntime": ("export/onnx_session.py",),
+    "onnxruntime": ("llmserve/runners/onnx_session.py",),
     "onnxruntime_genai": ("benchmarks/peer_onnxruntime.py",),
     "openvino": ("benchmarks/peer_openvino.py",),
     "openvino_genai": ("benchmarks/peer_openvino.py",),

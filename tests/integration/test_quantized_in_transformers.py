@@ -13,6 +13,7 @@ import torch
 
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.config import ModelConfig
+from llmserve.export.quant_plan import parse_override
 from llmserve.export.quantize import Scheme, quantize_model
 from llmserve.families import family_of
 from llmserve.model.weights import load_model
@@ -32,12 +33,25 @@ FLOAT_ERROR = 1e-4  # other order of sums, over logits of size 10
 
 
 def quantized(
-    path: Path, config: ModelConfig, scheme: Scheme, group_size: int | None = None
+    path: Path,
+    config: ModelConfig,
+    scheme: Scheme,
+    group_size: int | None = None,
+    *,
+    has_int8_cache: bool = False,
+    **choices: Any,
 ) -> Checkpoint:
     save_model(path / "model", config, random_tensors(config, scale=0.2))
     source = Checkpoint.open(path / "model")
-    model = quantize_model(source, scheme, group_size)
-    save_model(path / "small", source.config, model.tensors(source))
+    windows = np.random.default_rng(0).integers(0, config.vocab_size, (4, 30)).tolist()
+    model = quantize_model(source, scheme, group_size, windows=windows, **choices)
+    save_model(
+        path / "small",
+        source.config,
+        model.tensors(source),
+        has_int8_activations=scheme == "w8a8",
+        has_int8_cache=has_int8_cache,
+    )
     return Checkpoint.open(path / "small")
 
 
@@ -74,6 +88,64 @@ def test_integers_give_the_logits_of_our_own_dequantization(
     assert_same_logits(theirs.eval(), checkpoint)
 
 
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"method": "gptq"},
+        {"method": "awq"},
+        {"overrides": [parse_override("down_proj=int8:row"), parse_override("o_proj=float")]},
+    ],
+    ids=lambda choices: " ".join(choices),
+)
+def test_choices_of_integers_give_the_logits_of_our_own_dequantization(
+    tmp_path: Path, choices: dict[str, Any]
+) -> None:
+    """Layers of several widths, and what calibration changed."""
+    checkpoint = quantized(tmp_path, CONFIG, "int4", 16, **choices)
+    theirs, loading = open_in_transformers(checkpoint)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert_same_logits(theirs.eval(), checkpoint)
+
+
+def test_int8_activations_are_rounded_for_each_token(tmp_path: Path) -> None:
+    """Against our model with every quantized layer's inputs rounded as the package rounds them."""
+    checkpoint = quantized(tmp_path, CONFIG, "w8a8", method="smoothquant")
+    theirs, loading = open_in_transformers(checkpoint)
+    assert not loading["missing_keys"]
+    ours = load_model(checkpoint, dtype=torch.float32)
+    for name, module in ours.named_modules():
+        if name.endswith("_proj"):
+            module.register_forward_pre_hook(lambda _, inputs: (rounded_by_token(inputs[0]),))
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, 105, (2, 30)))
+    with torch.no_grad():
+        found, wanted = theirs.eval()(ids).logits, ours(ids)
+        plain = load_model(checkpoint, dtype=torch.float32)(ids)
+    assert (wanted - plain).abs().max() > 10 * ROUNDING_TIES, "rounding shows"
+    torch.testing.assert_close(found, wanted, rtol=0, atol=ROUNDING_TIES)
+
+
+ROUNDING_TIES = 5e-3  # an activation may fall to the other side of a half
+
+
+def rounded_by_token(x: torch.Tensor) -> torch.Tensor:
+    steps = x.abs().amax(-1, keepdim=True) / 127.5
+    return (x / steps).round().clamp(-128, 127) * steps
+
+
+def test_folder_that_asks_for_an_int8_cache_opens(tmp_path: Path) -> None:
+    checkpoint = quantized(tmp_path, CONFIG, "int8", has_int8_cache=True)
+    assert checkpoint.quantization is not None
+    assert checkpoint.quantization.has_int8_cache
+    theirs, loading = open_in_transformers(checkpoint)
+    assert not loading["unexpected_keys"]
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, 105, (2, 30)))
+    with torch.no_grad():
+        found = theirs.eval()(ids, use_cache=False).logits
+        wanted = load_model(checkpoint, dtype=torch.float32)(ids)
+    assert (found - wanted).abs().max() < 0.3
+
+
 @pytest.mark.parametrize("family", [QWEN2, QWEN3, OLMO2, GEMMA3], ids=lambda one: family_of(one))
 def test_integers_of_other_families_give_the_same_logits(
     tmp_path: Path, family: ModelConfig
@@ -98,16 +170,19 @@ def test_biases_and_an_untied_head_stay_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.bnb
-@pytest.mark.parametrize("scheme", ["nf4", "bnb-int8"])
+@pytest.mark.parametrize(
+    ("scheme", "choices"),
+    [("nf4", {}), ("fp4", {}), ("nf4", {"double_quant": True}), ("bnb-int8", {})],
+)
 def test_bitsandbytes_gives_the_logits_of_our_own_dequantization(
-    tmp_path: Path, scheme: Scheme, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scheme: Scheme, choices: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("bitsandbytes")
     # transformers asks for accelerate, which it does not need on a CPU.
     for bits in ("4bit", "8bit"):
         module = f"transformers.quantizers.quantizer_bnb_{bits}"
         monkeypatch.setattr(f"{module}.is_accelerate_available", lambda *_: True)
-    checkpoint = quantized(tmp_path, CONFIG, scheme)
+    checkpoint = quantized(tmp_path, CONFIG, scheme, **choices)
     theirs, loading = open_in_transformers(checkpoint)
     assert not loading["missing_keys"]
     assert_same_logits(theirs.train(), checkpoint)  # evaluating, a kernel computes in bfloat16

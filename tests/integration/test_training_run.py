@@ -65,6 +65,7 @@ def test_run_leaves_model_log_picture_and_figures(run: Path) -> None:
         "lineage.json",
         "training_log.jsonl",
         "evaluation.txt",
+        "calibration.txt",
         "manifest.json",
     }
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from llmserve.completion import Completion
 from llmserve.export.quantize import Scheme
-from llmserve.export.quantize_folder import quantize_folder
 from llmserve.native.kernels import available_paths
 from llmserve.sampling import SamplingParams
 from support.exactness import (
@@ -30,6 +29,7 @@ from support.exactness import (
     is_close_call,
 )
 from support.models import make_model_folder
+from support.quantized_folders import write_quantized
 
 ALONE = Situation(1, False, False, False, False, "off")
 CLOSE = {"float32": 1e-4, "bfloat16": 0.05}
@@ -62,7 +62,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     schemes: tuple[Scheme, ...] = ("int4", "int8")
     for scheme in schemes:
         made[scheme] = root / scheme
-        quantize_folder(made["model"], made[scheme], scheme=scheme, group_size=8, measure=False)
+        write_quantized(made["model"], made[scheme], scheme, 8)
     return made
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.config import ModelConfig
 from llmserve.export.quantize import Scheme
-from llmserve.export.quantize_folder import quantize_folder
 from llmserve.runners.cache_groups import group_layers
 from llmserve.runners.native_runner import NativeRunner
 from support.batches import Share, make_batch
+from support.quantized_folders import write_quantized
 from support.variants import LLAMA, random_tensors
 
 __all__ = ["FORMS", "LONG", "Chunk", "make_forms", "run_chunks"]
@@ -45,7 +45,7 @@ def make_forms(
         save_model(root / dtype, dataclasses.replace(config, dtype=dtype), tensors)
     schemes: tuple[Scheme, ...] = ("int4", "int8")
     for scheme in schemes:
-        quantize_folder(root / "float32", root / scheme, scheme=scheme, group_size=8, measure=False)
+        write_quantized(root / "float32", root / scheme, scheme, 8)
     return {form: Checkpoint.open(root / form) for form in FORMS}
 
 

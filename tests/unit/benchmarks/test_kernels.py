@@ -38,10 +38,10 @@ from llmserve.benchmarks.shapes import SHAPES, make_model
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.config import ModelConfig
 from llmserve.errors import ConfigError
-from llmserve.export.quantize_folder import quantize_folder
 from llmserve.native.kernels import available_paths, load_kernels
 from llmserve.native.program import WeightKind
 from llmserve.native.weights import Form, WeightSegment
+from support.quantized_folders import write_quantized
 from support.variants import GPT2, OLMO2, QWEN2_MOE, random_tensors
 
 RATES = Rates(read_bytes=100.0, int4_dots=1000.0, int8_dots=500.0, floats=200.0)
@@ -172,7 +172,7 @@ def test_shape_has_the_matrices_of_its_folder(
     make_model(config, folder)
     if scheme != "bf16":
         folder = tmp_path / scheme
-        quantize_folder(tmp_path / "model", folder, scheme=scheme, group_size=size, measure=False)
+        write_quantized(tmp_path / "model", folder, scheme, size)
     segment = WeightSegment(Checkpoint.open(folder), Form(floats="bfloat16"))
     found = folder_matrices(config, segment)
     wanted = shape_matrices(config, scheme)

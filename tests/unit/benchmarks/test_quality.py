@@ -9,9 +9,9 @@ import pytest
 
 from llmserve.benchmarks.quality import QualityOptions, bench_quality, measure_quality
 from llmserve.errors import ConfigError
-from llmserve.export.quantize_folder import quantize_folder
 from llmserve.native.kernels import available_paths
 from support.models import make_model_folder
+from support.quantized_folders import write_quantized
 
 pytestmark = [
     pytest.mark.native,
@@ -23,8 +23,8 @@ pytestmark = [
 def options(tmp_path_factory: pytest.TempPathFactory) -> QualityOptions:
     root = tmp_path_factory.mktemp("quality")
     model = make_model_folder(root / "model")
-    quantize_folder(model, root / "int8", scheme="int8", measure=False)
-    quantize_folder(model, root / "int4", scheme="int4", group_size=8, measure=False)
+    write_quantized(model, root / "int8", "int8")
+    write_quantized(model, root / "int4", "int4", 8)
     (root / "text").write_text("the cat sat on the mat and ran away again " * 20, encoding="utf-8")
     return QualityOptions(
         model=model,

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from llmserve import failpoints
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.cli import main
+from llmserve.config import ModelConfig
 from llmserve.durable import verify_manifest
-from llmserve.export.quantize import quantize_model
+from llmserve.errors import ExportError
+from llmserve.export.quantize import Scheme, quantize_model
 from llmserve.failpoints import FailpointError
+from llmserve.manifest import read_certificate
+from support.file_operations import EVERY
+from support.foreign_folders import FOREIGN, write_foreign_folder
 from support.models import make_model_folder
+from support.variants import VARIANTS, random_tensors
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+
+import onnx
 
 from llmserve.export import export_onnx as module
 from llmserve.export.export_onnx import export_onnx
@@ -47,7 +59,8 @@ def test_folder_holds_graph_config_tokenizer_figures_and_manifest(
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {
         *("model.onnx", "config.json", "generation_config.json", "tokenizer.json"),
         *("tokenizer_config.json", "chat_template.jinja", "export.json", "lineage.json"),
-        "manifest.json",
+        *("genai_config.json", "manifest.json", "reference.json", "reference.safetensors"),
+        "certificate.json",
     }
     verify_manifest(tmp_path / "onnx")
     assert result.num_bytes == (tmp_path / "onnx/model.onnx").stat().st_size
@@ -55,7 +68,9 @@ def test_folder_holds_graph_config_tokenizer_figures_and_manifest(
     assert figures["parity"]["max_logit_error"] == result.parity.max_logit_error <= 1e-4
     lineage = json.loads((tmp_path / "onnx/lineage.json").read_text())
     assert lineage["export"]["source"] == Checkpoint.open(model).fingerprint
-    assert len(stages) == 3
+    assert stages[:3] == [
+        "building the graph", "checking its form", "comparing it with torch, token by token"
+    ]  # fmt: skip
 
 
 def test_figures_are_printed(
@@ -63,20 +78,108 @@ def test_figures_are_printed(
 ) -> None:
     assert main(["export", "onnx", str(model), "--out", str(tmp_path / "onnx")]) == 0
     printed = capsys.readouterr().out
-    assert "4 prompts, 32 tokens each, same tokens, largest logit error" in printed
+    assert "12 prompts, 64 tokens each, largest logit error" in printed
+    assert "same likeliest token at 100.00 %" in printed
     assert f"ONNX graph: {tmp_path / 'onnx'}" in printed
 
 
-def test_quantized_model_is_exported_dequantized_and_says_so(
+def quantized(
+    model: Path, folder: Path, scheme: Scheme, group_size: int | None, *, is_symmetric: bool = True
+) -> Path:
+    source = Checkpoint.open(model)
+    small = quantize_model(source, scheme, group_size, is_symmetric=is_symmetric)
+    save_model(folder, source.config, small.tensors(source), copy_from=model)
+    return folder
+
+
+@pytest.mark.parametrize("is_symmetric", [True, False], ids=["", "zero points"])
+@pytest.mark.parametrize(
+    ("scheme", "group_size"), [("int8", None), ("int8", 16), ("int4", 16), ("int4", None)]
+)
+@pytest.mark.usefixtures("quick_certificate")
+def test_quantized_model_keeps_its_integers(
+    model: Path, tmp_path: Path, scheme: Scheme, group_size: int | None, is_symmetric: bool
+) -> None:
+    small = quantized(model, tmp_path / "small", scheme, group_size, is_symmetric=is_symmetric)
+    result = export_onnx(small, tmp_path / "o")
+    assert result.form == f"{scheme} weights, int8 activations, int8 head"
+    assert not result.float_layers
+    assert result.parity is not None
+    assert result.parity.mean_kl < 0.02
+    graph = onnx.load(tmp_path / "o/model.onnx").graph
+    ops = [node.op_type for node in graph.node]
+    in_blocks = (scheme, group_size, is_symmetric) != ("int8", None, True)
+    assert ops.count("MatMulNBits") == (8 if in_blocks else 0)
+    assert ops.count("MatMulInteger") == (1 if in_blocks else 9)
+    zeros = [one.name for one in graph.initializer if one.name.endswith(".zero_point")]
+    assert len(zeros) == (0 if is_symmetric else 8)
+    assert "DynamicQuantizeLinear" not in ops
+
+
+@pytest.mark.parametrize("form", FOREIGN)
+@pytest.mark.usefixtures("quick_certificate")
+def test_folders_of_others_keep_their_integers(tmp_path: Path, form: Any) -> None:
+    write_foreign_folder(tmp_path / "model", form)
+    result = export_onnx(tmp_path / "model", tmp_path / "onnx")
+    assert bool(result.float_layers) is (form in ("gptq-order", "g_idx"))
+
+
+def test_groups_that_the_graph_has_no_product_for_are_float32_and_named(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = Checkpoint.open(model)
-    small = tmp_path / "small"
-    tensors = quantize_model(source, "int4", 16).tensors(source)
-    save_model(small, source.config, tensors, copy_from=model)
+    small = quantized(model, tmp_path / "small", "int4", 8)
     assert main(["export", "onnx", str(small)]) == 0
-    assert "the model's int4 weights are float32 in the graph" in capsys.readouterr().out
-    assert (tmp_path / "small-onnx/model.onnx").is_file()
+    printed = capsys.readouterr().out
+    assert "float32, as the graph has no product for their form: model.layers.0" in printed
+    assert "and 10 more" in printed
+
+
+def test_scheme_that_is_not_the_folders_own_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = quantized(model, tmp_path / "small", "int4", 16)
+    assert main(["export", "onnx", str(small), "--scheme", "int8"]) == 2
+    assert "is quantized already (int4)" in capsys.readouterr().err
+    assert not (tmp_path / "small-onnx").exists()
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_weights_are_rounded_as_the_scheme_says(
+    model: Path, tmp_path: Path, scheme: Literal["int8", "int4"]
+) -> None:
+    result = export_onnx(model, tmp_path / "onnx", scheme=scheme)
+    assert result.parity is not None
+    assert 0 < result.parity.mean_kl < 0.02
+    assert result.parity.top1_agreement > 0.85
+    figures = json.loads((tmp_path / "onnx/export.json").read_text())
+    assert figures["scheme"] == scheme
+
+
+def test_weight_that_is_not_a_number_is_refused_by_name(model: Path, tmp_path: Path) -> None:
+    source = Checkpoint.open(model)
+    tensors = {name: source.float32(name).copy() for name in source.names()}
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
+    save_model(tmp_path / "bad", source.config, tensors)
+    with pytest.raises(ExportError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        export_onnx(tmp_path / "bad", tmp_path / "onnx", scheme="int8")
+    assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "num_heads", "vocab_size"), [(48, 6, 105), (172, 4, 361), (288, 6, 105)]
+)
+def test_odd_shapes(tmp_path: Path, hidden_size: int, num_heads: int, vocab_size: int) -> None:
+    config = ModelConfig(
+        vocab_size=vocab_size, hidden_size=hidden_size, num_layers=1, num_heads=num_heads,
+        num_kv_heads=2, head_dim=hidden_size // num_heads - hidden_size // num_heads % 2,
+        intermediate_size=3 * hidden_size // 2 + 1, max_seq_len=64,
+    )  # fmt: skip
+    tensors = random_tensors(config, scale=0.1)
+    tensors["model.layers.0.self_attn.o_proj.weight"][:] = 0.0
+    tensors["model.layers.0.mlp.gate_proj.weight"][0, 0] = 1e4
+    save_model(tmp_path / "model", config, tensors)
+    for scheme in ("fp32", "int4"):
+        export_onnx(tmp_path / "model", tmp_path / scheme, scheme=scheme)
 
 
 def test_graph_that_misses_the_tolerance_leaves_nothing(
@@ -108,15 +211,32 @@ def test_package_that_is_missing_is_named(
     assert "needs the package 'onnx'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gpt2"])
+def test_every_form_of_a_graph_is_what_the_training_forward_is(tmp_path: Path, name: str) -> None:
+    """Windows, caps and learned positions on the runner itself, in chunks, batches and decoding."""
+    config = VARIANTS[name]
+    save_model(tmp_path / "model", config, random_tensors(config, scale=0.1))
+    export_onnx(tmp_path / "model", tmp_path / "onnx")
+    certificate = read_certificate(tmp_path / "onnx")
+    assert certificate is not None
+    forms = {form["name"]: form for form in certificate["forms"]}
+    assert {"paged", "chunked", "decode", "batched"} < forms.keys()
+    assert "prefix hit" not in forms
+    assert all(form["max_logit_error"] < 1e-4 for form in forms.values())
+
+
+@EVERY
+@pytest.mark.usefixtures("quick_certificate")
 def test_no_failed_operation_leaves_half_a_folder(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
-    parity = ParityResult(num_steps=1, num_prompts=1, max_logit_error=0.0)
-    monkeypatch.setattr(module, "check_parity", lambda *_: parity)  # slow, and writes nothing
-    monkeypatch.setattr(module, "OnnxDecoder", lambda *_: None)
+    parity = ParityResult(
+        num_steps=1, num_prompts=1, max_logit_error=0.0, mean_kl=0.0, top1_agreement=1.0
+    )
+    monkeypatch.setattr(module, "_check", lambda *_: (parity, None))  # slow, and writes nothing
     out = tmp_path / "onnx"
     failures = 0
-    for turn in range(1, 500):
+    for turn in range(1, 500, every):
         failpoints.arm(f"durable.op=raise@{turn}")
         try:
             export_onnx(model, out)
@@ -128,6 +248,55 @@ def test_no_failed_operation_leaves_half_a_folder(
                 shutil.rmtree(out)
         finally:
             failpoints.disarm_all()
-    assert failures > 20
+    assert failures > 60 // every
     verify_manifest(out)
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"], "a temporary folder is left"
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+import torch
+from llmserve import failpoints
+from llmserve.durable import sweep_stale, verify_manifest
+from llmserve.export import export_onnx, verify, verify_reference
+torch.set_num_threads(1)  # threads do not survive a fork
+# Slow, and they write nothing:
+export_onnx._check = lambda *_: (None, 0.0)
+export_onnx.check_files = lambda *_: None
+verify._served = lambda *_: ()
+verify_reference._windows = lambda *_: ("a short text", [[1, 2, 3]])
+model, out = Path(sys.argv[1]), Path(sys.argv[2])
+os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote
+export_onnx.export_onnx(model, out)  # what is slow the first time is not slow in every child
+shutil.rmtree(out)
+killed = 0
+for turn in range(1, 500, int(sys.argv[3])):
+    child = os.fork()
+    if child == 0:
+        failpoints.arm(f"durable.op=kill@{turn}")
+        export_onnx.export_onnx(model, out)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    killed += 1
+    if out.exists():
+        verify_manifest(out)
+        assert verify.verify_folder(out).findings == []
+        shutil.rmtree(out)
+assert killed > 80 // int(sys.argv[3]), killed
+verify_manifest(out)
+sweep_stale(out.parent, out.name)
+assert [path.name for path in out.parent.iterdir()] == [out.name], list(out.parent.iterdir())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed at each operation")
+@EVERY
+def test_killed_export_leaves_nothing_or_a_folder_that_verifies(
+    model: Path, tmp_path: Path, every: int
+) -> None:
+    script = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "onnx"), str(every)]
+    subprocess.run(script, check=True)

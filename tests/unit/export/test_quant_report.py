@@ -92,7 +92,7 @@ def test_table_of_layers_has_a_line_for_each(tmp_path: Path) -> None:
     table = format_report(report, layers=True)
     assert table.count("_proj ") == 14
     line = next(line for line in table.splitlines() if "1.mlp.down_proj" in line)
-    assert line.split()[1:3] == ["24x40", "8"]
+    assert line.split()[1:4] == ["24x40", "int4", "8"]
 
 
 def test_table_says_when_nothing_was_measured(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +17,10 @@ from llmserve.checkpoint import Checkpoint
 from llmserve.durable import verify_manifest
 from llmserve.errors import CheckpointError, ConfigError
 from llmserve.export.lineage import extended_lineage
+from llmserve.export.quant_options import QuantizationOptions
 from llmserve.export.quantize_folder import quantize_folder
 from llmserve.failpoints import FailpointError
+from support.file_operations import EVERY
 from support.models import TEXT, make_model_folder
 
 
@@ -29,7 +35,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with an evaluation text."""
     folder = make_model_folder(tmp_path_factory.mktemp("models") / "model")
     (folder / "evaluation.txt").write_text(TEXT * 3, encoding="utf-8")
+    (folder / "calibration.txt").write_text(TEXT[::-1] * 2, encoding="utf-8")
     return folder
+
+
+INT4 = QuantizationOptions(scheme="int4", group_size=16)
+GPTQ = QuantizationOptions(scheme="int4", group_size=16, method="gptq", measure=False)
+PLAIN = QuantizationOptions(scheme="int8", measure=False)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -39,12 +51,13 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_folder_holds_model_tokenizer_report_lineage_and_manifest(
     original: Path, tmp_path: Path
 ) -> None:
-    report = quantize_folder(original, tmp_path / "small", scheme="int4", group_size=16)
+    report = quantize_folder(original, tmp_path / "small", INT4)
     files = content(tmp_path / "small")
     assert set(files) == {
         *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"),
         *("tokenizer_config.json", "chat_template.jinja", "quantization_report.json"),
         *("lineage.json", "manifest.json"),
+        *("reference.json", "reference.safetensors", "certificate.json"),
     }
     assert files["tokenizer.json"] == (original / "tokenizer.json").read_bytes()
     assert json.loads(files["quantization_report.json"]) == json.loads(json.dumps(report.as_json()))
@@ -61,7 +74,7 @@ def test_everything_is_measured_by_default(original: Path, tmp_path: Path) -> No
     report = quantize_folder(
         original,
         tmp_path / "small",
-        scheme="int8",
+        QuantizationOptions(scheme="int8"),
         on_progress=lambda *stage: stages.append(stage),
     )
     assert report.comparison is not None
@@ -73,9 +86,16 @@ def test_everything_is_measured_by_default(original: Path, tmp_path: Path) -> No
         assert done[-1][0] == done[-1][1] > 0
 
 
-def test_quantizing_twice_gives_the_same_folder(original: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [INT4, GPTQ, QuantizationOptions(scheme="w8a8", method="smoothquant", has_int8_cache=True)],
+    ids=lambda options: options.method,
+)
+def test_quantizing_twice_gives_the_same_folder(
+    original: Path, tmp_path: Path, options: QuantizationOptions
+) -> None:
     for name in ("once", "twice"):
-        quantize_folder(original, tmp_path / name, scheme="int4", group_size=16)
+        quantize_folder(original, tmp_path / name, options)
     assert content(tmp_path / "once") == content(tmp_path / "twice")
 
 
@@ -92,12 +112,12 @@ def test_lineage_that_is_malformed_is_refused(tmp_path: Path) -> None:
 
 
 def quantize(original: Path, out: Path, *, overwrite: bool) -> None:
-    quantize_folder(original, out, scheme="int8", measure=False, overwrite=overwrite)
+    quantize_folder(original, out, PLAIN, overwrite=overwrite)
 
 
-def failing_operations(original: Path, out: Path, *, overwrite: bool) -> Iterator[int]:
-    """Fail the 1st, 2nd, ... durable operation, until a run has no more of them."""
-    for turn in range(1, 500):
+def failing_operations(original: Path, out: Path, every: int, *, overwrite: bool) -> Iterator[int]:
+    """Fail one durable operation after another, until a run has no more of them."""
+    for turn in range(1, 500, every):
         failpoints.arm(f"durable.op=raise@{turn}")
         try:
             quantize(original, out, overwrite=overwrite)
@@ -109,10 +129,14 @@ def failing_operations(original: Path, out: Path, *, overwrite: bool) -> Iterato
             failpoints.disarm_all()
 
 
-def test_no_failed_operation_leaves_half_a_folder(original: Path, tmp_path: Path) -> None:
+@EVERY
+@pytest.mark.usefixtures("quick_certificate")
+def test_no_failed_operation_leaves_half_a_folder(
+    original: Path, tmp_path: Path, every: int
+) -> None:
     out = tmp_path / "small"
     turns = 0
-    for turn in failing_operations(original, out, overwrite=False):
+    for turn in failing_operations(original, out, every, overwrite=False):
         turns = turn
         if out.exists():
             Checkpoint.open(out)
@@ -124,20 +148,20 @@ def test_no_failed_operation_leaves_half_a_folder(original: Path, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["small"], "a temporary folder is left"
 
 
+@EVERY
+@pytest.mark.usefixtures("quick_certificate")
 def test_no_failed_operation_spoils_the_folder_that_is_replaced(
-    original: Path, tmp_path: Path
+    original: Path, tmp_path: Path, every: int
 ) -> None:
     out = tmp_path / "small"
-    quantize_folder(original, out, scheme="int4", group_size=16, measure=False)
+    quantize_folder(original, out, dataclasses.replace(INT4, measure=False))
     old = content(out)
     turns = 0
-    for turn in failing_operations(original, out, overwrite=True):
+    for turn in failing_operations(original, out, every, overwrite=True):
         turns = turn
         Checkpoint.open(out)
         if content(out) != old:  # the new one was complete before the failure
-            quantize_folder(
-                original, out, scheme="int4", group_size=16, measure=False, overwrite=True
-            )
+            quantize_folder(original, out, dataclasses.replace(INT4, measure=False), overwrite=True)
     assert turns > 20
     assert Checkpoint.open(out).quantization is not None
     assert content(out) != old
@@ -182,3 +206,122 @@ def test_folder_that_holds_the_original_is_not_overwritten(tmp_path: Path, targe
     with pytest.raises(ConfigError, match="holds the model that is read"):
         quantize(folder, tmp_path / target, overwrite=True)
     Checkpoint.open(folder)
+
+
+def test_int8_cache_is_recorded_and_measured(original: Path, tmp_path: Path) -> None:
+    options = QuantizationOptions(scheme="int8", has_int8_cache=True)
+    report = quantize_folder(original, tmp_path / "small", options)
+    written = Checkpoint.open(tmp_path / "small").quantization
+    assert written is not None
+    assert written.has_int8_cache
+    assert report.comparison is not None
+    assert report.cache_comparison is not None
+    assert report.cache_comparison.mean_kl > report.comparison.mean_kl
+
+
+def test_interrupted_quantization_goes_on_with_the_block_where_it_was(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize_folder(original, tmp_path / "whole", GPTQ)
+    module = sys.modules["llmserve.export.quantize"]
+    quantize_block = module.quantize_block
+    done: list[int] = []
+
+    def once(index: int, *args: object, **kwargs: object) -> object:
+        if done:
+            raise KeyboardInterrupt
+        done.append(index)
+        return quantize_block(index, *args, **kwargs)
+
+    monkeypatch.setattr(module, "quantize_block", once)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_folder(original, tmp_path / "small", GPTQ)
+    assert (tmp_path / ".small.partial/block-00000.safetensors").is_file()
+    assert not (tmp_path / "small").exists()
+    done.clear()
+    quantize_folder(original, tmp_path / "small", GPTQ)
+    assert done == [1], "block 0 was made again"
+    assert content(tmp_path / "small") == content(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "whole"]
+
+
+def test_blocks_of_another_plan_are_not_used(original: Path, tmp_path: Path) -> None:
+    failpoints.arm("quant.write=raise")
+    with pytest.raises(FailpointError):
+        quantize_folder(original, tmp_path / "small", GPTQ)
+    failpoints.disarm_all()
+    other = dataclasses.replace(GPTQ, group_size=8)
+    quantize_folder(original, tmp_path / "small", other)
+    quantize_folder(original, tmp_path / "whole", other)
+    assert content(tmp_path / "small") == content(tmp_path / "whole")
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+import torch
+from llmserve import failpoints
+from llmserve.checkpoint import Checkpoint
+from llmserve.durable import sweep_stale
+from llmserve.export.quant_options import QuantizationOptions
+from llmserve.export import verify, verify_reference
+from llmserve.export.quantize_folder import quantize_folder
+
+torch.set_num_threads(1)  # threads do not survive a fork
+# Slow, and they write nothing:
+verify._served = lambda *_: ()
+verify_reference._windows = lambda *_: ("a short text", [[1, 2, 3]])
+model, out = Path(sys.argv[1]), Path(sys.argv[2])
+options = QuantizationOptions(scheme="int4", group_size=16, measure=False)
+every = int(sys.argv[3])
+os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote
+quantize_folder(model, out, options)  # what is slow the first time is not slow in every child
+shutil.rmtree(out)
+killed = 0
+for turn in range(1, 500, every):
+    child = os.fork()
+    if child == 0:
+        failpoints.arm(f"durable.op=kill@{turn}")
+        quantize_folder(model, out, options)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    killed += 1
+    if out.exists():
+        assert Checkpoint.open(out).quantization is not None
+        shutil.rmtree(out)
+assert os.waitstatus_to_exitcode(status) == 0
+assert killed > 40 // every, killed
+assert Checkpoint.open(out).quantization is not None
+sweep_stale(out.parent, out.name)
+assert [path.name for path in out.parent.iterdir()] == [out.name], list(out.parent.iterdir())
+"""
+
+
+@EVERY
+def test_killed_at_any_operation_the_folder_is_absent_or_complete(
+    original: Path, tmp_path: Path, every: int
+) -> None:
+    out = tmp_path / "runs" / "small"
+    command = [sys.executable, "-c", KILLED, str(original), str(out), str(every)]
+    (tmp_path / "runs").mkdir()
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheme": "int8", "double_quant": True}, "--double-quant is a choice of nf4 and fp4"),
+        ({"scheme": "nf4", "has_int8_cache": True}, "--kv-cache int8 is recorded in int8"),
+        ({"scheme": "int4", "method": "smoothquant"}, "use --scheme w8a8"),
+        ({"scheme": "int4", "calibration": Path("x")}, "--method rtn reads no calibration text"),
+    ],
+)
+def test_options_that_mean_nothing_together_are_refused(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        QuantizationOptions(**options)

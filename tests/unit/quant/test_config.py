@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -17,7 +18,21 @@ INT4 = QuantizationConfig(
         LayerGroup(bits=4, group_size=43, targets=("model.layers.0.mlp.down_proj",)),
     )
 )
-INT8 = QuantizationConfig(groups=(LayerGroup(bits=8, group_size=None, targets=("Linear",)),))
+INT8 = QuantizationConfig(
+    groups=(LayerGroup(bits=8, group_size=None, targets=("Linear",), packing="int-quantized"),)
+)
+W8A8 = QuantizationConfig(groups=(dataclasses.replace(INT8.groups[0], has_int8_activations=True),))
+MIXED = QuantizationConfig(
+    groups=(
+        *INT4.groups,
+        LayerGroup(
+            bits=4, group_size=None, targets=("model.layers.0.mlp.gate_proj",), is_symmetric=False
+        ),
+        dataclasses.replace(INT8.groups[0], targets=("model.layers.0.self_attn.q_proj",)),
+    )
+)  # fmt: skip
+CACHED = dataclasses.replace(INT8, has_int8_cache=True)
+ORDERED = QuantizationConfig(groups=(dataclasses.replace(INT4.groups[0], has_order=True),))
 BNB = [
     QuantizationConfig(
         bitsandbytes=BitsAndBytesFormat(kind=kind, double_quant=double, compute_dtype="bfloat16"),
@@ -38,7 +53,11 @@ def changed(config: QuantizationConfig, *path: str | int, value: Any) -> dict[st
     return rendered
 
 
-@pytest.mark.parametrize("config", [INT4, INT8, *BNB, LLM_INT8], ids=lambda config: config.scheme)
+@pytest.mark.parametrize(
+    "config",
+    [INT4, INT8, W8A8, CACHED, MIXED, ORDERED, *BNB, LLM_INT8],
+    ids=lambda config: config.scheme,
+)
 def test_what_is_written_is_read_back(config: QuantizationConfig) -> None:
     assert QuantizationConfig.parse(config.render()) == config
 
@@ -52,7 +71,8 @@ def test_scheme_names_the_form(config: QuantizationConfig, scheme: str) -> None:
 
 def test_written_configuration_is_what_compressed_tensors_understands() -> None:
     package = pytest.importorskip("compressed_tensors.quantization")
-    for config, form in ((INT4, "pack-quantized"), (INT8, "int-quantized")):
+    forms = ("pack-quantized", "int-quantized", "int-quantized", "mixed-precision")
+    for config, form in zip((INT4, INT8, W8A8, MIXED), forms, strict=True):
         parsed = package.QuantizationConfig.model_validate(config.render())
         assert parsed.format == form
         assert parsed.quantization_status == package.QuantizationStatus.COMPRESSED
@@ -60,7 +80,10 @@ def test_written_configuration_is_what_compressed_tensors_understands() -> None:
         assert [group.weights.group_size for group in groups] == [
             group.group_size for group in config.groups
         ]
-        assert all(group.weights.symmetric and group.input_activations is None for group in groups)
+        for group, own in zip(groups, config.groups, strict=True):
+            assert group.weights.symmetric is own.is_symmetric
+            assert (group.input_activations is not None) is own.has_int8_activations
+            assert group.format == own.packing
 
 
 @pytest.mark.parametrize(
@@ -120,17 +143,19 @@ GROUP = ("config_groups", "group_0")
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "method 'gptq' is not supported"),
+        ({"quant_method": "aqlm", "bits": 4}, "method 'aqlm' is not supported"),
         ({}, "method None is not supported"),
-        (changed(INT8, "kv_cache_scheme", value={"num_bits": 8}), "kv_cache_scheme"),
+        (changed(INT8, "kv_cache_scheme", value={"num_bits": 8}), "kv_cache_scheme .*dynamic"),
+        (changed(INT8, "kv_cache_scheme", value={"type": "float"}), "kv_cache_scheme .*float"),
         (changed(INT8, "quantization_status", value="frozen"), "status 'frozen'"),
-        (changed(INT4, "format", value="int-quantized"), "'pack-quantized' is read"),
-        (changed(INT8, *GROUP, "format", value="float-quantized"), "'int-quantized' is read"),
-        (changed(INT8, *GROUP, "input_activations", value={"x": 8}), "quantized activations"),
+        (changed(INT4, *GROUP, "format", value="int-quantized"), "for 4-bit weights"),
+        (changed(INT8, *GROUP, "format", value="float-quantized"), "'int-quantized'"),
+        (changed(W8A8, *GROUP, "input_activations", "num_bits", value=4), "symmetric int of 8"),
+        (changed(W8A8, *GROUP, "input_activations", "dynamic", value=False), "symmetric int of 8"),
+        (changed(INT8, *GROUP, "output_activations", value={"x": 8}), "quantized outputs"),
         (changed(INT8, *GROUP, "weights", "num_bits", value=2), "2-bit int weights"),
         (changed(INT8, *GROUP, "weights", "type", value="float"), "8-bit float weights"),
-        (changed(INT8, *GROUP, "weights", "symmetric", value=False), "only symmetric"),
-        (changed(INT8, *GROUP, "weights", "dynamic", value=True), "only symmetric, static"),
+        (changed(INT8, *GROUP, "weights", "dynamic", value=True), "only static"),
         (changed(INT8, *GROUP, "weights", "strategy", value="tensor"), "strategy 'tensor'"),
         (changed(INT4, *GROUP, "weights", "group_size", value=0), "group_size 0"),
         (changed(INT4, *GROUP, "weights", "group_size", value=True), "group_size True"),
@@ -164,6 +189,49 @@ def test_missing_key_is_refused() -> None:
         QuantizationConfig.parse(value)
 
 
-def test_two_widths_of_integers_in_one_folder_are_refused() -> None:
-    with pytest.raises(ConfigError, match="4 and of 8 bits"):
-        QuantizationConfig(groups=(*INT4.groups, *INT8.groups))
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True, "sym": True}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
+
+
+def test_gptq_and_awq_have_one_group_and_leave_the_head() -> None:
+    for value, packing in ((GPTQ, "gptq"), (AWQ, "awq")):
+        config = QuantizationConfig.parse(value)
+        group = config.group_of("model.layers.0.mlp.up_proj")
+        assert group is not None
+        assert (group.bits, group.group_size, group.packing) == (4, 32, packing)
+        assert not config.is_quantized("lm_head")
+        assert config.scheme == f"{packing}-int4"
+
+
+def test_gptq_names_what_it_quantizes_inside_a_block() -> None:
+    inside = [["self_attn.k_proj", "self_attn.v_proj"], ["mlp.up_proj"]]
+    config = QuantizationConfig.parse({**GPTQ, "modules_in_block_to_quantize": inside})
+    assert config.is_quantized("model.layers.3.self_attn.v_proj")
+    assert not config.is_quantized("model.layers.3.self_attn.q_proj")
+
+
+def test_awq_leaves_the_modules_it_names() -> None:
+    config = QuantizationConfig.parse({**AWQ, "modules_to_not_convert": ["mlp.up_proj", "gate"]})
+    assert not config.is_quantized("model.layers.0.mlp.up_proj")
+    assert config.is_quantized("model.layers.0.mlp.gate_proj")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({**GPTQ, "bits": 3}, "3 bits; 4 or 8"),
+        ({**GPTQ, "group_size": 0}, "group_size 0"),
+        ({**GPTQ, "checkpoint_format": "marlin"}, "GPTQ format 'marlin'"),
+        ({**GPTQ, "dynamic": {"x": {}}}, "`dynamic`"),
+        ({**GPTQ, "modules_in_block_to_quantize": [["a.*b*c*d*e*"]]}, "is not supported"),
+        ({**AWQ, "bits": 8}, "8 bits; 4"),
+        ({**AWQ, "version": "gemv"}, "AWQ version 'gemv'"),
+        ({**AWQ, "zero_point": False}, "without zero points"),
+        ({**AWQ, "modules_to_not_convert": [4]}, "a list of layer names"),
+    ],
+)
+def test_what_is_not_supported_of_gptq_and_awq_is_refused(
+    value: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        QuantizationConfig.parse(value)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmserve.errors import CheckpointError, ConfigError
+from llmserve.errors import CheckpointError
 from llmserve.quant.config import QuantizationConfig
 from llmserve.quant.dtypes import StoredArray
 from llmserve.quant.groups import QuantizedLinear, quantize_rtn
@@ -29,9 +29,12 @@ def stored() -> tuple[QuantizationConfig, dict[str, StoredArray]]:
     return config_of({NAME: layer}, ()), encode_layer(NAME, layer)
 
 
+@pytest.mark.parametrize("is_symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_layer_comes_back(bits: int) -> None:
-    layer = linear(bits=bits)
+def test_layer_comes_back(bits: Any, is_symmetric: bool) -> None:
+    weight = np.random.default_rng(0).standard_normal((13, 12)).astype(np.float32) + 0.5
+    layer = quantize_rtn(weight, bits, 6, is_symmetric=is_symmetric)
+    assert (layer.zeros is None) is is_symmetric
     config = config_of({NAME: layer}, ())
     back = decode_layer(config, NAME, layer.shape, encode_layer(NAME, layer))
     np.testing.assert_array_equal(back.dequantize(), layer.dequantize())
@@ -86,6 +89,10 @@ def test_group_size_that_does_not_divide_names_the_layer(stored: Any) -> None:
         decode_layer(config, NAME, (4, 13), tensors)
 
 
-def test_layers_of_two_widths_of_integers_are_refused() -> None:
-    with pytest.raises(ConfigError, match="4 and of 8 bits"):
-        config_of({"a": linear(bits=4), "b": linear(bits=8)}, ())
+def test_layers_of_two_widths_of_integers_are_two_groups() -> None:
+    layers = {"a": linear(bits=4), "b": linear(bits=8)}
+    config = config_of(layers, ())
+    assert config.render()["format"] == "mixed-precision"
+    for name, layer in layers.items():
+        back = decode_layer(config, name, layer.shape, encode_layer(name, layer))
+        np.testing.assert_array_equal(back.dequantize(), layer.dequantize())

@@ -1,0 +1,181 @@
+"""Quantizing to a contract: the smallest or the best model that keeps the bounds.
+
+Each unit's cost in each form is measured by itself (`search_layers.py`), a Pareto front is computed
+from them (`search_front.py`), and points of it are made and measured as whole models on the
+evaluation text, which the choice of forms has not seen. A bound is kept if the upper end of the
+95 % confidence interval keeps it. With a bound on the size the best model within it is taken, else
+the smallest that keeps the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from llmserve.checkpoint import Checkpoint
+from llmserve.errors import ConfigError, ExportError
+from llmserve.model.weights import load_model
+
+from .evaluation_text import EvaluationText
+from .measure import Comparison
+from .quant_measure import Progress, measure_model
+from .quant_options import Contract, QuantizationOptions
+from .quant_plan import LayerForm
+from .quantize import QuantizedModel, quantize_layers
+from .search_front import Point, pareto_front
+from .search_layers import UnitForms, measure_units
+
+__all__ = ["search_contract"]
+
+_NUM_POINTS = 7
+_NUM_REFINEMENTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """A point as a model."""
+
+    place: int
+    """On the front."""
+    num_bytes: int
+    """Of all tensors."""
+    model: QuantizedModel
+    comparison: Comparison
+
+    def excess(self, contract: Contract) -> float:
+        """By which factor the worst bound is missed; at most 1: all are kept."""
+        found = self.comparison
+        upper_kl = found.mean_kl + (found.kl_margin or 0.0)
+        upper_loss = found.loss_after - found.loss_before + (found.loss_margin or 0.0)
+        pairs = (
+            (max(0.0, math.expm1(upper_loss)), contract.max_perplexity_increase),
+            (upper_kl, contract.max_kl),
+            (self.num_bytes, contract.max_bytes),
+        )
+        return max(_ratio(value, bound) for value, bound in pairs if bound is not None)
+
+    def describe(self) -> str:
+        """One line of a table."""
+        found = self.comparison
+        margin = found.loss_margin or 0.0
+        return (
+            f"{self.num_bytes:>14,} bytes  KL {found.mean_kl:.6f} ± {found.kl_margin or 0:.6f}  "
+            f"perplexity {found.perplexity_increase:+.3%} ± {margin:.3%}"
+        )
+
+
+def search_contract(
+    source: Checkpoint, options: QuantizationOptions, calibration: EvaluationText,
+    text: EvaluationText, on_progress: Progress, on_line: Callable[[str], None],
+) -> QuantizedModel:  # fmt: skip
+    """The best model that keeps `options.contract`.
+
+    Raises:
+        ConfigError: a text of one window, which gives no confidence interval.
+        ExportError: no point of the front keeps it; the message has the nearest.
+    """
+    contract = options.contract
+    assert contract is not None, "a search without bounds"
+    if len(text.windows) < 2:
+        raise ConfigError("the evaluation text fills one window; an interval needs two: give more")
+    units = measure_units(
+        source,
+        calibration.windows,
+        has_zeros=not options.is_symmetric,
+        on_progress=lambda done, all_: on_progress("layer by layer", done, all_),
+    )
+    trial = _Trials(source, units, calibration, text, on_progress)
+    found = [trial.measure(place) for place in trial.first_places(contract)]
+    found += trial.refine(found, contract)
+    kept = [one for one in found if one.excess(contract) <= 1.0]
+    chosen = _best(kept, contract) if kept else None
+    for one in sorted(found, key=lambda one: one.num_bytes):
+        mark = "*" if one is chosen else " " if one in kept else "-"
+        on_line(f"{mark} {one.describe()}")
+    on_line("* chosen, - misses a bound; intervals of 95 %, bounds hold for their upper ends")
+    if chosen is None:
+        nearest = min(found, key=lambda one: one.excess(contract))
+        raise ExportError(
+            f"no mixture of forms keeps the bounds; the nearest misses one by a factor of "
+            f"{nearest.excess(contract):.3f}: {nearest.describe().strip()}"
+        )
+    return chosen.model
+
+
+def _ratio(value: float, bound: float) -> float:
+    if bound > 0:
+        return value / bound
+    return 0.0 if value <= 0 else math.inf
+
+
+def _best(kept: list[_Measured], contract: Contract) -> _Measured:
+    if contract.max_bytes is not None:
+        return min(kept, key=lambda one: one.comparison.mean_kl)
+    return min(kept, key=lambda one: one.num_bytes)
+
+
+class _Trials:
+    """Points of the front, made and measured."""
+
+    def __init__(
+        self, source: Checkpoint, units: list[UnitForms], calibration: EvaluationText,
+        text: EvaluationText, on_progress: Progress,
+    ) -> None:  # fmt: skip
+        self._source, self._units = source, units
+        self._calibration, self._text = calibration, text
+        self._on_progress = on_progress
+        self._front: list[Point] = pareto_front([unit.options for unit in units])
+        self._reference = load_model(source, dtype=torch.float32)
+        layers = {name for unit in units for name in unit.forms[0]}
+        self._rest = sum(
+            source.stored(name).nbytes
+            for name in source.names()
+            if name.removesuffix(".weight") not in layers
+        )
+        self._num_measured = 0
+
+    def first_places(self, contract: Contract) -> list[int]:
+        """Places evenly along the front, up to the largest that fits."""
+        bound = math.inf if contract.max_bytes is None else contract.max_bytes
+        fits = [i for i, one in enumerate(self._front) if self._rest + one.num_bytes <= bound]
+        last = max(fits, default=0)
+        return sorted({round(last * step / (_NUM_POINTS - 1)) for step in range(_NUM_POINTS)})
+
+    def refine(self, found: list[_Measured], contract: Contract) -> list[_Measured]:
+        """Halve the gap between the smallest that keeps the bounds and what misses them below."""
+        if contract.max_bytes is not None:
+            return []
+        more: list[_Measured] = []
+        for _ in range(_NUM_REFINEMENTS):
+            both = [*found, *more]
+            good = [one.place for one in both if one.excess(contract) <= 1.0]
+            bad = [one.place for one in both if one.excess(contract) > 1.0]
+            below = [place for place in bad if good and place < min(good)]
+            if not below or min(good) - max(below) < 2:
+                break
+            more.append(self.measure((min(good) + max(below)) // 2))
+        return more
+
+    def measure(self, place: int) -> _Measured:
+        """The point at that place of the front as a model, on the evaluation text."""
+        self._num_measured += 1
+        point = self._front[place]
+        forms: dict[str, LayerForm] = {}
+        for unit, choice in zip(self._units, point.choices, strict=True):
+            forms |= unit.forms[choice]
+        model = quantize_layers(self._source, forms, "best", windows=self._calibration.windows)
+        comparison = measure_model(
+            self._source, self._reference, model, self._text.windows,
+            lambda stage, done, total: self._on_progress(
+                f"measuring point {self._num_measured}", done, total
+            ),
+        )  # fmt: skip
+        return _Measured(
+            place=place,
+            num_bytes=self._rest + point.num_bytes,
+            model=replace(model, scheme="mixed"),
+            comparison=comparison,
+        )

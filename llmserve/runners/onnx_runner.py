@@ -1,0 +1,217 @@
+"""The ONNX runner: an exported graph under the engine, without torch.
+
+Sequences with one token are one call of the graph; one with several, a chunk of a prompt or a row
+of guesses, is a call of its own, cut so that its logits stay small. Every sequence has a row of the
+cache, which the graph writes in place; rows are moved only when the set of those that decode
+changes. Prefixes are not shared: a sequence's keys lie in one piece.
+
+Tokens are drawn by the sampler that every runner shares (docs/sampling.md).
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..checkpoint import Checkpoint
+from ..durable import verify_manifest
+from ..errors import CheckpointError, ConfigError, EngineError
+from ..failpoints import hit
+from ..layouts import expected_tensors
+from ..strict_json import read_json
+from .model_facts import fingerprint_of
+from .onnx_rows import RowTable
+from .onnx_session import EXPORT_FILE, GraphCache, OnnxGraph
+from .protocol import Batch, CacheGroup, IntArray, RunnerInfo, StepResult
+from .sampler import prompt_logprobs, sample
+
+__all__ = ["OnnxRunner"]
+
+_log = logging.getLogger("llmserve.engine")
+
+_MAX_CALL_TOKENS = 256
+"""Tokens of one call with one sequence: bounds its logits."""
+
+Floats = npt.NDArray[np.float32]
+
+
+class OnnxRunner:
+    """Executes steps of one exported decoder. Implements `Runner`; synchronous."""
+
+    overlaps = False
+
+    def __init__(self, checkpoint: Checkpoint, *, threads: int | None = None) -> None:
+        """Load the graph of a model folder: in it, or in its folder `onnx`.
+
+        Args:
+            checkpoint: An open model folder.
+            threads: Threads for one step; None: ONNX Runtime's choice, one for each core.
+
+        Raises:
+            ConfigError: the folder has no graph.
+            CheckpointError: the graph cannot be used, or is not one of this model.
+            MissingDependencyError: onnxruntime is not installed.
+        """
+        path = checkpoint.graph
+        if path is None:
+            raise ConfigError(
+                f"{checkpoint.path} holds no ONNX graph: write one with llmserve export onnx, and "
+                "give the folder that it names"
+            )
+        if path.parent != checkpoint.path:
+            verify_manifest(path.parent)
+        _log.info("the onnx runner shares no prefixes: every sequence computes its own")
+        self._graph = OnnxGraph(path, num_threads=threads)
+        _check_shape(path, self._graph, checkpoint)
+        self._block_size = 0
+        self._cache: GraphCache | None = None
+        self._rows = RowTable(0, 1)
+        self._logits: dict[int, Floats] = {}
+        self._single: Floats = np.empty((0, 0), np.float32)
+        self._order: IntArray = np.empty(0, np.int64)
+        self._result: StepResult | None = None
+        self.info = _describe(checkpoint, path, self._graph)
+
+    def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
+        """Reserve a row for each block, as long as all of them together or the model's context.
+
+        Raises `ConfigError` where so much address space is not to be had.
+        """
+        (count,) = num_blocks
+        length = min(count * block_size, self.info.max_seq_len)
+        self._cache = self._graph.new_cache(count, length)
+        self._rows = RowTable(count, block_size)
+
+    def submit(self, batch: Batch) -> None:
+        """Compute one step."""
+        if self._cache is None:
+            raise EngineError("the runner has no cache yet: call allocate_cache first")
+        hit("engine.forward")
+        logits = self._logits = self._forward(batch, self._cache)
+        result = StepResult(token_ids=np.empty(0, np.int64))
+        if batch.sampling:
+            result = sample(self._asked(batch.logits_indices), batch.sampling)
+        for wanted in batch.prompt_rows:
+            rows = [logits[wanted.start + place] for place in range(len(wanted.targets))]
+            entries = prompt_logprobs(np.stack(rows), wanted.targets, wanted.num_top)
+            result.prompt_logprobs.append(entries)
+        self._result = result
+
+    def collect(self) -> StepResult:
+        """The outcome of the last `submit`."""
+        if self._result is None:
+            raise EngineError("no step is under way: call submit first")
+        result, self._result = self._result, None
+        return result
+
+    def close(self) -> None:
+        """Drop graph and cache."""
+        self._cache, self._logits = None, {}
+        del self._graph
+
+    def logits(self, tokens: range) -> Floats:
+        """Raw logits [n, V] of tokens of the last step, of those that were asked for. For who
+        compares models: a server's never leave the runner."""
+        return np.stack([self._logits[index] for index in tokens])
+
+    def _forward(self, batch: Batch, cache: GraphCache) -> dict[int, Floats]:
+        """Packed index → logits [V], of the tokens whose logits are asked for."""
+        starts = batch.cu_seqlens[:-1]
+        num_single = int(np.count_nonzero(np.diff(batch.cu_seqlens) == 1))
+        rows = self._rows.place(batch)
+        for row in self._rows.released:
+            cache.forget(row)
+        wanted = set(batch.logits_indices.tolist())
+        for prompt in batch.prompt_rows:
+            wanted.update(range(prompt.start, prompt.start + len(prompt.targets)))
+        logits: dict[int, Floats] = {}
+        self._order = np.empty(0, np.int64)
+        if num_single:
+            order = self._gather(rows, num_single, cache)
+            single = self._graph.run(
+                cache, 0, batch.token_ids[order, None], batch.positions[order, None],
+                batch.context_lens[order],
+            )  # fmt: skip
+            logits = dict(zip(order.tolist(), single[:, 0], strict=True))
+            self._single, self._order = single[:, 0], order
+        for sequence in range(num_single, len(starts)):
+            tokens = slice(int(starts[sequence]), int(batch.cu_seqlens[sequence + 1]))
+            logits |= self._run_one(batch, tokens, rows[sequence], wanted, cache)
+        return logits
+
+    def _asked(self, indices: IntArray) -> Floats:
+        """Logits [R, V] of the tokens asked for; not copied where all of them decode."""
+        if np.array_equal(indices, self._order):
+            return self._single
+        return np.stack([self._logits[index] for index in indices.tolist()])
+
+    def _gather(self, rows: list[int], count: int, cache: GraphCache) -> IntArray:
+        """Put the first `count` sequences in the first rows; their indices in the order of those.
+
+        `rows` is changed where sequences moved.
+        """
+        for row, other in self._rows.misplaced(rows[:count]):
+            lengths = self._rows.lengths
+            if lengths[other]:
+                cache.swap(row, other, int(max(lengths[row], lengths[other])))
+            else:
+                cache.move(row, other, int(lengths[row]))
+                cache.forget(row)
+            self._rows.exchange(row, other)
+            moved = {row: other, other: row}
+            rows[:] = [moved.get(one, one) for one in rows]
+        return np.argsort(rows[:count])
+
+    def _run_one(
+        self, batch: Batch, tokens: slice, row: int, wanted: set[int], cache: GraphCache
+    ) -> dict[int, Floats]:
+        """A sequence with several tokens, in calls of bounded size."""
+        logits: dict[int, Floats] = {}
+        for start in range(tokens.start, tokens.stop, _MAX_CALL_TOKENS):
+            part = slice(start, min(start + _MAX_CALL_TOKENS, tokens.stop))
+            positions = batch.positions[part]
+            found = self._graph.run(
+                cache, row, batch.token_ids[None, part], positions[None], positions[-1:] + 1
+            )[0]
+            logits |= {
+                index: found[index - part.start].copy()
+                for index in range(part.start, part.stop)
+                if index in wanted
+            }
+        return logits
+
+
+def _check_shape(path: Path, graph: OnnxGraph, checkpoint: Checkpoint) -> None:
+    """Raise `CheckpointError` unless the graph is one of the model that `config.json` describes."""
+    config = checkpoint.config
+    found = (graph.num_layers, graph.num_kv_heads, graph.vocab_size)
+    expected = (config.num_layers, config.num_kv_heads, config.vocab_size)
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: layers, key heads and vocabulary are {found}; config.json says {expected}"
+        )
+
+
+def _describe(checkpoint: Checkpoint, path: Path, graph: OnnxGraph) -> RunnerInfo:
+    config = checkpoint.config
+    facts = path.with_name(EXPORT_FILE)
+    form = str(read_json(facts).get("form", "unknown form")) if facts.is_file() else "unknown form"
+    token_bytes = 2 * 4 * graph.num_kv_heads * graph.head_dim * graph.num_layers
+    return RunnerInfo(
+        vocab_size=config.vocab_size,
+        max_seq_len=config.max_seq_len,
+        eos_token_ids=config.eos_token_ids,
+        cache_groups=(
+            CacheGroup(num_layers=graph.num_layers, window=None, bytes_per_token=token_bytes),
+        ),
+        runner="onnx",
+        executed_form=f"{form} (ONNX Runtime)",
+        cache_dtype="float32",
+        num_parameters=sum(int(np.prod(shape)) for shape in expected_tensors(config).values()),
+        weight_bytes=sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
+        fingerprint=fingerprint_of(checkpoint, ()),
+        shares_blocks=False,
+    )

@@ -1,0 +1,179 @@
+"""The exported graph under the engine: the same answers as torch, alone, together and in chunks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from llmserve.checkpoint import Checkpoint
+from llmserve.engine.config import SpeculationConfig
+from llmserve.errors import CheckpointError, ConfigError
+from llmserve.export.export_onnx import export_onnx
+from llmserve.llm import LLM
+from llmserve.runners.onnx_runner import OnnxRunner
+from llmserve.runners.registry import load_runner
+from llmserve.sampling import SamplingParams
+from support.models import make_model_folder
+
+pytestmark = pytest.mark.onnx
+
+GREEDY = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+PROMPTS = [
+    np.random.default_rng(length).integers(1, 320, length).tolist()
+    for length in (1, 30, 5, 17, 2, 40, 9)
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("run") / "model")
+
+
+@pytest.fixture(scope="module")
+def exported(model: Path) -> Callable[[str], Path]:
+    """The model as a graph in a scheme; each made once."""
+
+    def folder(scheme: Any) -> Path:
+        out = model.with_name(f"onnx-{scheme}")
+        if not out.exists():
+            export_onnx(model, out, scheme=scheme)
+        return out
+
+    return folder
+
+
+def answers(folder: Path, runner: str, params: SamplingParams = GREEDY, **options: Any) -> Any:
+    with LLM(folder, runner=runner, threads=1, **options) as llm:
+        return llm.generate(PROMPTS, params)
+
+
+def test_answers_are_torchs(model: Path, exported: Callable[[str], Path]) -> None:
+    assert answers(exported("fp32"), "onnx") == answers(model, "torch")
+
+
+def test_seeded_draws_are_torchs(model: Path, exported: Callable[[str], Path]) -> None:
+    params = SamplingParams(
+        max_tokens=12, temperature=0.8, top_p=0.9, seed=7, n=2, repetition_penalty=1.1
+    )
+    found, wanted = (
+        [[choice.token_ids for choice in answer.choices] for answer in answers(*one, params)]
+        for one in ((exported("fp32"), "onnx"), (model, "torch"))
+    )
+    assert found == wanted
+
+
+def test_log_probabilities_are_torchs(model: Path, exported: Callable[[str], Path]) -> None:
+    params = SamplingParams(max_tokens=3, temperature=0.0, logprobs=2, prompt_logprobs=2)
+    found, wanted = answers(exported("fp32"), "onnx", params), answers(model, "torch", params)
+    for one, other in zip(found, wanted, strict=True):
+        got, expected = (
+            [entry.logprob for entry in [*answer.prompt_logprobs, *answer.choices[0].logprobs]]
+            for answer in (one, other)
+        )
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "int8", "int4"])
+def test_answers_do_not_depend_on_the_batch(exported: Callable[[str], Path], scheme: str) -> None:
+    """A few at a time, in chunks of 24 tokens, and with room for few of them."""
+    together = answers(exported(scheme), "onnx")
+    squeezed = answers(
+        exported(scheme), "onnx", max_batched_tokens=24, max_num_seqs=3, cache_bytes=50_000
+    )
+    assert squeezed == together
+    with LLM(exported(scheme), runner="onnx", threads=1) as llm:
+        assert [llm.generate([prompt], GREEDY)[0] for prompt in PROMPTS] == together
+
+
+def test_guesses_change_no_token(exported: Callable[[str], Path]) -> None:
+    repeating = [[5, 6, 7, 8] * 5, [9, 10, 11] * 7]
+    found = []
+    for speculation in (None, SpeculationConfig(method="ngram", is_always_on=True)):
+        with LLM(exported("fp32"), runner="onnx", threads=1, speculation=speculation) as llm:
+            found.append(llm.generate(repeating, GREEDY))
+    assert found[0] == found[1]
+
+
+def test_what_runs_is_said(exported: Callable[[str], Path]) -> None:
+    runner = OnnxRunner(Checkpoint.open(exported("int8")), threads=1)
+    assert runner.info.runner == "onnx"
+    assert runner.info.executed_form == ("int8 weights, int8 activations, int8 head (ONNX Runtime)")
+    assert not runner.info.shares_blocks
+    assert runner.info.weight_bytes == (exported("int8") / "model.onnx").stat().st_size
+
+
+def test_graph_alone_chooses_the_runner(exported: Callable[[str], Path]) -> None:
+    assert load_runner("auto", Checkpoint.open(exported("fp32"))).info.runner == "onnx"
+
+
+def test_graph_in_a_folder_beside_the_weights(model: Path, tmp_path: Path) -> None:
+    both = make_model_folder(tmp_path / "both")
+    with pytest.raises(ConfigError, match="holds no ONNX graph"):
+        load_runner("onnx", Checkpoint.open(both))
+    export_onnx(model, both / "onnx")
+    assert load_runner("onnx", Checkpoint.open(both)).info.runner == "onnx"
+    (both / "onnx/model.onnx").write_bytes(b"changed")
+    with pytest.raises(CheckpointError, match="torn or changed"):
+        load_runner("onnx", Checkpoint.open(both))
+
+
+@pytest.mark.parametrize("runner", ["native", "torch"])
+def test_graph_cannot_be_executed_by_others(exported: Callable[[str], Path], runner: str) -> None:
+    with pytest.raises(ConfigError, match="holds an ONNX graph in place of weights"):
+        load_runner(runner, Checkpoint.open(exported("fp32")))
+
+
+def test_options_that_a_graph_has_settled_are_refused(exported: Callable[[str], Path]) -> None:
+    with pytest.raises(ConfigError, match="takes no dtype and no device"):
+        load_runner("onnx", Checkpoint.open(exported("fp32")), dtype="bfloat16", device="cuda")
+
+
+def test_weights_of_a_graph_are_not_read(exported: Callable[[str], Path]) -> None:
+    checkpoint = Checkpoint.open(exported("fp32"))
+    assert not checkpoint.has_weights
+    with pytest.raises(CheckpointError, match="an ONNX graph in place of weights"):
+        checkpoint.float32("model.norm.weight")
+
+
+def test_graph_of_another_model_is_refused(tmp_path: Path, model: Path) -> None:
+    folder = tmp_path / "onnx"
+    export_onnx(model, folder)
+    (folder / "manifest.json").unlink()
+    config = (folder / "config.json").read_text().replace('"vocab_size": 320', '"vocab_size": 321')
+    (folder / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match="vocabulary are"):
+        load_runner("onnx", Checkpoint.open(folder))
+
+
+def test_no_torch_in_the_process(exported: Callable[[str], Path]) -> None:
+    code = f"""
+import sys
+from llmserve.llm import LLM
+with LLM({str(exported("fp32"))!r}, runner="onnx") as llm:
+    llm.generate([[5, 9]])
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.shared
+def test_real_checkpoint_tells_the_published_text(stories260k: Path, tmp_path: Path) -> None:
+    """And 64 tokens of it in batches of 1, 3 and 8 stay within 1e-4 of the training forward."""
+    result = export_onnx(stories260k, tmp_path / "onnx")
+    assert result.parity is not None
+    assert (result.parity.num_steps, result.parity.num_prompts) == (64, 12)
+    assert result.parity.max_logit_error <= 1e-4
+    assert result.parity.top1_agreement == 1.0
+    expected = (stories260k / "expected-greedy-200.txt").read_text(encoding="utf-8")
+    with LLM(tmp_path / "onnx", threads=1) as llm:
+        params = SamplingParams(max_tokens=200, temperature=0.0, ignore_eos=True)
+        assert llm.generate([[1]], params)[0].text == expected
