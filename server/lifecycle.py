@@ -20,7 +20,6 @@ import uvicorn
 from llmserve.errors import EngineDeadError
 
 from .app import create_app, protect
-from .engine_client import start_engine
 from .engine_handle import EngineHandle
 from .engine_launch import EngineLaunch
 from .http_protocol import GuardedProtocol, protocol_for
@@ -31,6 +30,7 @@ from .prompts import PromptReader
 from .served_model import Model, open_model
 from .service import Service
 from .settings import ServerSettings
+from .supervisor import start_engines
 
 __all__ = ["build_service", "serve"]
 
@@ -154,7 +154,9 @@ class _Server:
 
     async def _start_engine(self) -> EngineHandle | None:
         """The engine, or None when the server was told to end before it was ready."""
-        starting = asyncio.create_task(start_engine(self._launch, limits=self._settings.limits))
+        starting = asyncio.create_task(
+            start_engines(self._launch, self._settings.engine, limits=self._settings.limits)
+        )
         await _first(starting, self._stop.wait())
         if not starting.done():
             starting.cancel()

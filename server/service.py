@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from llmserve.limits import Limits
@@ -62,4 +61,4 @@ class Service:
 
     def problem(self) -> str | None:
         """What keeps the engine from making progress, if anything does."""
-        return self.engine.problem(time.monotonic())
+        return self.engine.problem()

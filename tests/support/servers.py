@@ -34,7 +34,6 @@ from llmserve.server.messages import (
     Command,
     EngineSettings,
     Finish,
-    Outputs,
     Ready,
 )
 from llmserve.server.served_model import Model, open_model
@@ -46,11 +45,15 @@ T = TypeVar("T")
 
 
 class LocalEngine(EngineHandle):
-    """An engine stepped by a task of the server's own loop. `hold` stops it between steps."""
+    """An engine stepped by a task of the server's own loop.
+
+    `running`, when cleared, stops it between steps; `trouble` is what it says of its health.
+    """
 
     def __init__(self, engine: Engine, ready: Ready, limits: Limits, step_s: float) -> None:
         super().__init__(ready, limits=limits)
         self.engine = engine
+        self.trouble: str | None = None
         self.running = asyncio.Event()
         self.running.set()
         self._step_s = step_s
@@ -67,6 +70,9 @@ class LocalEngine(EngineHandle):
                 self.engine.finish(request_id, choice_index)
         self._commands.set()
 
+    def stall(self) -> str | None:
+        return self.trouble
+
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -75,10 +81,10 @@ class LocalEngine(EngineHandle):
         while True:
             await self._commands.wait()
             await self.running.wait()
-            started = time.monotonic()
-            outputs = self.engine.step(started)
+            outputs = self.engine.step(time.monotonic())
             self.engine.check()
-            self.receive(Outputs(outputs, self.engine.stats(), time.monotonic() - started))
+            self.stats = self.engine.stats()
+            self.requests.deliver(outputs)
             if not self.engine.has_work:
                 self._commands.clear()
             await asyncio.sleep(self._step_s)
