@@ -170,6 +170,7 @@ def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
         allow_unauthenticated=args.allow_unauthenticated,
         allowed_hosts=tuple(name.lower() for name in args.allowed_hosts),
         allowed_origins=tuple(args.allowed_origins),
+        num_replicas=args.replicas,
         ignore_unknown_fields=args.ignore_unknown_fields,
         http_parser=args.http_parser,
     )

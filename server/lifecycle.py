@@ -155,7 +155,12 @@ class _Server:
     async def _start_engine(self) -> EngineHandle | None:
         """The engine, or None when the server was told to end before it was ready."""
         starting = asyncio.create_task(
-            start_engines(self._launch, self._settings.engine, limits=self._settings.limits)
+            start_engines(
+                self._launch,
+                self._settings.engine,
+                limits=self._settings.limits,
+                num_replicas=self._settings.num_replicas,
+            )
         )
         await _first(starting, self._stop.wait())
         if not starting.done():

@@ -18,6 +18,7 @@ from .messages import EngineSettings
 
 __all__ = ["ServerSettings", "is_loopback", "load_keys"]
 
+MAX_REPLICAS = 64
 MIN_KEY_CHARS = 8
 KEY_NAME = re.compile(r"name=([A-Za-z0-9._-]{1,64})")
 MAX_KEY_FILE_BYTES = 1 << 20
@@ -41,6 +42,8 @@ class ServerSettings:
     """Bounds on requests and connections."""
     keys: KeyRing = field(default_factory=KeyRing)
     """Who may call."""
+    num_replicas: int = 1
+    """Engine processes."""
     shares_prefix_cache: bool = False
     """Whether requests of different keys share prefix-cache blocks."""
     allow_unauthenticated: bool = False
@@ -55,6 +58,10 @@ class ServerSettings:
     """`httptools`, `h11`, or `auto`: httptools where it is installed."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.num_replicas <= MAX_REPLICAS:
+            raise ConfigError(
+                f"--replicas must be from 1 to {MAX_REPLICAS}, got {self.num_replicas}"
+            )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be from 0 to 65535, got {self.port}")
         if self.keys.is_empty and not self.allow_unauthenticated and not is_loopback(self.host):

@@ -53,12 +53,15 @@ def reply(url: str, body: dict[str, object]) -> object:
     return value["choices"], value["usage"]["completion_tokens"]
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
 def test_engines_killed_at_every_twentieth_step_change_no_token_and_no_logprob(
-    folder: Path, undisturbed: list[object]
+    folder: Path, undisturbed: list[object], replicas: int
 ) -> None:
     environment = {"LLMSERVE_FAILPOINTS": "engine.forward=kill@20"}
-    with serving(folder, *SIZE, environment=environment) as server:
+    options = (*SIZE, "--replicas", str(replicas))
+    with serving(folder, *options, environment=environment) as server:
         url = server.wait_until_ready()
+        assert len(server.engines()) == replicas
         replies: dict[int, object] = {}
         ask = lambda index: replies.__setitem__(index, reply(url, REQUESTS[index]))  # noqa: E731
         for thread in in_threads(len(REQUESTS), ask):

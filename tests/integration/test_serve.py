@@ -272,6 +272,7 @@ def test_a_damaged_model_is_one_line_naming_the_file(
         (["--api-key-file", "/no/such/file"], "cannot be read"),
         (["--chat-template", "/no/such/file"], "cannot be read"),
         (["--port", "70000"], "port"),
+        (["--replicas", "0"], "--replicas must be from 1"),
         (["--max-step-ms", "9", "--max-num-batched-tokens", "9"], "leave one out"),
         (["--speculative-config", '{"method": "ngram", "n": 3}'], "no key 'n'; known: method"),
         (["--tenant-weight", "ann=1"], "no effect under the scheduling policy fcfs"),
