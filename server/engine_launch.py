@@ -35,6 +35,7 @@ class EngineLaunch:
 
     def __init__(self) -> None:
         """Start the process; it imports, and waits for `load`."""
+        self._is_released = False
         self.connection, theirs = socket.socketpair()
         with theirs:
             self.process = _spawn(theirs)
@@ -47,8 +48,14 @@ class EngineLaunch:
         with contextlib.suppress(ConnectionError):
             self.connection.sendall(encode_frame(Load(settings)))
 
+    def release(self) -> None:
+        """Leave the process to who has taken it over: `close` does nothing any more."""
+        self._is_released = True
+
     def close(self) -> None:
         """End the process and the connection."""
+        if self._is_released:
+            return
         self.connection.close()
         if self.process.poll() is None:
             self.process.kill()

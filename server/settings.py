@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -16,12 +17,37 @@ from .auth import Key, KeyRing, RouteScope
 from .engine_launch import API_KEY_VARIABLE
 from .messages import EngineSettings
 
-__all__ = ["ServerSettings", "is_loopback", "load_keys"]
+__all__ = ["ServerSettings", "SwapSettings", "is_loopback", "load_keys"]
 
 MAX_REPLICAS = 64
 MIN_KEY_CHARS = 8
 KEY_NAME = re.compile(r"name=([A-Za-z0-9._-]{1,64})")
 MAX_KEY_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapSettings:
+    """Which models may take the place of the served one."""
+
+    root: Path | None = None
+    """Folder that they must lie in; None: the one that the model at the start lies in."""
+    probe: Path | None = None
+    """Text that both models read, for the gates."""
+    max_kl: float | None = None
+    """Most divergence from the old model, nats a token; None: any."""
+    max_perplexity: float | None = None
+    """Most perplexity, as a multiple of the old model's; None: any."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_kl", "max_perplexity"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            option = "--swap-" + name.replace("_", "-")
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{option} must be above 0, got {value:g}")
+            if self.probe is None:
+                raise ConfigError(f"{option} needs a text: give --swap-probe FILE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +70,8 @@ class ServerSettings:
     """Who may call."""
     num_replicas: int = 1
     """Engine processes."""
+    swap: SwapSettings = field(default_factory=SwapSettings)
+    """Which models may take the place of the first."""
     shares_prefix_cache: bool = False
     """Whether requests of different keys share prefix-cache blocks."""
     allow_unauthenticated: bool = False

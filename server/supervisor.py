@@ -15,10 +15,8 @@ import itertools
 import logging
 import time
 
-from llmserve.engine.request import Request
 from llmserve.errors import EngineDeadError, LLMServeError, OverloadedError
 from llmserve.limits import Limits
-from llmserve.sampling import SamplingParams
 
 from .engine_client import EngineClient
 from .engine_handle import EngineHandle
@@ -37,6 +35,7 @@ from .messages import (
     Ready,
 )
 from .poison import CrashCounts, is_from_outside
+from .probes import PROBE, one_token_request
 from .replica import Replica
 from .restarts import Restarts
 from .router import Router
@@ -51,9 +50,6 @@ REVIVAL_S = 5.0
 
 START_TIMEOUT_S = 300.0
 """Time that a later engine gets to load, where a model does not survive a fork, and to serve."""
-
-PROBE = "probe"
-"""Id of the request that shows whether engines serve at all; those of clients are longer."""
 
 CONVICTED = "the engine crashed on this request each time it was tried"
 
@@ -216,14 +212,8 @@ class Supervisor(EngineHandle):
         self.requests.fail(request_id, CONVICTED)
         self._restarts.progress()
         if self.requests.get(PROBE) is None:
-            probe = Request(
-                request_id=PROBE,
-                prompt_token_ids=[0],
-                sampling_params=SamplingParams(max_tokens=1, temperature=0.0),
-                seed=0,
-            )
             with contextlib.suppress(OverloadedError):  # what waits will tell as well
-                self.requests.submit([probe], Mailbox())
+                self.requests.submit([one_token_request()], Mailbox())
 
     async def _replace(self) -> EngineClient:
         """Start an engine, again if it dies at once.

@@ -125,17 +125,18 @@ def test_every_option_of_the_engine_is_honoured_and_the_run_plays_again(
 
 
 def test_drain_lets_streams_end_and_waits_for_nobody_else(folder: Path) -> None:
+    """R16."""
     with serving(folder, "--runner", "fake:0.01", "--limit", "drain_s=15") as server:
         url = server.wait_until_ready()
         replies: dict[int, tuple[int, bytes]] = {}
-        threads = in_threads(16, lambda index: replies.__setitem__(index, post(url, STREAM)))
+        threads = in_threads(32, lambda index: replies.__setitem__(index, post(url, STREAM)))
         host, port = urlsplit(url).hostname, urlsplit(url).port
-        held = [socket.create_connection((host, port), 5) for _ in range(20)]
+        held = [socket.create_connection((host, port), 5) for _ in range(50)]
         for index, connection in enumerate(held):
             connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n")
             if index % 2:
                 connection.sendall(b"content-type: application/json\r\ncontent-length: 9\r\n\r\n{")
-        while get_running(url) < 16:
+        while get_running(url) < 32:
             time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
         started = time.monotonic()
@@ -146,7 +147,7 @@ def test_drain_lets_streams_end_and_waits_for_nobody_else(folder: Path) -> None:
         assert post(url, {"prompt": "x"})[0] == 503
         for thread in threads:
             thread.join(20)
-        assert [status for status, _ in replies.values()] == [200] * 16
+        assert [status for status, _ in replies.values()] == [200] * 32
         for _, body in replies.values():
             assert body.endswith(b"data: [DONE]\n\n")
             assert b'"finish_reason":"length"' in body

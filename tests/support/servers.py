@@ -27,7 +27,7 @@ from llmserve.server.app import create_app, protect
 from llmserve.server.engine_handle import EngineHandle
 from llmserve.server.engine_setup import LoadedEngine, engine_options, loaded_engine
 from llmserve.server.http_protocol import protocol_for
-from llmserve.server.lifecycle import build_service
+from llmserve.server.lifecycle import build_service, serve_model
 from llmserve.server.messages import (
     Abort,
     AddRequest,
@@ -39,6 +39,7 @@ from llmserve.server.messages import (
 from llmserve.server.served_model import Model, open_model
 from llmserve.server.service import Service
 from llmserve.server.settings import ServerSettings
+from llmserve.server.swap import Swapper
 from llmserve.startup import start_engine
 
 T = TypeVar("T")
@@ -266,7 +267,7 @@ def _running(
         ready = Ready(loaded.info, loaded.engine.config, loaded.draft_info)
         handle = LocalEngine(loaded.engine, ready, values.limits, step_s)
         service = build_service(values, model, handle)
-        app = create_app(service)
+        app = create_app(service, Swapper(service, serve_model))
         return handle, service, protect(app, service), app.routes
 
     handle, service, app, routes = asyncio.run_coroutine_threadsafe(start(), loop).result(10)

@@ -66,6 +66,10 @@ class ServeProcess:
         (child,) = psutil.Process(self.process.pid).children()
         return child
 
+    def process_tree(self) -> list[psutil.Process]:
+        """All its processes, without itself."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
     def engines(self) -> list[psutil.Process]:
         """The engines' processes; none for the moment in which one is replaced."""
         return [

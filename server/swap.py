@@ -1,0 +1,184 @@
+"""Puts another model in the place of the served one, with no request lost and no reply mixed.
+
+The new model's engines start beside the old ones and prove themselves on a prompt, and where gates
+were set on a text (`swap_gate.py`). Only then do new requests go to them; those under way end on
+the old weights, which are given up with the last of them. Whatever goes wrong before leaves the old
+model serving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from llmserve.errors import LLMServeError
+
+from .engine_handle import EngineHandle
+from .engine_launch import EngineLaunch
+from .probes import ask, one_token_request
+from .served_model import Model, open_model
+from .service import ServedModel, Service
+from .settings import ServerSettings
+from .supervisor import start_engines
+from .swap_gate import SwapGate, SwapRefusedError, Verdict
+from .swap_memory import check_memory
+
+__all__ = ["SwapReport", "Swapper"]
+
+SMOKE_TIMEOUT_S = 60.0
+"""Time that a new engine gets for its first tokens."""
+
+_log = logging.getLogger("llmserve.server")
+
+ServeModel = Callable[[ServerSettings, Model, EngineHandle], ServedModel]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapReport:
+    """What took whose place."""
+
+    model: str
+    """The name, which stays."""
+    root: str
+    """The folder that is served now."""
+    fingerprint: str
+    previous_fingerprint: str
+    verdict: Verdict | None
+    """What the gates measured; None: none were set."""
+
+
+class Swapper:
+    """Swaps one server's model, one swap at a time."""
+
+    def __init__(self, service: Service, serve_model: ServeModel) -> None:
+        """`serve_model` makes what routes work with from an opened model and its engine."""
+        self._service = service
+        self._serve_model = serve_model
+        self._gate = SwapGate(service.settings.swap)
+        self._turn = asyncio.Lock()
+        self._num_swaps = 0
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def swap(self, folder: str | None) -> SwapReport:
+        """Serve the model in `folder`; None: the folder that is served, as it is now.
+
+        Raises:
+            SwapRefusedError: the folder is not allowed or cannot be used, the memory does not hold
+                both models, the new one does not answer or is worse than the gates allow, or
+                another swap is under way.
+        """
+        if self._turn.locked():
+            raise SwapRefusedError("another swap is under way: try again when it has ended")
+        async with self._turn:
+            try:
+                return await self._swap(self._allowed(folder))
+            except SwapRefusedError as error:
+                _log.warning("no swap: %s", error)
+                raise
+            except (LLMServeError, TimeoutError) as error:
+                _log.warning("no swap: %s", error)
+                raise SwapRefusedError(f"the model was not swapped: {error}") from error
+
+    async def close(self) -> None:
+        """End what is left of earlier models."""
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        for engine in self._service.retired:
+            await engine.close()
+
+    def _allowed(self, folder: str | None) -> str:
+        """The folder to load, which must lie in the root that the operator set."""
+        settings = self._service.settings
+        if folder is None:
+            return self._service.card.root
+        root = settings.swap.root or Path(settings.engine.model).resolve().parent
+        try:
+            path = (root / folder).resolve()
+        except (OSError, ValueError) as error:
+            raise SwapRefusedError(f"the folder cannot be used: {error}") from error
+        if not path.is_relative_to(root.resolve()):
+            raise SwapRefusedError(
+                "the folder is outside the one that models may be loaded from (see --swap-root)"
+            )
+        return str(path)
+
+    async def _swap(self, folder: str) -> SwapReport:
+        service = self._service
+        old = service.model
+        settings = self._settings_for(folder)
+        model = await asyncio.to_thread(open_model, settings)
+        check_memory(model.checkpoint, settings)
+        if model.checkpoint.config == old.checkpoint.config:
+            settings = _with_step_size(settings, old.engine)
+        with EngineLaunch() as launch:
+            launch.load(settings.engine)
+            engine = await start_engines(
+                launch, settings.engine, limits=settings.limits, num_replicas=settings.num_replicas
+            )
+            try:
+                new = self._serve_model(settings, model, engine)
+                verdict = await self._prove(old, new)
+            except BaseException:
+                await engine.close()
+                raise
+            launch.release()
+        self._put(new)
+        _log.info("the model in %s is served now", folder)
+        return SwapReport(
+            model=new.card.names[0],
+            root=folder,
+            fingerprint=new.card.fingerprint,
+            previous_fingerprint=old.card.fingerprint,
+            verdict=verdict,
+        )
+
+    def _settings_for(self, folder: str) -> ServerSettings:
+        """The server's own, for another folder under the names that clients know."""
+        settings, names = self._service.settings, self._service.card.names
+        self._num_swaps += 1
+        record = settings.engine.record
+        engine = msgspec.structs.replace(
+            settings.engine,
+            model=folder,
+            record=None if record is None else f"{record}.swap{self._num_swaps}",
+        )
+        return replace(settings, engine=engine, served_model_names=names)
+
+    async def _prove(self, old: ServedModel, new: ServedModel) -> Verdict | None:
+        """Have the new model answer, and compare it with the old one where that was asked for."""
+        await asyncio.wait_for(ask(new.engine, [one_token_request()]), SMOKE_TIMEOUT_S)
+        return await self._gate.compare(old, new)
+
+    def _put(self, new: ServedModel) -> None:
+        service = self._service
+        old, service.model = service.model.engine, new
+        service.retired.append(old)
+        era = service.visitors.begin_era()
+        service.swapped.set()
+        service.swapped.clear()
+        task = asyncio.create_task(self._retire(old, era))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, engine: EngineHandle, era: int) -> None:
+        """Close an engine when everybody is gone who might ask it."""
+        await self._service.visitors.wait_left(era)
+        await engine.requests.wait_idle()
+        await engine.close()
+        self._service.retired.remove(engine)
+
+
+def _with_step_size(settings: ServerSettings, old: EngineHandle) -> ServerSettings:
+    """The step size found for the same shape: trials now would time the old model's work too."""
+    if settings.engine.max_batched_tokens is not None:
+        return settings
+    engine = msgspec.structs.replace(
+        settings.engine, max_batched_tokens=old.config.max_batched_tokens
+    )
+    return replace(settings, engine=engine)
