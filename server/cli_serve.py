@@ -76,6 +76,11 @@ def _add_swap_arguments(group: argparse._ArgumentGroup) -> None:
         "lies in)",
     )  # fmt: skip
     group.add_argument(
+        "--swap", choices=("beside", "drain"), default="beside",
+        help="load it beside the old one, or when the old one's requests have ended, which takes "
+        "less memory and answers new ones with 503 meanwhile (default: beside)",
+    )  # fmt: skip
+    group.add_argument(
         "--swap-probe", type=Path, metavar="FILE",
         help="text that both models read before a swap, for the two gates below",
     )  # fmt: skip
@@ -194,6 +199,7 @@ def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
         num_replicas=args.replicas,
         swap=SwapSettings(
             root=args.swap_root,
+            drains=args.swap == "drain",
             probe=args.swap_probe,
             max_kl=args.swap_max_kl,
             max_perplexity=args.swap_max_perplexity,

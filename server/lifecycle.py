@@ -91,7 +91,8 @@ def serve_model(settings: ServerSettings, model: Model, engine: EngineHandle) ->
     )
     card = ModelCard.of(model.checkpoint, settings, engine, has_chat_template=prompts.has_template)
     return ServedModel(
-        checkpoint=model.checkpoint,
+        settings=settings,
+        opened=model,
         engine=engine,
         tokenizer=model.tokenizer,
         prompts=prompts,

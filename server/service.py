@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 
-from llmserve.checkpoint import Checkpoint
 from llmserve.limits import Limits
 from llmserve.text.tokenizer import Tokenizer
 
@@ -18,6 +17,7 @@ from .error_replies import DrainingError, NotFoundError
 from .metrics import ServerMetrics
 from .model_card import ModelCard
 from .prompts import PromptReader
+from .served_model import Model
 from .settings import ServerSettings
 from .visitors import Visitors
 
@@ -30,8 +30,10 @@ DRAIN_RETRY_AFTER_S = 5.0
 class ServedModel:
     """One model, its adapters, and the engine that runs them."""
 
-    checkpoint: Checkpoint
-    """The open folder, for its configuration."""
+    settings: ServerSettings
+    """Those that it was started with."""
+    opened: Model
+    """Its folder."""
     engine: EngineHandle
     tokenizer: Tokenizer
     prompts: PromptReader
@@ -54,6 +56,8 @@ class Service:
     """Engines of earlier models that still have requests."""
     swapped: asyncio.Event = field(default_factory=asyncio.Event)
     """Set for a moment when another model took the place."""
+    is_loading: bool = False
+    """Whether the old model is gone and the new one not there yet, in a swap that drains."""
     is_draining: bool = False
     """Whether the server is about to end: what runs goes on, nothing new begins."""
 
@@ -93,6 +97,8 @@ class Service:
 
     def check_open(self) -> None:
         """Raise `DrainingError` when no new request may begin."""
+        if self.is_loading:
+            raise DrainingError("another model is being loaded", retry_after_s=DRAIN_RETRY_AFTER_S)
         if self.is_draining:
             raise DrainingError("the server is shutting down", retry_after_s=DRAIN_RETRY_AFTER_S)
 
@@ -111,8 +117,15 @@ class Service:
             param="model",
         )
 
+    def note_swap(self) -> None:
+        """Tell who waits for the engine's end that it is another engine now."""
+        self.swapped.set()
+        self.swapped.clear()
+
     def problem(self) -> str | None:
         """What keeps the engine from making progress, if anything does."""
+        if self.is_loading:
+            return "another model is being loaded"
         return self.engine.problem()
 
     async def wait_dead(self) -> None:

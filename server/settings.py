@@ -31,6 +31,9 @@ class SwapSettings:
 
     root: Path | None = None
     """Folder that they must lie in; None: the one that the model at the start lies in."""
+    drains: bool = False
+    """Whether the old model ends before the new one is loaded: no memory for both is needed, and
+    new requests get 503 meanwhile."""
     probe: Path | None = None
     """Text that both models read, for the gates."""
     max_kl: float | None = None

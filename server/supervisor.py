@@ -151,7 +151,8 @@ class Supervisor(EngineHandle):
         return None
 
     async def close(self) -> None:
-        """End engines and loader, and wait until they have ended."""
+        """End engines and loader, and wait until they have ended; nothing is taken any more."""
+        self.requests.fail_all("the engine was closed")
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

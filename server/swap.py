@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from llmserve.errors import LLMServeError
+from llmserve.errors import EngineDeadError, LLMServeError
 
 from .engine_handle import EngineHandle
 from .engine_launch import EngineLaunch
@@ -25,7 +25,7 @@ from .served_model import Model, open_model
 from .service import ServedModel, Service
 from .settings import ServerSettings
 from .supervisor import start_engines
-from .swap_gate import SwapGate, SwapRefusedError, Verdict
+from .swap_gate import Reading, SwapGate, SwapRefusedError, Verdict
 from .swap_memory import check_memory
 
 __all__ = ["SwapReport", "Swapper"]
@@ -109,13 +109,65 @@ class Swapper:
         return str(path)
 
     async def _swap(self, folder: str) -> SwapReport:
-        service = self._service
-        old = service.model
+        old = self._service.model
         settings = self._settings_for(folder)
         model = await asyncio.to_thread(open_model, settings)
-        check_memory(model.checkpoint, settings)
-        if model.checkpoint.config == old.checkpoint.config:
+        if model.checkpoint.config == old.opened.checkpoint.config:
             settings = _with_step_size(settings, old.engine)
+        if settings.swap.drains:
+            verdict = await self._swap_drained(settings, model, old)
+        else:
+            check_memory(model.checkpoint, settings)
+            before = await self._gate.read(old, _shorter(model, old))
+            new, verdict = await self._start(settings, model, old, before)
+            self._put(new)
+        _log.info("the model in %s is served now", folder)
+        card = self._service.card
+        return SwapReport(
+            model=card.names[0],
+            root=folder,
+            fingerprint=card.fingerprint,
+            previous_fingerprint=old.card.fingerprint,
+            verdict=verdict,
+        )
+
+    async def _swap_drained(
+        self, settings: ServerSettings, model: Model, old: ServedModel
+    ) -> Verdict | None:
+        """Let the old model's requests end and close it before the new one is loaded; new requests
+        get 503 meanwhile. Should the new one fail, the old one is loaded again."""
+        service = self._service
+        before = await self._gate.read(old, _shorter(model, old))
+        service.is_loading = True
+        try:
+            await old.engine.requests.wait_idle()
+            await old.engine.close()
+            try:
+                service.model, verdict = await self._start(settings, model, old, before)
+            except Exception:
+                service.model = await self._start_again(old)
+                raise
+        except BaseException:
+            if service.model is old:
+                old.engine.lose("the old model could not be loaded again")
+            raise
+        finally:
+            service.is_loading = False
+            service.note_swap()
+        return verdict
+
+    async def _start_again(self, old: ServedModel) -> ServedModel:
+        again, _ = await self._start(old.settings, old.opened, old, None)
+        if again.engine.info != old.engine.info:
+            await again.engine.close()
+            raise EngineDeadError("the old model's folder holds another model now")
+        return again
+
+    async def _start(
+        self, settings: ServerSettings, model: Model, old: ServedModel,
+        before: Reading | None,
+    ) -> tuple[ServedModel, Verdict | None]:  # fmt: skip
+        """A model with engines that answer, and what the gates, if there are any, say of it."""
         with EngineLaunch() as launch:
             launch.load(settings.engine)
             engine = await start_engines(
@@ -123,20 +175,17 @@ class Swapper:
             )
             try:
                 new = self._serve_model(settings, model, engine)
-                verdict = await self._prove(old, new)
+                await asyncio.wait_for(ask(engine, [one_token_request()]), SMOKE_TIMEOUT_S)
+                verdict = None
+                if before is not None:
+                    after = await self._gate.read(new, _shorter(model, old))
+                    assert after is not None, "a gate for one of two models"
+                    verdict = self._gate.compare(before, after)
             except BaseException:
                 await engine.close()
                 raise
             launch.release()
-        self._put(new)
-        _log.info("the model in %s is served now", folder)
-        return SwapReport(
-            model=new.card.names[0],
-            root=folder,
-            fingerprint=new.card.fingerprint,
-            previous_fingerprint=old.card.fingerprint,
-            verdict=verdict,
-        )
+        return new, verdict
 
     def _settings_for(self, folder: str) -> ServerSettings:
         """The server's own, for another folder under the names that clients know."""
@@ -150,18 +199,12 @@ class Swapper:
         )
         return replace(settings, engine=engine, served_model_names=names)
 
-    async def _prove(self, old: ServedModel, new: ServedModel) -> Verdict | None:
-        """Have the new model answer, and compare it with the old one where that was asked for."""
-        await asyncio.wait_for(ask(new.engine, [one_token_request()]), SMOKE_TIMEOUT_S)
-        return await self._gate.compare(old, new)
-
     def _put(self, new: ServedModel) -> None:
         service = self._service
         old, service.model = service.model.engine, new
         service.retired.append(old)
         era = service.visitors.begin_era()
-        service.swapped.set()
-        service.swapped.clear()
+        service.note_swap()
         task = asyncio.create_task(self._retire(old, era))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -182,3 +225,8 @@ def _with_step_size(settings: ServerSettings, old: EngineHandle) -> ServerSettin
         settings.engine, max_batched_tokens=old.config.max_batched_tokens
     )
     return replace(settings, engine=engine)
+
+
+def _shorter(model: Model, old: ServedModel) -> int:
+    """The context that both models have."""
+    return min(model.checkpoint.config.max_seq_len, old.engine.config.max_seq_len)

@@ -23,7 +23,7 @@ from .probes import ask
 from .service import ServedModel
 from .settings import SwapSettings
 
-__all__ = ["SwapGate", "SwapRefusedError", "Verdict", "mean_divergence", "read_probe"]
+__all__ = ["Reading", "SwapGate", "SwapRefusedError", "Verdict", "mean_divergence", "read_probe"]
 
 MAX_PROBE_CHARS = 16 << 10
 """Of the text, no more is read: some four thousand tokens."""
@@ -51,13 +51,17 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class Reading:
+    """What a model made of a text."""
+
     token_ids: list[int]
+    """The text's."""
     logprobs: list[TokenLogprobs]
     """One for each predicted token."""
 
     @property
     def loss(self) -> float:
+        """Negative log likelihood of the whole text, nats."""
         return -sum(entry.logprob for entry in self.logprobs)
 
 
@@ -67,19 +71,21 @@ class SwapGate:
     def __init__(self, settings: SwapSettings) -> None:
         self._settings = settings
 
-    async def compare(self, old: ServedModel, new: ServedModel) -> Verdict | None:
-        """What the models make of the probe text; None where no gate is set.
-
-        Raises:
-            SwapRefusedError: the new model is worse than a gate allows, or cannot be compared.
-        """
+    async def read(self, model: ServedModel, max_seq_len: int) -> Reading | None:
+        """What a model makes of the probe text, in windows of that many tokens at most; None where
+        no gate is set."""
         settings = self._settings
         if settings.max_kl is None and settings.max_perplexity is None:
             return None
         assert settings.probe is not None, "a gate without a text"
-        text = read_probe(settings.probe)
-        window = min(WINDOW_TOKENS, old.engine.config.max_seq_len, new.engine.config.max_seq_len)
-        before, after = [await _read(model, text, window) for model in (old, new)]
+        return await _read(model, read_probe(settings.probe), min(WINDOW_TOKENS, max_seq_len))
+
+    def compare(self, before: Reading, after: Reading) -> Verdict:
+        """The new model's reading, the second, against the old one's.
+
+        Raises:
+            SwapRefusedError: it is worse than a gate allows, or cannot be compared.
+        """
         num_tokens = len(before.logprobs)
         is_same_text = before.token_ids == after.token_ids
         verdict = Verdict(
@@ -145,7 +151,7 @@ def _divergence(before: dict[int, float], after: dict[int, float]) -> float:
     return max(0.0, total + rest * math.log(rest / other_rest))
 
 
-async def _read(model: ServedModel, text: str, window: int) -> _Reading:
+async def _read(model: ServedModel, text: str, window: int) -> Reading:
     token_ids = model.tokenizer.encode(text, add_special_tokens=False)
     start = [] if model.tokenizer.bos_token_id is None else [model.tokenizer.bos_token_id]
     step = window - len(start)
@@ -163,4 +169,4 @@ async def _read(model: ServedModel, text: str, window: int) -> _Reading:
     for request in requests:  # one by one: clients' requests go on meanwhile
         ends = await ask(model.engine, [request])
         logprobs += ends[request.request_id].prompt_logprobs
-    return _Reading(token_ids, logprobs)
+    return Reading(token_ids, logprobs)

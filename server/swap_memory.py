@@ -31,7 +31,7 @@ def check_memory(checkpoint: Checkpoint, settings: ServerSettings) -> None:
         raise SwapRefusedError(
             f"the new model needs about {needed // MIB} MiB beside the one that is served, and "
             f"{available // MIB} MiB are available: make room, serve with a smaller "
-            "--kv-cache-memory, or start the server anew with the other model"
+            "--kv-cache-memory, or with --swap drain"
         )
 
 

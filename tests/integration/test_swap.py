@@ -142,3 +142,23 @@ def test_sighup_loads_what_was_put_into_the_folder(models: Path, tmp_path: Path)
         assert get(url, "/health") == 200
         server.process.send_signal(signal.SIGTERM)
         assert_clean_end(server, url)
+
+
+def test_a_swap_that_drains_lets_the_old_one_end_and_takes_it_back_when_the_new_one_fails(
+    models: Path,
+) -> None:
+    gates = ("--swap-probe", str(models / "probe.txt"), "--swap-max-kl", "1e-6")
+    with serving(models / "first", *SIZE, "--swap", "drain", *gates) as server:
+        url = server.wait_until_ready()
+        before = answer(url)
+        engine = server.engine()
+        status, report = load(url, "second")
+        assert status == 400
+        assert "--swap-max-kl" in str(report["error"])
+        assert server.engine().pid != engine.pid
+        assert answer(url) == before, "the old one is back"
+        assert load(url, "broken")[0] == 400
+        assert load(url, "first")[0] == 200
+        assert answer(url) == before
+        server.process.send_signal(signal.SIGTERM)
+        assert_clean_end(server, url)
