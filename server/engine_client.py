@@ -34,8 +34,8 @@ class EngineEndedError(EngineDeadError):
 class EngineClient(asyncio.Protocol):
     """An engine process from its first breath to its last."""
 
-    def __init__(self, number: int, *, stall_s: float) -> None:
-        """`number` is unique in a server; `stall_s` is for `Progress`."""
+    def __init__(self, number: int, progress: Progress) -> None:
+        """`number` is unique among a model's engines; `progress` is to be that of this one."""
         loop = asyncio.get_running_loop()
         self.number = number
         self.pid = 0
@@ -52,7 +52,8 @@ class EngineClient(asyncio.Protocol):
         """Whether it was ended from here because it made no steps."""
         self.is_stuck = False
         """... though nothing outside had stopped it."""
-        self.progress = Progress(stall_s=stall_s)
+        self.progress = progress
+        self._ticks = 0
         self._transport: asyncio.Transport | None = None
         self._decoder = event_decoder()
         self._take: Callable[[Outputs], None] | None = None
@@ -82,6 +83,14 @@ class EngineClient(asyncio.Protocol):
         self.was_killed = True
         self.is_stuck = not _is_stopped(self.pid)
         self.kill()
+
+    def tick(self, elapsed_s: float, *, has_work: bool, most_s: float) -> None:
+        """Note for `progress` that time has passed; see there."""
+        before = self._ticks
+        if has_work:
+            self._ticks = _processor_ticks(self.pid)
+        is_computing = self._ticks != before
+        self.progress.tick(elapsed_s, has_work=has_work, is_computing=is_computing, most_s=most_s)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """From asyncio."""
@@ -125,8 +134,19 @@ class EngineClient(asyncio.Protocol):
 
 def _is_stopped(pid: int) -> bool:
     """Whether a process was stopped by a signal, as SIGSTOP does, and not by itself."""
+    return _stat(pid)[:1] in (["T"], ["t"])
+
+
+def _processor_ticks(pid: int) -> int:
+    """Processor time of a process so far, in ticks of the system's clock; 0 where nobody tells."""
+    fields = _stat(pid)
+    return int(fields[11]) + int(fields[12]) if fields else 0
+
+
+def _stat(pid: int) -> list[str]:
+    """What Linux says of a process, from its state on (proc(5)); elsewhere nothing."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] in ("T", "t")
+        return []
+    return stat.rpartition(")")[2].split()

@@ -22,6 +22,7 @@ import sys
 from collections import deque
 
 from llmserve.errors import EngineError, LLMServeError
+from llmserve.runners.registry import import_torch_runner
 
 from .engine_process import ParentGoneError, serve_engine
 from .engine_setup import LoadedModels, loaded_models, loads_before_fork
@@ -189,6 +190,8 @@ def _load_and_fork(channel: _Channel) -> int:
             models = None
             if loads_before_fork(settings):
                 models = stack.enter_context(loaded_models(settings))
+            else:
+                import_torch_runner()
             _Loader(channel, settings, models).run()
     except ParentGoneError:
         raise

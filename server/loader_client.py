@@ -24,6 +24,7 @@ from .messages import (
     encode_frame,
     loader_event_decoder,
 )
+from .progress import Progress
 
 __all__ = ["LoaderClient", "LoaderGoneError"]
 
@@ -67,8 +68,8 @@ class LoaderClient(asyncio.Protocol):
         await loop.create_unix_connection(lambda: client, sock=launch.connection)
         return client
 
-    async def fork(self, command: Fork, *, stall_s: float) -> EngineClient:
-        """Start an engine; it has begun, and is not ready yet.
+    async def fork(self, command: Fork, progress: Progress) -> EngineClient:
+        """Start an engine, whose steps `progress` is to note; it has begun, and is not ready yet.
 
         Raises:
             LoaderGoneError: the loader has ended, or does not answer and was killed.
@@ -76,7 +77,7 @@ class LoaderClient(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         with theirs:
             forked = self._send(command, theirs)
-        engine = EngineClient(command.number, stall_s=stall_s)
+        engine = EngineClient(command.number, progress)
         await asyncio.get_running_loop().create_unix_connection(lambda: engine, sock=ours)
         try:
             engine.pid = await asyncio.wait_for(forked, self._timeout_s)

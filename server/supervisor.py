@@ -36,6 +36,7 @@ from .messages import (
 )
 from .poison import CrashCounts, is_from_outside
 from .probes import PROBE, one_token_request
+from .progress import Progress
 from .replica import Replica
 from .restarts import Restarts
 from .router import Router
@@ -70,7 +71,7 @@ async def start_engines(
     """
     loader = await LoaderClient.take_over(launch)
     try:
-        first = await loader.fork(Fork(0), stall_s=limits.engine_stall_s)
+        first = await loader.fork(Fork(0), Progress(stall_s=limits.engine_stall_s))
         ready = await first.ready
         supervisor = Supervisor(
             settings, ready, loader=loader, limits=limits, num_replicas=num_replicas
@@ -100,6 +101,7 @@ class Supervisor(EngineHandle):
         super().__init__(ready, limits=limits, num_replicas=num_replicas)
         self._settings = settings
         self._stall_s = limits.engine_stall_s
+        self._slowest_step_s = ready.config.full_step_s or 0.0
         self._loader = loader
         self._loading = asyncio.Lock()
         self._crashes = CrashCounts()
@@ -178,6 +180,7 @@ class Supervisor(EngineHandle):
     def _receive(self, replica: Replica, outputs: Outputs) -> None:
         if outputs.outputs:
             self._restarts.progress()
+        self._slowest_step_s = max(self._slowest_step_s, outputs.step_s)
         replica.receive(outputs)
         self.stats = total_stats([one.latest.stats for one in self._replicas if one.latest])
 
@@ -239,7 +242,8 @@ class Supervisor(EngineHandle):
         async with self._loading:
             await self._revive_loader()
             command = Fork(next(self._numbers), self.config)
-            engine = await self._loader.fork(command, stall_s=self._stall_s)
+            progress = Progress(stall_s=self._stall_s, slowest_step_s=self._slowest_step_s)
+            engine = await self._loader.fork(command, progress)
         try:
             ready = await asyncio.wait_for(asyncio.shield(engine.ready), START_TIMEOUT_S)
             if ready.info != self.info:
@@ -280,10 +284,9 @@ class Supervisor(EngineHandle):
                     await self._revive_loader()
 
     def _check_progress(self, replica: Replica, engine: EngineClient, elapsed_s: float) -> None:
-        progress = engine.progress
-        progress.tick(elapsed_s, has_work=replica.has_work, most_s=2 * TICK_S)
-        if progress.is_stuck and not engine.was_killed:
-            _log.warning("engine %d has made no step for %.1f s", engine.pid, progress.silent_s)
+        engine.tick(elapsed_s, has_work=replica.has_work, most_s=2 * TICK_S)
+        if engine.progress.is_stuck and not engine.was_killed:
+            _log.warning("engine %d has work and makes no steps: it is replaced", engine.pid)
             engine.kill_stuck()
 
 

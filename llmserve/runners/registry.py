@@ -13,7 +13,7 @@ from ..errors import ConfigError, MissingDependencyError
 from .native_options import NativeOptions, obstacle_to_native
 from .protocol import Runner
 
-__all__ = ["RUNNERS", "load_runner", "survives_fork", "use_torch_threads"]
+__all__ = ["RUNNERS", "import_torch_runner", "load_runner", "survives_fork", "use_torch_threads"]
 
 _log = logging.getLogger("llmserve.engine")
 
@@ -101,6 +101,15 @@ def survives_fork(
         return False
     obstacle = obstacle_to_native(checkpoint, dtype=dtype, device=device, block_size=block_size)
     return obstacle is None
+
+
+def import_torch_runner() -> None:
+    """Import what a model on torch will need, before a fork: that does survive it.
+
+    Where torch is not installed nothing happens; `load_runner` says so.
+    """
+    if find_spec("torch") is not None:
+        from . import torch_runner  # noqa: F401 - for what importing it leaves behind
 
 
 def _load_torch(

@@ -12,6 +12,7 @@ from llmserve.server.engine_client import EngineClient
 from llmserve.server.live_requests import LiveRequests, Mailbox
 from llmserve.server.messages import Abort, AddRequest, Command, Outputs
 from llmserve.server.poison import CrashCounts
+from llmserve.server.progress import Progress
 from llmserve.server.replica import Replica
 from llmserve.server.router import Router
 from support.engines import make_config, make_engine
@@ -21,7 +22,7 @@ class NotingEngine(EngineClient):
     """Keeps what it is sent."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(number, stall_s=1.0)
+        super().__init__(number, Progress(stall_s=1.0))
         self.sent: list[Command] = []
 
     def send(self, command: Command) -> None:
