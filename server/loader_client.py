@@ -31,7 +31,7 @@ __all__ = ["LoaderClient", "LoaderGoneError"]
 LOAD_TIMEOUT_S = 600.0
 """Time that a loader gets for its first engine, after which it counts as stuck."""
 
-FORK_TIMEOUT_S = 10.0
+FORK_TIMEOUT_S = 5.0
 """Time for each after that: nothing is left to load."""
 
 STATUS_TIMEOUT_S = 1.0

@@ -22,6 +22,7 @@ from .engine_client import EngineClient
 from .engine_handle import EngineHandle
 from .engine_launch import EngineLaunch
 from .engine_stats import total_stats
+from .folder_stamp import stamp_of
 from .live_requests import Mailbox
 from .loader_client import LoaderClient
 from .messages import (
@@ -100,6 +101,7 @@ class Supervisor(EngineHandle):
     ) -> None:
         super().__init__(ready, limits=limits, num_replicas=num_replicas)
         self._settings = settings
+        self._stamp = stamp_of(settings)
         self._stall_s = limits.engine_stall_s
         self._slowest_step_s = ready.config.full_step_s or 0.0
         self._loader = loader
@@ -258,11 +260,18 @@ class Supervisor(EngineHandle):
         return engine
 
     async def _revive_loader(self) -> None:
+        """Start another loader if there is none.
+
+        Raises:
+            EngineDeadError: it would load other files than the first, which were verified.
+        """
         if not self._loader.is_gone:
             return
-        _log.warning("the loader ended; another loads the model")
         self._revived_at = asyncio.get_running_loop().time()
         await self._loader.close()
+        if stamp_of(self._settings) != self._stamp:
+            raise EngineDeadError(f"files of {self._settings.model} were changed since the start")
+        _log.warning("the loader ended; another loads the model")
         launch = EngineLaunch()
         launch.load(self._settings)
         self._loader = await LoaderClient.take_over(launch)
@@ -281,7 +290,8 @@ class Supervisor(EngineHandle):
             self.requests.expire(time.monotonic())
             if self._loader.is_gone and now - self._revived_at > REVIVAL_S:
                 async with self._loading:
-                    await self._revive_loader()
+                    with contextlib.suppress(EngineDeadError):  # no engine needs it yet
+                        await self._revive_loader()
 
     def _check_progress(self, replica: Replica, engine: EngineClient, elapsed_s: float) -> None:
         engine.tick(elapsed_s, has_work=replica.has_work, most_s=2 * TICK_S)

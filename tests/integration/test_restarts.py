@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -129,6 +130,22 @@ def test_streams_go_on_when_engine_or_loader_is_killed_or_stopped(folder: Path) 
         assert get(url, "/health") == 200
         server.process.send_signal(signal.SIGTERM)
         assert_clean_end(server, url)
+
+
+def test_a_server_never_goes_on_with_other_weights(folder: Path, tmp_path: Path) -> None:
+    served = make_model_folder(tmp_path / "served")
+    with serving(served, "--runner", "fake", *SIZE) as server:
+        url = server.wait_until_ready()
+        reply(url, {"prompt": "x", "max_tokens": 3})
+        shutil.rmtree(served)
+        shutil.copytree(folder, served)  # the same model: only its files are others
+        loader, engine = server.loader(), server.engine()
+        loader.kill()
+        loader.wait(5)
+        assert reply(url, {"prompt": "x", "max_tokens": 3}), "the engine goes on"
+        os.kill(engine.pid, signal.SIGKILL)
+        assert_clean_end(server, url, code=1)
+        assert "were changed since the start" in server.lines[-1]
 
 
 @pytest.mark.parametrize("action", ["abort", "hang"])

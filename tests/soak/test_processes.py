@@ -1,8 +1,9 @@
 """Engines killed, stopped and swapped for a minute under load (R14, R20, R30's idea: each reply
 equals the answer that an undisturbed server gave).
 
-`LLMSERVE_SOAK_SEED` chooses other prompts, `LLMSERVE_SOAK_S` another duration. The longest pause of
-a stream is printed (`pytest -s`).
+`LLMSERVE_SOAK_SEED` chooses other prompts, `LLMSERVE_SOAK_S` another duration. The first two tests
+take another model than a tiny one from `LLMSERVE_SOAK_MODEL`, and another number of clients from
+`LLMSERVE_SOAK_STREAMS`. The longest pause of a stream is printed (`pytest -s`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.http, pytest.mark.timeout(900)]
 SEED = int(os.environ.get("LLMSERVE_SOAK_SEED", "0"))
 DURATION_S = float(os.environ.get("LLMSERVE_SOAK_S", "60"))
 EVERY_S = 2.0
-NUM_STREAMS = 32
+NUM_STREAMS = int(os.environ.get("LLMSERVE_SOAK_STREAMS", "32"))
 SIZE = (
     "--max-num-batched-tokens",
     "128",
@@ -132,10 +133,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
-def test_engines_ended_every_two_seconds_under_32_streams(
+def test_engines_ended_every_two_seconds_under_streams(
     models: Path, number: signal.Signals
 ) -> None:
-    with serving(models / "model0", *SIZE) as server:
+    folder = os.environ.get("LLMSERVE_SOAK_MODEL", models / "model0")
+    with serving(folder, *SIZE) as server:
         load = Load(server.wait_until_ready())
         count = 0
 
