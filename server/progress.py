@@ -15,6 +15,10 @@ COMPUTING_FACTOR = 12.0
 """Time in which the engine's process computed counts for so much less."""
 
 
+FORGETTING = 0.99
+"""What each other step leaves of the slowest: a pause of the machine within one is forgotten."""
+
+
 class Progress:
     """Steps of one engine, and the silence since the last."""
 
@@ -25,12 +29,13 @@ class Progress:
         """
         self._stall_s = stall_s
         self.slowest_step_s = slowest_step_s
+        """Of late."""
         self.silent_s = 0.0
         """Time with work to do and no step, as far as `tick` has seen it and it counts."""
 
     def step(self, step_s: float) -> None:
         """Note a step that took `step_s` seconds."""
-        self.slowest_step_s = max(self.slowest_step_s, step_s)
+        self.slowest_step_s = max(step_s, FORGETTING * self.slowest_step_s)
         self.silent_s = 0.0
 
     def tick(self, elapsed_s: float, *, has_work: bool, is_computing: bool, most_s: float) -> None:

@@ -29,7 +29,7 @@ class Restarts:
         self._deaths.clear()
 
     def death(self, now: float, cause: str) -> None:
-        """Note that an engine died that had work, or at its start.
+        """Note that an engine died that had work, or by itself, or at its start.
 
         Raises:
             EngineDeadError: it is one too many.

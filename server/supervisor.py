@@ -118,15 +118,17 @@ class Supervisor(EngineHandle):
 
     async def begin(self, first: EngineClient) -> None:
         """Start the other replicas beside `first`, and watch over all."""
-        engines = [first, *[await self._start() for _ in self._replicas[1:]]]
+        engines = [first]
+        try:
+            while len(engines) < len(self._replicas):
+                engines.append(await self._start())
+        except BaseException:
+            for engine in engines:
+                engine.close()
+            raise
         for replica, engine in zip(self._replicas, engines, strict=True):
             self._tasks.append(asyncio.create_task(self._keep(replica, engine)))
         self._tasks.append(asyncio.create_task(self._watch()))
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the engines that serve now."""
-        return [replica.engine.pid for replica in self._replicas if replica.engine is not None]
 
     def send(self, command: Command) -> None:
         """Pass a command on to the replica that has the request, or is to have it."""
@@ -182,7 +184,6 @@ class Supervisor(EngineHandle):
     def _receive(self, replica: Replica, outputs: Outputs) -> None:
         if outputs.outputs:
             self._restarts.progress()
-        self._slowest_step_s = max(self._slowest_step_s, outputs.step_s)
         replica.receive(outputs)
         self.stats = total_stats([one.latest.stats for one in self._replicas if one.latest])
 
@@ -196,14 +197,16 @@ class Supervisor(EngineHandle):
         replica.vacate()
         self._router.forget(replica.index)
         self.num_restarts += 1
+        self._slowest_step_s = engine.progress.slowest_step_s
         status = await self._loader.status_of(engine)
         cause = _cause_of_death(engine, status)
         _log.warning("engine %d ended: %s; %d requests wait", engine.pid, cause, len(replica.live))
-        if not is_from_outside(status) or engine.is_stuck:
+        is_crash = not is_from_outside(status) or engine.is_stuck
+        if is_crash:
             convicted = self._crashes.blame(engine.computing, alone=alone)
             if convicted is not None:
                 self._give_up(convicted, cause)
-        if was_busy:
+        if was_busy or is_crash:
             self._restarts.death(time.monotonic(), cause)
 
     def _give_up(self, request_id: str, cause: str) -> None:

@@ -75,12 +75,12 @@ def test_engines_killed_at_every_twentieth_step_change_no_token_and_no_logprob(
 
 def stream_all(server: ServeProcess, url: str, count: int, disturb: object) -> list[bytes]:
     """`count` streams, in the midst of which `disturb` is called with their server."""
-    body = {"prompt": "x", "stream": True, "ignore_eos": True, "max_tokens": 100, "temperature": 0}
+    body = {"prompt": "x", "stream": True, "ignore_eos": True, "max_tokens": 80, "temperature": 0}
     replies: dict[int, tuple[int, bytes]] = {}
     threads = in_threads(
         count, lambda index: replies.__setitem__(index, post(url, {**body, "prompt": [index + 20]}))
     )
-    time.sleep(0.4)
+    time.sleep(0.2)
     disturb(server)  # type: ignore[operator]
     for thread in threads:
         thread.join(30)
@@ -124,9 +124,9 @@ def kill_loader(server: ServeProcess) -> None:
 def test_streams_go_on_when_engine_or_loader_is_killed_or_stopped(folder: Path) -> None:
     with serving(folder, "--runner", "fake:0.01", *SIZE) as server:
         url = server.wait_until_ready()
-        wanted = stream_all(server, url, 8, lambda _: None)
+        wanted = stream_all(server, url, 5, lambda _: None)
         for disturb in (kill_engine, stop_engine, kill_loader):
-            assert stream_all(server, url, 8, disturb) == wanted, disturb
+            assert stream_all(server, url, 5, disturb) == wanted, disturb
         assert get(url, "/health") == 200
         server.process.send_signal(signal.SIGTERM)
         assert_clean_end(server, url)
@@ -160,8 +160,8 @@ def test_a_poison_request_fails_alone(folder: Path, action: str) -> None:
     environment = {"LLMSERVE_FAILPOINTS": f"engine.poison={action}"}
     with serving(folder, "--runner", "fake:0.01", *SIZE, environment=environment) as server:
         url = server.wait_until_ready()
-        wanted = stream_all(server, url, 6, lambda _: None)
-        assert stream_all(server, url, 6, poison) == wanted
+        wanted = stream_all(server, url, 5, lambda _: None)
+        assert stream_all(server, url, 5, poison) == wanted
         assert server.output.count(" requests wait") == 3
         server.process.send_signal(signal.SIGTERM)
         assert server.wait() == 0

@@ -51,3 +51,12 @@ def test_what_engines_before_it_took_is_granted_to_the_next() -> None:
     progress = Progress(stall_s=1.0, slowest_step_s=0.5)
     progress.tick(4.9, has_work=True, is_computing=False, most_s=10.0)
     assert not progress.is_stuck
+
+
+def test_a_pause_within_a_step_is_forgotten() -> None:
+    progress = Progress(stall_s=1.0)
+    progress.step(1000.0)
+    for _ in range(2000):
+        progress.step(0.01)
+    progress.tick(1.1, has_work=True, is_computing=False, most_s=10.0)
+    assert progress.is_stuck
