@@ -65,6 +65,9 @@ class Limits:
     """Entries of `banned_token_ids`."""
     max_deadline_s: float = 300.0
     """Time from arrival to the end of a request."""
+    engine_stall_s: float = 5.0
+    """Time that an engine with work may make no step, or ten times its slowest one; then another
+    takes its place."""
     drain_s: float = 30.0
     """Time that requests in flight get to end after SIGTERM."""
     max_template_bytes: int = 64 << 10

@@ -53,7 +53,11 @@ class Access(StrEnum):
 PUBLIC_PATHS = frozenset({"/health", "/ready", *PAGE_FILES})
 """Paths that need no key: probes and the page, which holds no secrets."""
 
-SCOPES = {"/metrics": RouteScope.METRICS, "/limits": RouteScope.ADMIN}
+SCOPES = {
+    "/metrics": RouteScope.METRICS,
+    "/limits": RouteScope.ADMIN,
+    "/admin/models/load": RouteScope.ADMIN,
+}
 
 
 def required_scope(path: str) -> RouteScope | None:

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model folder")
     _add_network_arguments(parser.add_argument_group("network"))
     add_engine_arguments(parser)
+    _add_swap_arguments(parser.add_argument_group("another model in the place of the first"))
     _add_prompt_arguments(parser.add_argument_group("names and prompts"))
     _add_access_arguments(parser.add_argument_group("access"))
     _add_limit_arguments(parser.add_argument_group("limits and logs"))
@@ -65,6 +66,31 @@ def _add_network_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--http-parser", choices=("auto", "httptools", "h11"), default="auto",
         help="HTTP/1.1 parser (default: auto, httptools where installed)",
+    )  # fmt: skip
+
+
+def _add_swap_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--swap-root", type=Path, metavar="FOLDER",
+        help="where POST /admin/models/load may load models from (default: the folder that MODEL "
+        "lies in)",
+    )  # fmt: skip
+    group.add_argument(
+        "--swap", choices=("beside", "drain"), default="beside",
+        help="load it beside the old one, or when the old one's requests have ended, which takes "
+        "less memory and answers new ones with 503 meanwhile (default: beside)",
+    )  # fmt: skip
+    group.add_argument(
+        "--swap-probe", type=Path, metavar="FILE",
+        help="text that both models read before a swap, for the two gates below",
+    )  # fmt: skip
+    group.add_argument(
+        "--swap-max-kl", type=float, metavar="NATS",
+        help="refuse a model that diverges by more from the one it would replace, per token",
+    )  # fmt: skip
+    group.add_argument(
+        "--swap-max-perplexity", type=float, metavar="FACTOR",
+        help="refuse a model whose perplexity is higher by more than this factor",
     )  # fmt: skip
 
 
@@ -151,7 +177,7 @@ def parse_limits(assignments: list[str]) -> Limits:
 
 
 def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
-    from .settings import ServerSettings, load_keys
+    from .settings import ServerSettings, SwapSettings, load_keys
 
     keys = load_keys(
         user_file=args.api_key_file,
@@ -170,6 +196,14 @@ def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
         allow_unauthenticated=args.allow_unauthenticated,
         allowed_hosts=tuple(name.lower() for name in args.allowed_hosts),
         allowed_origins=tuple(args.allowed_origins),
+        num_replicas=args.replicas,
+        swap=SwapSettings(
+            root=args.swap_root,
+            drains=args.swap == "drain",
+            probe=args.swap_probe,
+            max_kl=args.swap_max_kl,
+            max_perplexity=args.swap_max_perplexity,
+        ),
         ignore_unknown_fields=args.ignore_unknown_fields,
         http_parser=args.http_parser,
     )

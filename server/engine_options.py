@@ -26,10 +26,11 @@ _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the groups of options about model, memory, scheduling and speed."""
+    """Add the groups of options about model, memory, scheduling and speed, and processes."""
     _add_model_arguments(parser.add_argument_group("model"))
     _add_memory_arguments(parser.add_argument_group("memory"))
     _add_step_arguments(parser.add_argument_group("scheduling and speed"))
+    _add_process_arguments(parser.add_argument_group("processes"))
 
 
 def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
@@ -98,6 +99,14 @@ def _add_step_arguments(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
+def _add_process_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--replicas", type=int, default=1, metavar="COUNT",
+        help="engine processes, which share the weights and the cores; each has a KV cache of its "
+        "own (default: 1)",
+    )  # fmt: skip
+
+
 def parse_size(text: str) -> int:
     """Bytes from `268435456`, `256M` or `1GiB`; factors are powers of 1024."""
     match = _SIZE.fullmatch(text.strip())
@@ -125,7 +134,7 @@ def engine_settings(args: argparse.Namespace, keys: KeyRing) -> EngineSettings:
         runner=runner,
         dtype=args.dtype,
         device=args.device,
-        threads=args.threads,
+        threads=args.threads or _share_of_cores(args.replicas),
         deterministic=args.deterministic,
         native=native_options(args),
         adapters=parse_assignments(args.lora_modules, "--lora-modules"),
@@ -143,6 +152,15 @@ def engine_settings(args: argparse.Namespace, keys: KeyRing) -> EngineSettings:
         record=args.record,
         fake_step_s=float(step_s or 0.0),
     )
+
+
+def _share_of_cores(num_replicas: int) -> int | None:
+    """Threads of one of several replicas; None: the runner's own choice."""
+    if num_replicas < 2:
+        return None
+    from llmserve.runners.native_runner import default_threads
+
+    return max(1, default_threads() // num_replicas)
 
 
 def _step_time(args: argparse.Namespace) -> float:

@@ -1,50 +1,49 @@
-"""The engine process: one model, one engine, stepped for as long as the API process lives.
+"""An engine process: one engine, stepped for as long as the API process keeps its connection open.
 
-Started by `engine_launch.py` as `python -m llmserve.server.engine_process --fd N`, where N is its
-end of a socket pair. It does nothing but compute: text, HTTP, limits and clients are the API
-process's business, so a long step never keeps a client's socket waiting, nor the reverse.
+It is forked by the loader (`engine_loader.py`), with the model in memory where that survives a
+fork. It does nothing but compute: text, HTTP, limits and clients are the API process's business,
+so a long step never keeps a client's socket waiting, nor the reverse. What goes wrong here ends the
+process: the supervisor starts another and hands it what was in flight.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
-import signal
 import socket
-import sys
 import time
-from typing import TypeVar
 
 from llmserve.engine.engine import Engine
 from llmserve.engine.request import FinishReason, Request, RequestOutput
-from llmserve.errors import EngineError, LLMServeError
+from llmserve.engine.step import Step
+from llmserve.engine.watcher import Watcher
+from llmserve.errors import LLMServeError
+from llmserve.failpoints import hit, is_armed
 
-from .engine_setup import loaded_engine
+from .engine_setup import LoadedModels, loaded_models, started_engine
 from .messages import (
     Abort,
     AddRequest,
     Command,
+    Computing,
+    EngineSettings,
     Event,
     Failed,
     Finish,
-    Load,
+    Fork,
     Outputs,
     Ready,
-    Start,
     command_decoder,
     encode_frame,
 )
 
-__all__ = ["Channel", "EngineLoop", "ParentGoneError", "main"]
-
-MAX_FAILED_STEPS = 3
-"""Steps that may raise one after another before the process gives up."""
+__all__ = ["Channel", "EngineLoop", "FreshRequests", "ParentGoneError", "serve_engine"]
 
 RECEIVE_BYTES = 1 << 18
 
-_log = logging.getLogger("llmserve.engine")
+POISON_TOKEN = 7
+"""The failpoint `engine.poison` is hit by steps with a request whose prompt begins with this id."""
 
-C = TypeVar("C", bound=Command)
+_log = logging.getLogger("llmserve.engine")
 
 
 class ParentGoneError(LLMServeError):
@@ -57,27 +56,13 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._decoder = command_decoder()
-        self._waiting: list[Command] = []
-
-    def expect(self, kind: type[C]) -> C:
-        """The next command, which must be of this kind.
-
-        Raises:
-            EngineError: it is another.
-            ParentGoneError: there is none any more.
-        """
-        self._waiting = self.receive(wait=True)
-        command = self._waiting.pop(0)
-        if not isinstance(command, kind):
-            raise EngineError(f"a {kind.__name__} is due, not a {type(command).__name__}")
-        return command
 
     def receive(self, *, wait: bool) -> list[Command]:
         """Commands that have arrived; with `wait`, at least one.
 
         Raises `ParentGoneError` at the end of the stream.
         """
-        commands, self._waiting = self._waiting, []
+        commands: list[Command] = []
         while True:
             flags = 0 if wait and not commands else socket.MSG_DONTWAIT
             try:
@@ -98,25 +83,56 @@ class Channel:
             raise ParentGoneError(str(error)) from error
 
 
+class FreshRequests(Watcher):
+    """Tells the API process which requests without an output a step computes, before it does.
+
+    Should the step end the process, these are the ones that may have done it.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._fresh: set[str] = set()
+        self._told: set[str] = set()
+
+    def added(self, request: Request) -> None:
+        """It has had no output yet."""
+        self._fresh.add(request.request_id)
+
+    def scheduled(self, step: Step) -> None:
+        """The step is about to be computed."""
+        if self._fresh or self._told:
+            ids = {chunk.sequence.request_id for chunk in step.chunks} & self._fresh
+            if ids != self._told:
+                self._told = ids
+                self._channel.send(Computing(sorted(ids)))
+        if is_armed("engine.poison"):
+            for sequence in (*step.decodes, *(chunk.sequence for chunk in step.chunks)):
+                if sequence.token_ids[0] == POISON_TOKEN:
+                    hit("engine.poison")
+
+    def note(self, outputs: list[RequestOutput]) -> None:
+        """These have got on, or ended."""
+        if self._fresh:
+            self._fresh.difference_update(output.request_id for output in outputs)
+
+
 class EngineLoop:
     """Drain commands, step, send what the step did; sleep when there is nothing to do."""
 
-    def __init__(self, engine: Engine, channel: Channel) -> None:
+    def __init__(self, engine: Engine, channel: Channel, fresh: FreshRequests) -> None:
+        """`fresh` watches the engine."""
         self._engine = engine
         self._channel = channel
+        self._fresh = fresh
         self._refused: list[RequestOutput] = []
-        self._num_steps = 0
-        self._num_failed_steps = 0
 
     def run(self) -> None:
-        """Serve until the parent leaves (`ParentGoneError`) or the engine fails for good.
-
-        Raises `EngineError` after `MAX_FAILED_STEPS` steps in a row that raised.
-        """
+        """Serve until the parent leaves (`ParentGoneError`). What a step raises passes through."""
         while True:
             for command in self._channel.receive(wait=not self._engine.has_work):
                 self._apply(command)
-            self._step()
+            if self._engine.has_work or self._refused:
+                self._step()
 
     def _apply(self, command: Command) -> None:
         match command:
@@ -126,8 +142,6 @@ class EngineLoop:
                 self._engine.abort(request_id)
             case Finish(request_id=request_id, choice_index=choice_index):
                 self._engine.finish(request_id, choice_index)
-            case Load() | Start():
-                raise EngineError("the engine is started already")
 
     def _add(self, request: Request) -> None:
         try:
@@ -145,65 +159,49 @@ class EngineLoop:
             ]
 
     def _step(self) -> None:
-        if not self._engine.has_work and not self._refused:
-            return
         started = time.monotonic()
-        num_steps = self._num_steps
-        try:
-            outputs = self._engine.step(started)
-        except Exception as error:
-            self._survive(error)
-            return
-        stats = self._engine.stats()
-        self._num_steps = stats.num_steps
-        if stats.num_steps > num_steps:  # the runner computed, not only last outputs collected
-            self._num_failed_steps = 0
+        outputs = self._engine.step(started)
+        self._fresh.note(outputs)
         step_s = time.monotonic() - started
-        self._channel.send(Outputs(self._refused + outputs, stats, step_s))
+        self._channel.send(Outputs(self._refused + outputs, self._engine.stats(), step_s))
         self._refused = []
 
-    def _survive(self, error: Exception) -> None:
-        """End the requests of a step that raised; the others go on."""
-        self._num_failed_steps += 1
-        self._num_steps = self._engine.stats().num_steps
-        _log.error("step failed (%d in a row): %s", self._num_failed_steps, error, exc_info=error)
-        message = f"the step failed: {type(error).__name__}"
-        self._engine.fail_running(message)
-        if self._num_failed_steps >= MAX_FAILED_STEPS:
-            raise EngineError(f"{MAX_FAILED_STEPS} steps in a row failed, the last with: {error}")
 
+def serve_engine(
+    connection: socket.socket, settings: EngineSettings, models: LoadedModels | None, fork: Fork
+) -> int:
+    """Be an engine until the API process leaves; returns the exit code of the process.
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry of the process; returns its exit code."""
-    parser = argparse.ArgumentParser(description="One engine; started by llmserve serve.")
-    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the parent")
-    connection = socket.socket(fileno=parser.parse_args(argv).fd)
-    # The parent decides: it drains on these signals, and the end of its stream ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with connection:
-        try:
-            return _serve(Channel(connection))
-        except ParentGoneError:
-            return 0
-
-
-def _serve(channel: Channel) -> int:
+    `models` are loaded here where they did not survive a fork.
+    """
+    channel = Channel(connection)
     try:
-        settings = channel.expect(Load).settings
-        with loaded_engine(settings, before_trials=lambda: channel.expect(Start)) as loaded:
-            channel.send(Ready(loaded.info, loaded.engine.config, loaded.draft_info))
-            EngineLoop(loaded.engine, channel).run()
+        if models is not None:
+            _serve(channel, settings, models, fork)
+        else:
+            with loaded_models(settings) as loaded:
+                _serve(channel, settings, loaded, fork)
     except ParentGoneError:
-        raise
+        return 0
     except LLMServeError as error:
-        channel.send(Failed(str(error)))
+        _fail(channel, str(error))
     except Exception as error:
         _log.exception("the engine failed")
-        channel.send(Failed(f"{type(error).__name__}: {error}"))
+        _fail(channel, f"{type(error).__name__}: {error}")
     return 1
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _serve(channel: Channel, settings: EngineSettings, models: LoadedModels, fork: Fork) -> None:
+    fresh = FreshRequests(channel)
+    with started_engine(
+        settings, models, number=fork.number, config=fork.config, watcher=fresh
+    ) as loaded:
+        channel.send(Ready(loaded.info, loaded.engine.config, loaded.draft_info))
+        EngineLoop(loaded.engine, channel, fresh).run()
+
+
+def _fail(channel: Channel, message: str) -> None:
+    try:
+        channel.send(Failed(message))
+    except ParentGoneError:
+        _log.warning("nobody was left to be told: %s", message)

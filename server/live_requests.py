@@ -11,8 +11,8 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from llmserve.engine.request import FinishReason, Request, RequestOutput
 from llmserve.errors import EngineDeadError, OverloadedError
@@ -84,6 +84,20 @@ class LiveRequest:
     num_cached_tokens: int | None = None
     """Prefix-cache hit as the first choice first reported it."""
     has_output: bool = False
+    replica: int = -1
+    """Place of the engine that it was routed to; -1: none yet."""
+    engine: int | None = None
+    """Number of the engine that has it; None: it waits for one."""
+
+    def resumed(self) -> Request:
+        """The request as another engine is to take it up: a preempted sequence, to it."""
+        choices = range(self.request.sampling_params.n)
+        return replace(
+            self.request,
+            output_token_ids=[list(ids) for ids in self.output_token_ids],
+            ended_choices=[index for index in choices if index not in self.open_choices],
+            num_cached_tokens=self.num_cached_tokens,
+        )
 
 
 class DrainRate:
@@ -126,6 +140,9 @@ class LiveRequests:
 
     def __len__(self) -> int:
         return len(self._live)
+
+    def __iter__(self) -> Iterator[LiveRequest]:
+        return iter(self._live.values())
 
     def get(self, request_id: str) -> LiveRequest | None:
         """The live request of that id."""
@@ -193,6 +210,18 @@ class LiveRequests:
             if output.finish_reason is not None:
                 self._close_choice(live, output.choice_index)
             live.mailbox.put(output)
+
+    def expire(self, now: float) -> None:
+        """End as `timeout` what no engine has and whose deadline has passed (`time.monotonic`)."""
+        for live in list(self._live.values()):
+            deadline = live.request.deadline
+            if live.engine is None and deadline is not None and deadline <= now:
+                self._end_all(live.request.request_id, FinishReason.TIMEOUT, None)
+
+    def fail(self, request_id: str, error: str) -> None:
+        """End every open choice of a request that no engine has any more as `error`."""
+        if request_id in self._live:
+            self._end_all(request_id, FinishReason.ERROR, error)
 
     def fail_all(self, error: str) -> None:
         """End everything in flight as `error`, and refuse what comes: the engine is gone."""

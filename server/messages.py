@@ -1,4 +1,4 @@
-"""What the API process and the engine process say to each other, and how it is framed.
+"""What the API process says to the loader and to its engines, and they to it, and how it is framed.
 
 Frames over a Unix socket: four bytes of length, then one tagged message in msgpack. The types are
 the engine's own; nothing is pickled, and a frame that does not fit its type is refused.
@@ -22,18 +22,25 @@ __all__ = [
     "Abort",
     "AddRequest",
     "Command",
+    "Computing",
+    "Ended",
     "EngineSettings",
     "Event",
     "Failed",
     "Finish",
+    "Fork",
+    "Forked",
     "FrameDecoder",
     "Load",
+    "LoaderCommand",
+    "LoaderEvent",
     "Outputs",
     "Ready",
-    "Start",
     "command_decoder",
     "encode_frame",
     "event_decoder",
+    "loader_command_decoder",
+    "loader_event_decoder",
 ]
 
 MAX_FRAME_BYTES = 256 << 20
@@ -88,17 +95,36 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(msgspec.Struct, tag="load"):
-    """The first command: load this."""
+    """To the loader, first: load this."""
 
     settings: EngineSettings
 
 
-class Start(msgspec.Struct, tag="start"):
-    """The second: time steps, if their size is to be found, and serve.
+class Fork(msgspec.Struct, tag="fork"):
+    """To the loader: start an engine. Its end of a socket pair comes with the frame.
 
-    It comes when the API process has its own start behind it: what that costs would be in the
-    times otherwise.
+    The first one comes when the API process has its own start behind it: what that costs would be
+    in the times of the steps otherwise.
     """
+
+    number: int
+    """Engines of this server that were started before it."""
+    config: EngineConfig | None = None
+    """The sizes that the first engine found; None: this is the first, find them."""
+
+
+class Forked(msgspec.Struct, tag="forked"):
+    """From the loader: an engine has begun. Its first message comes over its own socket."""
+
+    pid: int
+
+
+class Ended(msgspec.Struct, tag="ended"):
+    """From the loader: an engine process is no more."""
+
+    pid: int
+    status: int
+    """Its exit code, or the signal that ended it, negative."""
 
 
 class AddRequest(msgspec.Struct, tag="add"):
@@ -129,6 +155,15 @@ class Ready(msgspec.Struct, tag="ready"):
     """Of the model that guesses, where there is one."""
 
 
+class Computing(msgspec.Struct, tag="computing"):
+    """Before a step: those of its requests that have had no output from this engine yet.
+
+    Said only when they are not the same as in the step before, so decoding costs no message.
+    """
+
+    request_ids: list[str]
+
+
 class Outputs(msgspec.Struct, tag="outputs"):
     """What one step did."""
 
@@ -139,19 +174,21 @@ class Outputs(msgspec.Struct, tag="outputs"):
 
 
 class Failed(msgspec.Struct, tag="failed"):
-    """The last event of an engine that cannot start or go on."""
+    """The last event of a loader or an engine that cannot start or go on."""
 
     message: str
 
 
-Command = Load | Start | AddRequest | Abort | Finish
-Event = Ready | Outputs | Failed
+LoaderCommand = Load | Fork
+LoaderEvent = Forked | Ended | Failed
+Command = AddRequest | Abort | Finish
+Event = Ready | Computing | Outputs | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 T = TypeVar("T")
 
 
-def encode_frame(message: Command | Event) -> bytes:
+def encode_frame(message: Command | Event | LoaderCommand | LoaderEvent) -> bytes:
     """One message with its length in front."""
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME_BYTES:
@@ -209,3 +246,13 @@ def command_decoder() -> FrameDecoder[Command]:
 def event_decoder() -> FrameDecoder[Event]:
     """For the API process."""
     return FrameDecoder(msgspec.msgpack.Decoder(Event))
+
+
+def loader_command_decoder() -> FrameDecoder[LoaderCommand]:
+    """For the loader."""
+    return FrameDecoder(msgspec.msgpack.Decoder(LoaderCommand))
+
+
+def loader_event_decoder() -> FrameDecoder[LoaderEvent]:
+    """For the API process."""
+    return FrameDecoder(msgspec.msgpack.Decoder(LoaderEvent))

@@ -119,7 +119,7 @@ class ServerMetrics(Collector):
         yield replies
 
     def _engine_families(self) -> Iterable[Metric]:
-        stats, pools = self._read_stats() or self._nothing, self._config.num_blocks
+        stats = self._read_stats() or self._nothing
         running, waiting = stats.num_running, stats.num_waiting
         yield _gauge("num_requests_running", "Sequences in the batch.", running)
         yield _gauge("num_requests_waiting", "Sequences waiting for the batch.", waiting)
@@ -128,7 +128,7 @@ class ServerMetrics(Collector):
             "Share of KV blocks in use, in the fullest pool, 0 to 1.",
             stats.cache_usage,
         )
-        yield _gauge("kv_cache_blocks", "KV blocks in all pools.", sum(pools))
+        yield _gauge("kv_cache_blocks", "KV blocks in all pools.", stats.num_blocks)
         yield _counter("engine_steps", "Steps computed.", stats.num_steps)
         yield _counter("num_preemptions", "Sequences put back to waiting.", stats.num_preemptions)
         yield _counter(

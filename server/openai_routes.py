@@ -79,6 +79,7 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
 async def _complete(service: Service, request: Request) -> Response:
     arrival_time = time.monotonic()
     service.check_open()
+    service = service.pinned()
     asked, card, ignored = await _read(service, request, CompletionRequest)
     params = asked.sampling_params()
     prompts = await service.prompts.read(asked.prompt, add_special_tokens=asked.add_special_tokens)
@@ -101,6 +102,7 @@ async def _complete(service: Service, request: Request) -> Response:
 async def _chat(service: Service, request: Request) -> Response:
     arrival_time = time.monotonic()
     service.check_open()
+    service = service.pinned()
     asked, card, ignored = await _read(service, request, ChatRequest)
     params = asked.sampling_params()
     prompt = await service.prompts.read_messages(

@@ -65,6 +65,7 @@ def ops_router(service: Service) -> APIRouter:
 
 
 async def _tokenize(service: Service, request: Request) -> Response:
+    service = service.pinned()
     body = await read_object(request, service.limits)
     asked, _ = parse_request(TokenizeRequest, body)
     service.card_named(asked.model)
@@ -91,6 +92,7 @@ async def _ids_of(service: Service, asked: TokenizeRequest) -> list[int]:
 
 
 async def _detokenize(service: Service, request: Request) -> Response:
+    service = service.pinned()
     body = await read_object(request, service.limits)
     asked, _ = parse_request(DetokenizeRequest, body)
     service.card_named(asked.model)

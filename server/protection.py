@@ -76,7 +76,8 @@ class Guard:
 
         try:
             reply = self._refusal(scope) or self._app
-            await reply(scope, receive, guarded_send)
+            with self._service.visitors.inside():
+                await reply(scope, receive, guarded_send)
         finally:
             self._account(scope, status, time.monotonic() - started, request_id)
 

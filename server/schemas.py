@@ -215,6 +215,12 @@ class TokenizeRequest(Strict):
     return_token_strs: bool = False
 
 
+class LoadModelRequest(Strict):
+    """`POST /admin/models/load`: the folder to serve; without one, the served folder anew."""
+
+    model: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+
+
 class DetokenizeRequest(Strict):
     """`POST /detokenize`."""
 

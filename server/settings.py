@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -16,11 +17,40 @@ from .auth import Key, KeyRing, RouteScope
 from .engine_launch import API_KEY_VARIABLE
 from .messages import EngineSettings
 
-__all__ = ["ServerSettings", "is_loopback", "load_keys"]
+__all__ = ["ServerSettings", "SwapSettings", "is_loopback", "load_keys"]
 
+MAX_REPLICAS = 64
 MIN_KEY_CHARS = 8
 KEY_NAME = re.compile(r"name=([A-Za-z0-9._-]{1,64})")
 MAX_KEY_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapSettings:
+    """Which models may take the place of the served one."""
+
+    root: Path | None = None
+    """Folder that they must lie in; None: the one that the model at the start lies in."""
+    drains: bool = False
+    """Whether the old model ends before the new one is loaded: no memory for both is needed, and
+    new requests get 503 meanwhile."""
+    probe: Path | None = None
+    """Text that both models read, for the gates."""
+    max_kl: float | None = None
+    """Most divergence from the old model, nats a token; None: any."""
+    max_perplexity: float | None = None
+    """Most perplexity, as a multiple of the old model's; None: any."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_kl", "max_perplexity"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            option = "--swap-" + name.replace("_", "-")
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{option} must be above 0, got {value:g}")
+            if self.probe is None:
+                raise ConfigError(f"{option} needs a text: give --swap-probe FILE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +71,10 @@ class ServerSettings:
     """Bounds on requests and connections."""
     keys: KeyRing = field(default_factory=KeyRing)
     """Who may call."""
+    num_replicas: int = 1
+    """Engine processes."""
+    swap: SwapSettings = field(default_factory=SwapSettings)
+    """Which models may take the place of the first."""
     shares_prefix_cache: bool = False
     """Whether requests of different keys share prefix-cache blocks."""
     allow_unauthenticated: bool = False
@@ -55,6 +89,10 @@ class ServerSettings:
     """`httptools`, `h11`, or `auto`: httptools where it is installed."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.num_replicas <= MAX_REPLICAS:
+            raise ConfigError(
+                f"--replicas must be from 1 to {MAX_REPLICAS}, got {self.num_replicas}"
+            )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be from 0 to 65535, got {self.port}")
         if self.keys.is_empty and not self.allow_unauthenticated and not is_loopback(self.host):

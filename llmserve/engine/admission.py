@@ -86,15 +86,23 @@ def _check_features(request: Request, info: RunnerInfo, config: EngineConfig) ->
 
 
 def _check_outputs(request: Request, vocab_size: int, max_seq_len: int) -> None:
-    """A resumed request: as many lists as choices, each short of the request's end."""
-    made = request.output_token_ids
+    """A resumed request: as many lists as choices, each open one short of the request's end."""
+    made, ended = request.output_token_ids, set(request.ended_choices)
+    if ended and not ended < set(range(request.sampling_params.n)):
+        raise RequestError(
+            f"{len(ended)} choices of {request.sampling_params.n} are said to have ended: give "
+            "some of them, and leave one to go on with",
+            param="ended_choices",
+        )
     if made and len(made) != request.sampling_params.n:
         raise RequestError(
             f"{len(made)} lists of output ids were given for {request.sampling_params.n} choices",
             param="output_token_ids",
         )
     most = resolve_max_len(request, max_seq_len) - len(request.prompt_token_ids)
-    for token_ids in made:
+    for index, token_ids in enumerate(made):
+        if index in ended:
+            continue
         if len(token_ids) >= most:
             raise RequestError(
                 f"{len(token_ids)} output ids were given; the request ends at {most}",

@@ -127,7 +127,9 @@ class Engine:
         self._watcher.added(request)
         made = request.output_token_ids or [[] for _ in range(request.sampling_params.n)]
         sequences = [
-            self._make_sequence(request, index, token_ids) for index, token_ids in enumerate(made)
+            self._make_sequence(request, index, token_ids)
+            for index, token_ids in enumerate(made)
+            if index not in request.ended_choices
         ]
         self._live[request.request_id] = sequences
         for sequence in sequences:

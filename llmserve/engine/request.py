@@ -71,6 +71,8 @@ class Request:
     """Time on the engine's clock at which the request ends as `timeout`."""
     output_token_ids: list[list[int]] = field(default_factory=list)
     """Ids already made, one list per choice; empty for a new request."""
+    ended_choices: list[int] = field(default_factory=list)
+    """Choices that had ended before the request was resumed: they are not taken up again."""
     num_cached_tokens: int | None = None
     """Prefix-cache hit as first reported, kept when the request is resumed; None: not yet known."""
 

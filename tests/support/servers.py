@@ -27,30 +27,34 @@ from llmserve.server.app import create_app, protect
 from llmserve.server.engine_handle import EngineHandle
 from llmserve.server.engine_setup import LoadedEngine, engine_options, loaded_engine
 from llmserve.server.http_protocol import protocol_for
-from llmserve.server.lifecycle import build_service
+from llmserve.server.lifecycle import build_service, serve_model
 from llmserve.server.messages import (
     Abort,
     AddRequest,
     Command,
     EngineSettings,
     Finish,
-    Outputs,
     Ready,
 )
 from llmserve.server.served_model import Model, open_model
 from llmserve.server.service import Service
 from llmserve.server.settings import ServerSettings
+from llmserve.server.swap import Swapper
 from llmserve.startup import start_engine
 
 T = TypeVar("T")
 
 
 class LocalEngine(EngineHandle):
-    """An engine stepped by a task of the server's own loop. `hold` stops it between steps."""
+    """An engine stepped by a task of the server's own loop.
+
+    `running`, when cleared, stops it between steps; `trouble` is what it says of its health.
+    """
 
     def __init__(self, engine: Engine, ready: Ready, limits: Limits, step_s: float) -> None:
         super().__init__(ready, limits=limits)
         self.engine = engine
+        self.trouble: str | None = None
         self.running = asyncio.Event()
         self.running.set()
         self._step_s = step_s
@@ -67,6 +71,9 @@ class LocalEngine(EngineHandle):
                 self.engine.finish(request_id, choice_index)
         self._commands.set()
 
+    def stall(self) -> str | None:
+        return self.trouble
+
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -75,10 +82,10 @@ class LocalEngine(EngineHandle):
         while True:
             await self._commands.wait()
             await self.running.wait()
-            started = time.monotonic()
-            outputs = self.engine.step(started)
+            outputs = self.engine.step(time.monotonic())
             self.engine.check()
-            self.receive(Outputs(outputs, self.engine.stats(), time.monotonic() - started))
+            self.stats = self.engine.stats()
+            self.requests.deliver(outputs)
             if not self.engine.has_work:
                 self._commands.clear()
             await asyncio.sleep(self._step_s)
@@ -260,7 +267,7 @@ def _running(
         ready = Ready(loaded.info, loaded.engine.config, loaded.draft_info)
         handle = LocalEngine(loaded.engine, ready, values.limits, step_s)
         service = build_service(values, model, handle)
-        app = create_app(service)
+        app = create_app(service, Swapper(service, serve_model))
         return handle, service, protect(app, service), app.routes
 
     handle, service, app, routes = asyncio.run_coroutine_threadsafe(start(), loop).result(10)

@@ -8,6 +8,7 @@ import pytest
 from llmserve.engine.config import SpeculationConfig
 from llmserve.errors import ConfigError
 from llmserve.runners.native_options import NativeOptions
+from llmserve.runners.native_runner import default_threads
 from llmserve.server.auth import Key, KeyRing, RouteScope
 from llmserve.server.engine_options import add_engine_arguments, engine_settings
 from llmserve.server.engine_setup import engine_options, loaded_engine
@@ -115,6 +116,12 @@ def test_every_engine_option_of_the_settings_reaches_the_engine() -> None:
 def test_options_that_cannot_be_meant_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(*arguments)
+
+
+def test_replicas_share_the_cores() -> None:
+    assert settings("--replicas", "2", "--threads", "3").threads == 3
+    assert settings("--replicas", str(2 * default_threads())).threads == 1
+    assert settings("--replicas", "1").threads is None
 
 
 def test_sharing_a_cache_that_is_off_is_refused() -> None:

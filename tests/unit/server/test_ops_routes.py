@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import asyncio
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -132,27 +130,15 @@ def test_probes_answer_and_limits_are_the_ones_in_force(server: LocalServer) -> 
     assert server.get("/limits").json() == asdict(Limits())
 
 
-def test_health_follows_progress(model_folder: Path) -> None:
+def test_health_is_the_engine_s_word(model_folder: Path) -> None:
     with local_server(model_folder) as server:
-        engine = server.engine
-        now = time.monotonic()
-        assert engine.problem(now + 1000) is None, "an idle engine is healthy for ever"
-        server.loop.call_soon_threadsafe(engine.running.clear)
-        reply = server.run(_ask_and_look(server))
-        assert reply == (None, True)
-
-
-async def _ask_and_look(server: LocalServer) -> tuple[str | None, bool]:
-    """A held engine with work: well at first, not well when it stays silent."""
-    body = b'{"prompt":"x","max_tokens":1}'
-    asking = asyncio.create_task(call(server.app, "POST", "/v1/completions", body))
-    while server.engine.requests.is_idle:
-        await asyncio.sleep(0.001)
-    now = time.monotonic()
-    soon, late = server.engine.problem(now), server.engine.problem(now + 11)
-    server.engine.running.set()
-    assert (await asking).status == 200
-    return soon, late is not None
+        server.engine.trouble = "the engine has work and has made no step for 9 s"
+        for path in ("/health", "/ready"):
+            reply = server.get(path)
+            assert reply.status == 503
+            assert "no step for 9 s" in reply.json()["error"]["message"]
+        server.engine.trouble = None
+        assert server.get("/health").status == 200
 
 
 def test_readiness_ends_when_the_server_drains(model_folder: Path) -> None:
