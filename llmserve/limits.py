@@ -63,6 +63,12 @@ class Limits:
     """Entries of `allowed_token_ids`."""
     max_banned_token_ids: int = 300
     """Entries of `banned_token_ids`."""
+    max_grammar_chars: int = 64 << 10
+    """Length of a schema, expression or grammar that a text must match."""
+    max_choice_texts: int = 256
+    """Entries of `structured_outputs.choice`."""
+    grammar_timeout_s: float = 1.0
+    """Time for compiling it."""
     max_deadline_s: float = 300.0
     """Time from arrival to the end of a request."""
     drain_s: float = 30.0

@@ -159,7 +159,7 @@ def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
         admin_file=args.admin_key_file,
     )
     return ServerSettings(
-        engine=engine_settings(args, keys),
+        engine=engine_settings(args, keys, limits),
         host=args.host,
         port=args.port,
         served_model_names=tuple(args.served_model_name),

@@ -8,6 +8,7 @@ process's business, so a long step never keeps a client's socket waiting, nor th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import signal
 import socket
@@ -16,10 +17,12 @@ import time
 from typing import TypeVar
 
 from llmserve.engine.engine import Engine
+from llmserve.engine.grammar import Matcher
 from llmserve.engine.request import FinishReason, Request, RequestOutput
-from llmserve.errors import EngineError, LLMServeError
+from llmserve.errors import EngineError, LLMServeError, RequestError
 
-from .engine_setup import loaded_engine
+from .engine_setup import grammar_queue, loaded_engine
+from .grammar_queue import GrammarQueue
 from .messages import (
     Abort,
     AddRequest,
@@ -35,12 +38,15 @@ from .messages import (
     encode_frame,
 )
 
-__all__ = ["Channel", "EngineLoop", "ParentGoneError", "main"]
+__all__ = ["Channel", "EngineLoop", "ParentGoneError", "main", "refusals"]
 
 MAX_FAILED_STEPS = 3
 """Steps that may raise one after another before the process gives up."""
 
 RECEIVE_BYTES = 1 << 18
+
+GRAMMAR_POLL_S = 0.005
+"""Longest time between two looks at the socket while the only work is to compile a grammar."""
 
 _log = logging.getLogger("llmserve.engine")
 
@@ -101,9 +107,10 @@ class Channel:
 class EngineLoop:
     """Drain commands, step, send what the step did; sleep when there is nothing to do."""
 
-    def __init__(self, engine: Engine, channel: Channel) -> None:
+    def __init__(self, engine: Engine, channel: Channel, grammars: GrammarQueue) -> None:
         self._engine = engine
         self._channel = channel
+        self._grammars = grammars
         self._refused: list[RequestOutput] = []
         self._num_steps = 0
         self._num_failed_steps = 0
@@ -114,35 +121,38 @@ class EngineLoop:
         Raises `EngineError` after `MAX_FAILED_STEPS` steps in a row that raised.
         """
         while True:
-            for command in self._channel.receive(wait=not self._engine.has_work):
+            is_idle = not self._engine.has_work
+            if is_idle and self._grammars.is_busy:
+                self._grammars.wait(GRAMMAR_POLL_S)
+                is_idle = False
+            for command in self._channel.receive(wait=is_idle):
                 self._apply(command)
+            for request, matcher in self._grammars.ready():
+                self._take_in(request, matcher)
             self._step()
 
     def _apply(self, command: Command) -> None:
         match command:
             case AddRequest(request=request):
-                self._add(request)
+                if request.grammar is None:
+                    self._take_in(request, None)
+                else:
+                    self._grammars.add(request)
             case Abort(request_id=request_id):
+                self._grammars.forget(request_id)
                 self._engine.abort(request_id)
             case Finish(request_id=request_id, choice_index=choice_index):
                 self._engine.finish(request_id, choice_index)
             case Load() | Start():
                 raise EngineError("the engine is started already")
 
-    def _add(self, request: Request) -> None:
+    def _take_in(self, request: Request, matcher: Matcher | LLMServeError | None) -> None:
         try:
-            self._engine.add_request(request)
+            if isinstance(matcher, LLMServeError):
+                raise matcher
+            self._engine.add_request(request, matcher)
         except LLMServeError as error:
-            self._refused += [
-                RequestOutput(
-                    request_id=request.request_id,
-                    choice_index=index,
-                    token_ids=[],
-                    finish_reason=FinishReason.ERROR,
-                    error=str(error),
-                )
-                for index in range(request.sampling_params.n)
-            ]
+            self._refused += refusals(request, error)
 
     def _step(self) -> None:
         if not self._engine.has_work and not self._refused:
@@ -173,6 +183,20 @@ class EngineLoop:
             raise EngineError(f"{MAX_FAILED_STEPS} steps in a row failed, the last with: {error}")
 
 
+def refusals(request: Request, error: LLMServeError) -> list[RequestOutput]:
+    """The outputs, one for each choice, of a request that the engine did not take."""
+    return [
+        RequestOutput(
+            request_id=request.request_id,
+            choice_index=index,
+            finish_reason=FinishReason.ERROR,
+            error=str(error),
+            error_param=(error.param or "") if isinstance(error, RequestError) else None,
+        )
+        for index in range(request.sampling_params.n)
+    ]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry of the process; returns its exit code."""
     parser = argparse.ArgumentParser(description="One engine; started by llmserve serve.")
@@ -194,7 +218,8 @@ def _serve(channel: Channel) -> int:
         settings = channel.expect(Load).settings
         with loaded_engine(settings, before_trials=lambda: channel.expect(Start)) as loaded:
             channel.send(Ready(loaded.info, loaded.engine.config, loaded.draft_info))
-            EngineLoop(loaded.engine, channel).run()
+            with contextlib.closing(grammar_queue(settings, loaded.info)) as grammars:
+                EngineLoop(loaded.engine, channel, grammars).run()
     except ParentGoneError:
         raise
     except LLMServeError as error:

@@ -9,15 +9,17 @@ from pathlib import Path
 
 from llmserve.checkpoint import Checkpoint
 from llmserve.engine.engine import Engine
+from llmserve.engine.grammar_compiler import GrammarCompiler
 from llmserve.engine.step_log import StepLog, open_log
 from llmserve.runners.fake import FakeRunner
 from llmserve.runners.protocol import Runner, RunnerInfo
 from llmserve.runners.registry import load_runner
 from llmserve.startup import EngineOptions, start_engine
 
+from .grammar_queue import GrammarQueue
 from .messages import EngineSettings
 
-__all__ = ["LoadedEngine", "engine_options", "loaded_engine"]
+__all__ = ["LoadedEngine", "engine_options", "grammar_queue", "loaded_engine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,17 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
         tenant_weights=settings.tenant_weights,
         speculation=settings.speculation,
     )
+
+
+def grammar_queue(settings: EngineSettings, info: RunnerInfo) -> GrammarQueue:
+    """What compiles the grammars of requests for the model; its tokenizer is read at the first."""
+
+    def load() -> GrammarCompiler:
+        from llmserve.text.tokenizer import Tokenizer
+
+        return GrammarCompiler(Tokenizer.load(settings.model), info)
+
+    return GrammarQueue(load, timeout_s=settings.grammar_timeout_s)
 
 
 def _load_runner(settings: EngineSettings) -> Runner:

@@ -40,7 +40,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "truncate_prompt_tokens": (),
-    "structured_outputs": ({},),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
@@ -51,7 +50,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "stream_interval": (1,),
     "thinking_token_budget": (),
     "repetition_detection": (),
-    "response_format": ({"type": "text"},),
 }
 """Fields of both routes that are known and not served, with the values that ask for nothing."""
 

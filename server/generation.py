@@ -135,6 +135,7 @@ class Generation:
 
         Raises:
             EngineError: the engine failed on a choice; the others are aborted by `close`.
+            RequestError: the engine refused the request.
             DrainingError: the server ended the request because it is about to end itself.
         """
         outputs = await self._mailbox.take()
@@ -182,6 +183,8 @@ class Generation:
     def _check(self, index: int, output: RequestOutput) -> None:
         if output.finish_reason is FinishReason.ERROR:
             self._end(index, FinishReason.ERROR)
+            if output.error_param is not None:
+                raise RequestError(output.error or "refused", param=output.error_param or None)
             is_dead = self._engine.died.is_set()
             raise (EngineDeadError if is_dead else EngineError)(output.error or "engine error")
         if output.finish_reason is FinishReason.ABORT:

@@ -81,6 +81,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are guessed ahead; None: not at all."""
     draft_model: str | None = None
     """Folder of the model that guesses, for the method `draft`."""
+    grammar_timeout_s: float = 1.0
+    """Time for compiling the grammar of one request."""
     record: str | None = None
     """File for the engine's step log; None: none is written."""
     fake_step_s: float = 0.0

@@ -14,12 +14,15 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
 
+from llmserve.engine.grammar import Grammar
 from llmserve.errors import RequestError
+from llmserve.limits import Limits
 from llmserve.sampling import SamplingParams
 
 from .conversations import Messages
 from .field_values import LogitBias, Prompts, StopStrings, TokenIds
 from .fields import CHAT_ONLY, COMPLETION_ONLY, UNSUPPORTED, sort_fields
+from .grammar_fields import ResponseFormat, StructuredOutputs, check_grammar
 from .validation import Strict, first_fault
 
 __all__ = [
@@ -86,6 +89,8 @@ class GenerationRequest(Strict):
     seed: int | None = None
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
     cache_salt: str = ""
+    response_format: ResponseFormat = None
+    structured_outputs: StructuredOutputs = None
     stream: bool = False
     stream_options: Annotated[
         StreamOptions | None,
@@ -130,6 +135,20 @@ class GenerationRequest(Strict):
             prompt_logprobs=self.num_prompt_logprobs(),
             seed=self.seed,
         )
+
+    def grammar(self, limits: Limits) -> Grammar | None:
+        """What the text must match; None: anything.
+
+        Raises `RequestError` where it is asked for in two ways, or above a limit.
+        """
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise RequestError(
+                "response_format and structured_outputs say the same in two ways: give one",
+                param="structured_outputs",
+            )
+        if self.structured_outputs is not None:
+            return check_grammar(self.structured_outputs, limits, param="structured_outputs")
+        return check_grammar(self.response_format, limits, param="response_format")
 
     def token_budget(self) -> int | None:
         """Most tokens asked for; None: the route's default."""

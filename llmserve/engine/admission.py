@@ -68,6 +68,8 @@ def _check_features(request: Request, info: RunnerInfo, config: EngineConfig) ->
         raise RequestError(f"the {info.runner} runner gives no vectors", param="pooling")
     if request.pooling is not None and request.sampling_params.n != 1:
         raise RequestError("a vector has one choice: leave n at 1", param="n")
+    if request.grammar is not None:
+        _check_grammar(request, info)
     params = request.sampling_params
     ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(info.eos_token_ids))
     allowed = set(params.allowed_token_ids or ()) - set(params.banned_token_ids)
@@ -83,6 +85,23 @@ def _check_features(request: Request, info: RunnerInfo, config: EngineConfig) ->
             f"{len(request.block_keys)} block keys were given for a prompt of {num_blocks} blocks",
             param="block_keys",
         )
+
+
+def _check_grammar(request: Request, info: RunnerInfo) -> None:
+    """A text that must match something has to be able to end."""
+    params = request.sampling_params
+    if not info.eos_token_ids:
+        raise RequestError(
+            "structured output needs a model with an end id, which this one has not",
+            param="response_format",
+        )
+    if params.ignore_eos or params.min_tokens:
+        name = "ignore_eos" if params.ignore_eos else "min_tokens"
+        raise RequestError(
+            f"structured output ends where its grammar does: leave {name} out", param=name
+        )
+    if not draws(request):
+        raise RequestError("structured output needs at least one token", param="max_tokens")
 
 
 def _check_outputs(request: Request, vocab_size: int, max_seq_len: int) -> None:

@@ -183,7 +183,9 @@ class Advance:
         """End a sequence whose numbers cannot be used; nobody is to find its blocks."""
         self._scheduler.kv.distrust(sequence)
         output = _output(sequence)
-        output.finish_reason, output.error = FinishReason.ERROR, NOT_FINITE
+        constraint = sequence.constraint
+        output.error = (constraint and constraint.error) or NOT_FINITE
+        output.finish_reason = FinishReason.ERROR
         self._end(sequence, FinishReason.ERROR)
         return output
 

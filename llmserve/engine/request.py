@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from ..runners.protocol import TokenLogprobs
 from ..sampling import SamplingParams
+from .grammar import Grammar
 
 __all__ = ["FinishReason", "Pooling", "Request", "RequestOutput"]
 
@@ -62,6 +63,8 @@ class Request:
     """Requests share prefix-cache blocks only with those of the same salt."""
     adapter: str | None = None
     """Name of a LoRA adapter of the runner; None: the base model."""
+    grammar: Grammar | None = None
+    """What the text of every choice must match; None: anything."""
     pooling: Pooling | None = None
     """Return a vector of the prompt and generate nothing; None: generate."""
     block_keys: list[int] | None = None
@@ -101,3 +104,5 @@ class RequestOutput:
     first, which nothing precedes."""
     vector: list[float] | None = None
     """For a request with `pooling`: [hidden_size], on its only output."""
+    error_param: str | None = None
+    """For `FinishReason.ERROR` where the request itself is to blame: its field at fault, or ''."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ..runners.protocol import DoubleArray, SamplingRow, TokenLogprobs
 from .admission import draws
 from .block_keys import BlockKeys
+from .grammar import Constraint
 from .request import FinishReason, Request
 
 __all__ = ["Sequence"]
@@ -43,6 +44,8 @@ class Sequence:
     """Tokens of the first prefix-cache hit; None: never admitted."""
     scheduled_time: float | None = None
     """When its first token was scheduled, on the engine's clock."""
+    constraint: Constraint | None = None
+    """What says which token may come next; None: any may."""
     finish_reason: FinishReason | None = None
     owes_prompt_logprobs: bool = False
     """Whether log-probabilities of the prompt are asked for and not given out yet."""

@@ -29,6 +29,7 @@ from ..errors import ConfigError, DataError
 from ..runners.protocol import CacheGroup, RunnerInfo, StepResult
 from ..sampling import SamplingParams
 from .config import EngineConfig, SpeculationConfig, StepCost
+from .grammar import Grammar, GrammarKind
 from .request import FinishReason, Pooling, Request
 from .step import Step
 from .watcher import Watcher
@@ -176,12 +177,15 @@ def parse_request(values: Mapping[str, Any]) -> Request:
         for name, value in params.items():
             if isinstance(value, list):
                 params[name] = tuple(value)
-        pooling = values["pooling"]
+        pooling, grammar = values["pooling"], values.get("grammar")
+        if grammar is not None:
+            grammar = Grammar(GrammarKind(grammar["kind"]), grammar["text"])
         return Request(
             **{
                 **values,
                 "sampling_params": SamplingParams(**params),
                 "pooling": None if pooling is None else Pooling(pooling),
+                "grammar": grammar,
             }
         )
     except (KeyError, TypeError, ValueError) as error:

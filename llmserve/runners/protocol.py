@@ -19,6 +19,7 @@ __all__ = [
     "CacheGroup",
     "GroupTables",
     "HiddenSum",
+    "MaskArray",
     "PromptRows",
     "Runner",
     "RunnerInfo",
@@ -30,6 +31,8 @@ __all__ = [
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 DoubleArray = npt.NDArray[np.float64]
+MaskArray = npt.NDArray[np.uint32]
+"""[ceil(V / 32)] one bit for each token id: bit i % 32 of word i // 32."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,6 +55,9 @@ class SamplingRow:
     """How many of `token_ids` are the prompt's."""
     end_token_ids: tuple[int, ...] = ()
     """Ids that end the sequence; they must not be drawn before `min_tokens`."""
+    allowed_mask: MaskArray | None = field(default=None, compare=False)
+    """The only ids that may be drawn now, as a grammar asks; a new one before each step. None for
+    its whole life: no grammar rules the row."""
     runner_state: Any = field(default=None, init=False, repr=False, compare=False)
     """The runner's own: what it derived from the fields above and keeps for the next step."""
 

@@ -77,6 +77,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "bitsandbytes": ("llmserve/quant/bnb.py",),
     "fastapi": ("server/*",),
     "jinja2": ("llmserve/text/*",),
+    "llguidance": ("llmserve/engine/grammar_compiler.py",),
     "matplotlib": ("training/curve.py",),
     "msgspec": ("server/*",),
     "numpy": (

@@ -314,8 +314,6 @@ def test_neutral_values_of_known_fields_are_accepted(
         ("best_of", 2),
         ("best_of", True),
         ("suffix", "end"),
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"regex": "a"}),
         ("bad_words", ["x"]),
         ("truncate_prompt_tokens", 3),
         ("skip_special_tokens", False),
