@@ -49,6 +49,8 @@ class Limits:
     """`n` times the number of prompts."""
     max_messages: int = 1024
     """Messages in one chat request."""
+    max_tools: int = 128
+    """Functions that one chat request offers."""
     max_stop_strings: int = 16
     """Entries of `stop`."""
     max_stop_chars: int = 256

@@ -58,9 +58,6 @@ COMPLETION_ONLY: Mapping[str, tuple[Any, ...]] = {"suffix": ("",)}
 
 CHAT_ONLY: Mapping[str, tuple[Any, ...]] = {
     "prompt_logprobs": (),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -68,10 +65,7 @@ CHAT_ONLY: Mapping[str, tuple[Any, ...]] = {
     "prediction": (),
     "web_search_options": (),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
     "add_special_tokens": (False,),
-    "include_reasoning": (True, False),
     "echo": (False,),
     "documents": ([],),
 }

@@ -20,15 +20,17 @@ __all__ = ["ResponseFormat", "StructuredOutputs", "check_grammar", "json_grammar
 
 ANY_OBJECT = {"type": "object"}
 
+PARAM = "structured_outputs"
+
 _CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object")
 
 
-def json_grammar(schema: object) -> Grammar:
+def json_grammar(schema: object, *, param: str = "response_format") -> Grammar:
     """A JSON value that `schema` describes, names in the schema's order."""
-    return Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema, ensure_ascii=False))
+    return Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema, ensure_ascii=False), param)
 
 
-def check_grammar(grammar: Grammar | None, limits: Limits, *, param: str) -> Grammar | None:
+def check_grammar(grammar: Grammar | None, limits: Limits) -> Grammar | None:
     """`grammar` itself, which can be compiled here and is not too long.
 
     Raises `RequestError` otherwise.
@@ -39,20 +41,20 @@ def check_grammar(grammar: Grammar | None, limits: Limits, *, param: str) -> Gra
         raise RequestError(
             "this server cannot constrain its output: the package 'llguidance' is not installed "
             "beside it (pip install 'llmserve[structured]')",
-            param=param,
+            param=grammar.param,
         )
     if len(grammar.text) > limits.max_grammar_chars:
         raise RequestError(
-            f"{param} has {len(grammar.text)} characters; this server allows at most "
+            f"{grammar.param} has {len(grammar.text)} characters; this server allows at most "
             f"{limits.max_grammar_chars}",
-            param=param,
+            param=grammar.param,
         )
     if grammar.kind is GrammarKind.CHOICE:
         count = len(json.loads(grammar.text))
         if count > limits.max_choice_texts:
             raise RequestError(
                 f"{count} choices; this server allows at most {limits.max_choice_texts}",
-                param=param,
+                param=grammar.param,
             )
     return grammar
 
@@ -101,17 +103,17 @@ def _parse_structured_outputs(value: Any) -> Grammar | None:
 def _constraint(name: str, given: Any) -> Grammar | None:
     match name, given:
         case "json", dict() | bool():
-            return json_grammar(given)
+            return json_grammar(given, param=PARAM)
         case "json", str():
-            return Grammar(GrammarKind.JSON_SCHEMA, given)
+            return Grammar(GrammarKind.JSON_SCHEMA, given, PARAM)
         case "json_object", bool():
-            return json_grammar(ANY_OBJECT) if given else None
+            return json_grammar(ANY_OBJECT, param=PARAM) if given else None
         case "regex", str():
-            return Grammar(GrammarKind.REGEX, given)
+            return Grammar(GrammarKind.REGEX, given, PARAM)
         case "grammar", str():
-            return Grammar(GrammarKind.GBNF if "::=" in given else GrammarKind.LARK, given)
+            return Grammar(GrammarKind.GBNF if "::=" in given else GrammarKind.LARK, given, PARAM)
         case "choice", list() if given and all(isinstance(text, str) and text for text in given):
-            return Grammar(GrammarKind.CHOICE, json.dumps(given, ensure_ascii=False))
+            return Grammar(GrammarKind.CHOICE, json.dumps(given, ensure_ascii=False), PARAM)
     raise ValueError(f"{name} is of the wrong type")
 
 

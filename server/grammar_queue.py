@@ -76,7 +76,7 @@ class GrammarQueue:
                 yield item.request, self._outcome(item)
             elif now >= item.deadline:
                 item.compiling.cancel()
-                yield item.request, self._too_slow()
+                yield item.request, self._too_slow(item.request)
             else:
                 self._pending.append(item)
 
@@ -113,10 +113,14 @@ class GrammarQueue:
         if isinstance(error, LLMServeError):
             return error
         _log.error("a grammar could not be compiled: %s", type(error).__name__)
-        return RequestError("the grammar could not be compiled", param="response_format")
+        return RequestError("the grammar could not be compiled", param=_param_of(item.request))
 
-    def _too_slow(self) -> RequestError:
+    def _too_slow(self, request: Request) -> RequestError:
         return RequestError(
             f"the grammar takes longer than {self._timeout_s:g} s to compile: make it simpler",
-            param="response_format",
+            param=_param_of(request),
         )
+
+
+def _param_of(request: Request) -> str | None:
+    return None if request.grammar is None else request.grammar.param

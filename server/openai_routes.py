@@ -16,15 +16,19 @@ from starlette.responses import Response
 from llmserve.sampling import SamplingParams
 
 from .chat_reply import ChatFormat
+from .chat_schemas import ChatRequest
 from .completion_reply import CompletionFormat, PromptPart
 from .engine_requests import make_requests
 from .generation import Generation
+from .message_parts import MessageParser, ReasoningParser
 from .model_card import ModelCard
+from .prompts import ChatPrompt
 from .replies import ReplyFormat, ReplyHead
 from .request_body import read_object
-from .schemas import ChatRequest, CompletionRequest, GenerationRequest, parse_request
+from .schemas import CompletionRequest, GenerationRequest, parse_request
 from .service import Service
 from .streaming import EventStream, WholeReply
+from .tools_calls import CallParser, JsonCallParser, MarkedCallParser
 
 __all__ = ["body_of", "json_reply", "openai_router"]
 
@@ -104,17 +108,37 @@ async def _chat(service: Service, request: Request) -> Response:
     asked, card, ignored = await _read(service, request, ChatRequest)
     params = asked.sampling_params()
     prompt = await service.prompts.read_messages(
-        asked.messages, add_generation_prompt=asked.add_generation_prompt
+        asked.messages,
+        tools=asked.offered_tools,
+        add_generation_prompt=asked.starts_turn,
+        continues_last=asked.continue_final_message,
+        variables=asked.chat_template_kwargs,
     )
-    generation = _generation(service, request, asked, [prompt], params, card, arrival_time)
+    ids = [prompt.token_ids]
+    generation = _generation(service, request, asked, ids, params, card, arrival_time)
     reply = ChatFormat(
         _head(card, generation),
         service.tokenizer,
-        num_choices=generation.num_choices,
+        parsers=[message_parser(service, asked, prompt) for _ in range(generation.num_choices)],
         with_logprobs=params.logprobs is not None,
+        most_calls=None if asked.parallel_tool_calls else 1,
+        shows_reasoning=asked.include_reasoning,
         continuous_usage=_wants(asked, "continuous_usage_stats"),
     )
     return _answer(generation, reply, asked, ignored)
+
+
+def message_parser(service: Service, asked: ChatRequest, prompt: ChatPrompt) -> MessageParser:
+    """What takes one choice's text apart, as far as the request and the model have parts."""
+    calls: CallParser | None = None
+    if asked.must_call:
+        return MessageParser(calls=JsonCallParser())
+    if asked.offered_tools:
+        calls = MarkedCallParser() if service.prompts.marks_calls else JsonCallParser()
+    reasoning: ReasoningParser | None = None
+    if service.prompts.marks_reasoning:
+        reasoning = ReasoningParser(is_open=prompt.opens_reasoning)
+    return MessageParser(reasoning=reasoning, calls=calls)
 
 
 def _generation(

@@ -81,9 +81,10 @@ async def _tokenize(service: Service, request: Request) -> Response:
 
 async def _ids_of(service: Service, asked: TokenizeRequest) -> list[int]:
     if asked.messages is not None and asked.prompt is None:
-        return await service.prompts.read_messages(
+        prompt = await service.prompts.read_messages(
             asked.messages, add_generation_prompt=asked.add_generation_prompt
         )
+        return prompt.token_ids
     if asked.prompt is not None and asked.messages is None:
         special = asked.add_special_tokens
         return (await service.prompts.read([asked.prompt], add_special_tokens=special))[0]

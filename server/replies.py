@@ -70,11 +70,14 @@ class ReplyFormat(ABC):
         )
 
     def chunk(self, update: Update, usage: Usage | None) -> bytes:
-        """The event for one piece of one choice."""
+        """The event for one piece of one choice; nothing while all of it is held back."""
+        choice = self._chunk_choice(update)
+        if choice is None:
+            return b""
         tail = b"]}\n\n"
         if usage is not None:
             tail = b'],"usage":' + orjson.dumps(usage.as_dict()) + b"}\n\n"
-        return self._event_head + orjson.dumps(self._chunk_choice(update)) + tail
+        return self._event_head + orjson.dumps(choice) + tail
 
     def usage_event(self, usage: Usage) -> bytes:
         """The event with the totals, sent last and only where it was asked for."""
@@ -85,8 +88,8 @@ class ReplyFormat(ABC):
         """One choice of a whole reply."""
 
     @abstractmethod
-    def _chunk_choice(self, update: Update) -> Json:
-        """One choice of a streamed chunk."""
+    def _chunk_choice(self, update: Update) -> Json | None:
+        """One choice of a streamed chunk; None: there is nothing to tell yet."""
 
 
 def _join(updates: Sequence[Update]) -> Update:

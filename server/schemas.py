@@ -10,9 +10,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from llmserve.engine.grammar import Grammar
 from llmserve.errors import RequestError
@@ -21,12 +27,11 @@ from llmserve.sampling import SamplingParams
 
 from .conversations import Messages
 from .field_values import LogitBias, Prompts, StopStrings, TokenIds
-from .fields import CHAT_ONLY, COMPLETION_ONLY, UNSUPPORTED, sort_fields
+from .fields import COMPLETION_ONLY, UNSUPPORTED, sort_fields
 from .grammar_fields import ResponseFormat, StructuredOutputs, check_grammar
 from .validation import Strict, first_fault
 
 __all__ = [
-    "ChatRequest",
     "CompletionRequest",
     "DetokenizeRequest",
     "GenerationRequest",
@@ -66,6 +71,9 @@ class StreamOptions(Strict):
 
 class GenerationRequest(Strict):
     """What completions and chat have in common."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
+    """Known fields that are not served, with the values of each that ask for nothing."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -146,9 +154,7 @@ class GenerationRequest(Strict):
                 "response_format and structured_outputs say the same in two ways: give one",
                 param="structured_outputs",
             )
-        if self.structured_outputs is not None:
-            return check_grammar(self.structured_outputs, limits, param="structured_outputs")
-        return check_grammar(self.response_format, limits, param="response_format")
+        return check_grammar(self.structured_outputs or self.response_format, limits)
 
     def token_budget(self) -> int | None:
         """Most tokens asked for; None: the route's default."""
@@ -169,6 +175,8 @@ class GenerationRequest(Strict):
 
 class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**UNSUPPORTED, **COMPLETION_ONLY}
 
     prompt: Prompts
     echo: bool = False
@@ -195,34 +203,6 @@ class CompletionRequest(GenerationRequest):
         return max((count for count in asked if count is not None), default=None)
 
 
-class ChatRequest(GenerationRequest):
-    """`POST /v1/chat/completions`."""
-
-    messages: Messages
-    max_completion_tokens: int | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = None
-    add_generation_prompt: bool = True
-
-    def token_budget(self) -> int | None:
-        """`max_completion_tokens`, or its older name."""
-        if self.max_completion_tokens is None:
-            return self.max_tokens
-        if self.max_tokens not in (None, self.max_completion_tokens):
-            raise RequestError(
-                "max_tokens and max_completion_tokens differ: give one", param="max_tokens"
-            )
-        return self.max_completion_tokens
-
-    def num_logprobs(self) -> int | None:
-        """`top_logprobs` where `logprobs` is true."""
-        if self.logprobs:
-            return self.top_logprobs or 0
-        if self.top_logprobs:
-            raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-        return None
-
-
 class TokenizeRequest(Strict):
     """`POST /tokenize`: a text or a conversation."""
 
@@ -241,12 +221,6 @@ class DetokenizeRequest(Strict):
     tokens: TokenIds
 
 
-_UNSUPPORTED: Mapping[type[BaseModel], Mapping[str, tuple[Any, ...]]] = {
-    CompletionRequest: {**UNSUPPORTED, **COMPLETION_ONLY},
-    ChatRequest: {**UNSUPPORTED, **CHAT_ONLY},
-}
-
-
 def parse_request(
     model: type[M], body: Mapping[str, Any], *, ignore_unknown: bool = False
 ) -> tuple[M, list[str]]:
@@ -257,7 +231,7 @@ def parse_request(
     fields, ignored = sort_fields(
         body,
         known=model.model_fields,
-        unsupported=_UNSUPPORTED.get(model, {}),
+        unsupported=getattr(model, "unsupported", {}),
         ignore_unknown=ignore_unknown,
     )
     try:

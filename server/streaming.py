@@ -115,8 +115,8 @@ class EventStream(_GenerationReply):
             while not generation.is_done:
                 updates = await generation.updates()
                 usage = generation.usage if reply.continuous_usage else None
-                if updates:
-                    yield b"".join([reply.chunk(update, usage) for update in updates])
+                if events := b"".join([reply.chunk(update, usage) for update in updates]):
+                    yield events
                     has_begun = True
         except LLMServeError as error:
             if not has_begun:

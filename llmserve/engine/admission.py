@@ -93,7 +93,7 @@ def _check_grammar(request: Request, info: RunnerInfo) -> None:
     if not info.eos_token_ids:
         raise RequestError(
             "structured output needs a model with an end id, which this one has not",
-            param="response_format",
+            param=request.grammar.param if request.grammar else None,
         )
     if params.ignore_eos or params.min_tokens:
         name = "ignore_eos" if params.ignore_eos else "min_tokens"

@@ -46,6 +46,8 @@ class Grammar:
 
     kind: GrammarKind
     text: str
+    param: str = "response_format"
+    """The request's field that it comes from, for errors."""
 
 
 class Matcher(Protocol):

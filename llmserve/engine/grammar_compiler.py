@@ -175,7 +175,7 @@ class _Vocabulary:
 def _refusal(grammar: Grammar, message: str) -> RequestError:
     return RequestError(
         f"the {grammar.kind.value.replace('_', ' ')} cannot be used: {_short(message)}",
-        param="response_format",
+        param=grammar.param,
     )
 
 

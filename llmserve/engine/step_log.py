@@ -179,7 +179,7 @@ def parse_request(values: Mapping[str, Any]) -> Request:
                 params[name] = tuple(value)
         pooling, grammar = values["pooling"], values.get("grammar")
         if grammar is not None:
-            grammar = Grammar(GrammarKind(grammar["kind"]), grammar["text"])
+            grammar = Grammar(GrammarKind(grammar["kind"]), grammar["text"], grammar["param"])
         return Request(
             **{
                 **values,
