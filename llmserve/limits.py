@@ -43,6 +43,8 @@ class Limits:
     """Prompt tokens admitted but not yet running; beyond it the answer is 429."""
     max_prompts: int = 64
     """Prompts in one completion request."""
+    max_inputs: int = 1024
+    """Texts in one request for embeddings, scores or classes."""
     max_choices: int = 16
     """`n` of one request."""
     max_sequences_per_request: int = 128

@@ -14,11 +14,16 @@ from starlette.types import ASGIApp
 from llmserve import __version__
 from llmserve.errors import LLMServeError
 
+from .classify_routes import classify_router
+from .embeddings_routes import embeddings_router
 from .error_replies import error_reply, plain_error
+from .messages_api_routes import messages_router
 from .openai_routes import openai_router
 from .ops_routes import ops_router
 from .page import page_router
 from .protection import Guard
+from .responses_routes import responses_router
+from .score_routes import score_router
 from .service import Service
 
 __all__ = ["create_app", "protect"]
@@ -36,7 +41,16 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (openai_router(service), ops_router(service), page_router()):
+    for router in (
+        openai_router(service),
+        responses_router(service),
+        messages_router(service),
+        embeddings_router(service),
+        score_router(service),
+        classify_router(service),
+        ops_router(service),
+        page_router(),
+    ):
         app.include_router(router)
     _handle_errors(app, service)
     return app

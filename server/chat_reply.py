@@ -11,7 +11,7 @@ from llmserve.text.tokenizer import Tokenizer
 from .generation import Update
 from .logprobs import chat_logprobs
 from .message_parts import MessageParser, MessagePiece
-from .replies import ReplyFormat, ReplyHead
+from .replies import ChoicesFormat, ReplyHead
 from .tools_calls import ToolCall
 
 __all__ = ["TOOL_CALLS", "ChatFormat"]
@@ -22,7 +22,7 @@ TOOL_CALLS = "tool_calls"
 """Finish reason of a choice that calls tools."""
 
 
-class ChatFormat(ReplyFormat):
+class ChatFormat(ChoicesFormat):
     """`/v1/chat/completions`."""
 
     kind = "chat.completion"

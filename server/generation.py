@@ -22,7 +22,7 @@ from .error_replies import DrainingError
 from .live_requests import Mailbox
 from .metrics import ServerMetrics
 
-__all__ = ["Generation", "Update", "Usage"]
+__all__ = ["Generation", "Update", "Usage", "check_outcome"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +183,7 @@ class Generation:
     def _check(self, index: int, output: RequestOutput) -> None:
         if output.finish_reason is FinishReason.ERROR:
             self._end(index, FinishReason.ERROR)
-            if output.error_param is not None:
-                raise RequestError(output.error or "refused", param=output.error_param or None)
-            is_dead = self._engine.died.is_set()
-            raise (EngineDeadError if is_dead else EngineError)(output.error or "engine error")
-        if output.finish_reason is FinishReason.ABORT:
-            raise DrainingError("the server is shutting down", retry_after_s=5.0)
+        check_outcome(output, is_dead=self._engine.died.is_set())
 
     def _observe(self, index: int, output: RequestOutput, now: float) -> None:
         metrics = self._metrics
@@ -204,6 +199,22 @@ class Generation:
     def _end(self, index: int, reason: FinishReason) -> None:
         self._open.discard(index)
         self._metrics.count_end(reason)
+
+
+def check_outcome(output: RequestOutput, *, is_dead: bool) -> None:
+    """Raise what a request ended by, unless it is an end to tell of in a reply.
+
+    Raises:
+        RequestError: the engine refused it.
+        EngineError: the engine failed on it; an `EngineDeadError` where the engine is gone.
+        DrainingError: the server ended it because it is about to end itself.
+    """
+    if output.finish_reason is FinishReason.ERROR:
+        if output.error_param is not None:
+            raise RequestError(output.error or "refused", param=output.error_param or None)
+        raise (EngineDeadError if is_dead else EngineError)(output.error or "engine error")
+    if output.finish_reason is FinishReason.ABORT:
+        raise DrainingError("the server is shutting down", retry_after_s=5.0)
 
 
 class _Prompt:

@@ -13,8 +13,8 @@ from llmserve.sampling import check_token_ids
 
 from .error_replies import plain_error
 from .metrics import CONTENT_TYPE
-from .openai_routes import body_of, json_reply
 from .request_body import read_object
+from .routing import body_of, json_reply
 from .schemas import DetokenizeRequest, TokenizeRequest, parse_request
 from .service import Service
 

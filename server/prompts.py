@@ -64,25 +64,33 @@ class PromptReader:
         return self._template is not None
 
     async def read(
-        self, prompts: Sequence[str | list[int]], *, add_special_tokens: bool
+        self,
+        prompts: Sequence[str | list[int]],
+        *,
+        add_special_tokens: bool,
+        param: str = "prompt",
+        most: int | None = None,
     ) -> list[list[int]]:
         """Token ids of each prompt; lists of ids are taken as they are.
+
+        `param` names the field that they come from, `most` says how many there may be, if not as
+        many as a completion's prompts.
 
         Raises `RequestError` for too many prompts, an empty one, or a text that cannot be encoded
         or fit.
         """
-        if len(prompts) > self._limits.max_prompts:
+        most = most or self._limits.max_prompts
+        if len(prompts) > most:
             raise RequestError(
-                f"{len(prompts)} prompts; this server allows at most {self._limits.max_prompts}",
-                param="prompt",
+                f"{param} has {len(prompts)} texts; this server allows at most {most}", param=param
             )
         if not all(prompts):
             # A tokenizer may put a first id before nothing: still nobody asked for anything.
-            raise RequestError(
-                "the prompt is empty: give at least one character or id", param="prompt"
-            )
+            raise RequestError(f"{param} is empty: give at least one character or id", param=param)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = iter(await self._encode(texts, add_special_tokens=add_special_tokens))
+        encoded = iter(
+            await self._encode(texts, add_special_tokens=add_special_tokens, param=param)
+        )
         return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     @property

@@ -35,6 +35,7 @@ __all__ = [
     "CompletionRequest",
     "DetokenizeRequest",
     "GenerationRequest",
+    "ModelRequest",
     "StreamOptions",
     "TokenizeRequest",
     "parse_request",
@@ -69,13 +70,18 @@ class StreamOptions(Strict):
     continuous_usage_stats: bool = False
 
 
-class GenerationRequest(Strict):
+class ModelRequest(Strict):
+    """What every request has that a model answers."""
+
+    model: str | None = None
+
+
+class GenerationRequest(ModelRequest):
     """What completions and chat have in common."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
     """Known fields that are not served, with the values of each that ask for nothing."""
 
-    model: str | None = None
     max_tokens: int | None = None
     min_tokens: int = 0
     n: int = 1
@@ -203,10 +209,9 @@ class CompletionRequest(GenerationRequest):
         return max((count for count in asked if count is not None), default=None)
 
 
-class TokenizeRequest(Strict):
+class TokenizeRequest(ModelRequest):
     """`POST /tokenize`: a text or a conversation."""
 
-    model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
     add_special_tokens: bool = True
@@ -214,10 +219,9 @@ class TokenizeRequest(Strict):
     return_token_strs: bool = False
 
 
-class DetokenizeRequest(Strict):
+class DetokenizeRequest(ModelRequest):
     """`POST /detokenize`."""
 
-    model: str | None = None
     tokens: TokenIds
 
 

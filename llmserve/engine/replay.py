@@ -281,6 +281,7 @@ def _result(record: Record, batch: Batch) -> StepResult:
             [TokenLogprobs(0.0, ())] * len(rows.targets) for rows in batch.prompt_rows
         ],
         hidden_sums=[np.zeros(1) for _ in batch.hidden_sums],
+        head_scores=[[[0.0]] * (rows.stop - rows.start) for rows in batch.head_rows],
     )
 
 

@@ -53,6 +53,8 @@ class Sequence:
     """Collected so far, where asked for: entry i is of prompt token i + 1."""
     hidden_sum: DoubleArray | None = None
     """Where a vector is asked for: sum of the final hidden states so far, [E]."""
+    head_scores: list[list[float]] = field(default_factory=list)
+    """Where a head's scores are asked for: those so far."""
     request_id: str = field(init=False)
     sampling: SamplingRow = field(init=False)
     """How its next token is to be drawn; lives as long as the sequence."""
@@ -81,7 +83,10 @@ class Sequence:
     @property
     def takes_hits(self) -> bool:
         """Whether blocks may come from the prefix cache: not where every token must be computed."""
-        is_whole = self.request.pooling is not None or self.owes_prompt_logprobs
+        request = self.request
+        is_whole = (
+            request.pooling is not None or request.scoring is not None or self.owes_prompt_logprobs
+        )
         return self.shares_blocks and not is_whole
 
     def end_after(self, token_id: int) -> FinishReason | None:

@@ -27,6 +27,8 @@ class Chunk:
     """Whether the batch asks for log-probabilities of prompt tokens in it."""
     has_hidden_sum: bool = False
     """Whether the batch asks for its hidden states."""
+    has_head_rows: bool = False
+    """Whether the batch asks for the head's scores of it."""
 
     @property
     def num_tokens(self) -> int:

@@ -30,7 +30,7 @@ from ..runners.protocol import CacheGroup, RunnerInfo, StepResult
 from ..sampling import SamplingParams
 from .config import EngineConfig, SpeculationConfig, StepCost
 from .grammar import Grammar, GrammarKind
-from .request import FinishReason, Pooling, Request
+from .request import FinishReason, Pooling, Request, Scoring
 from .step import Step
 from .watcher import Watcher
 
@@ -155,6 +155,7 @@ def parse_engine(record: Record) -> tuple[RunnerInfo, EngineConfig, bool]:
         info, config = dict(record[2]), dict(record[3])
         info["eos_token_ids"] = tuple(info["eos_token_ids"])
         info["adapters"] = tuple(info["adapters"])
+        info["labels"] = tuple(info.get("labels", ()))
         info["cache_groups"] = tuple(CacheGroup(**group) for group in info["cache_groups"])
         config["num_blocks"] = tuple(config["num_blocks"])
         for name, kind in (
@@ -177,7 +178,8 @@ def parse_request(values: Mapping[str, Any]) -> Request:
         for name, value in params.items():
             if isinstance(value, list):
                 params[name] = tuple(value)
-        pooling, grammar = values["pooling"], values.get("grammar")
+        pooling, scoring = values["pooling"], values.get("scoring")
+        grammar = values.get("grammar")
         if grammar is not None:
             grammar = Grammar(GrammarKind(grammar["kind"]), grammar["text"], grammar["param"])
         return Request(
@@ -185,6 +187,7 @@ def parse_request(values: Mapping[str, Any]) -> Request:
                 **values,
                 "sampling_params": SamplingParams(**params),
                 "pooling": None if pooling is None else Pooling(pooling),
+                "scoring": None if scoring is None else Scoring(scoring),
                 "grammar": grammar,
             }
         )

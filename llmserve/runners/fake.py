@@ -24,6 +24,7 @@ from .protocol import (
     Batch,
     CacheGroup,
     DoubleArray,
+    HeadRows,
     HiddenSum,
     IntArray,
     PromptRows,
@@ -87,6 +88,8 @@ class FakeRunner:
             fingerprint=fingerprint,
             hidden_size=HIDDEN_SIZE,
             adapters=adapters,
+            head=None if config.head is None else config.head.kind,
+            labels=() if config.head is None else config.head.labels,
         )
         return cls(info, step_s=step_s, script=script)
 
@@ -118,6 +121,7 @@ class FakeRunner:
             ],
             prompt_logprobs=[self._prompt_logprobs(batch, rows) for rows in batch.prompt_rows],
             hidden_sums=[self._hidden_sum(batch, wanted) for wanted in batch.hidden_sums],
+            head_scores=[self._head_scores(batch, rows) for rows in batch.head_rows],
         )
 
     def collect(self) -> StepResult:
@@ -187,6 +191,14 @@ class FakeRunner:
             digest = self._digest(batch, index)
             total += [digest % 7, digest % 11, digest % 13]
         return total
+
+    def _head_scores(self, batch: Batch, rows: HeadRows) -> list[list[float]]:
+        """A token's score under a label: a digit of its digest."""
+        digests = [self._digest(batch, index) for index in range(rows.start, rows.stop)]
+        return [
+            [float(digest >> 3 * place & 7) for place in range(len(self.info.labels))]
+            for digest in digests
+        ]
 
     def _logprobs(self, token_id: int, num_top: int) -> TokenLogprobs:
         """The token first, the ids after it below, each with half the probability of the last."""

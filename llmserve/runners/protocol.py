@@ -18,6 +18,7 @@ __all__ = [
     "Batch",
     "CacheGroup",
     "GroupTables",
+    "HeadRows",
     "HiddenSum",
     "MaskArray",
     "PromptRows",
@@ -107,6 +108,14 @@ class HiddenSum:
 
 
 @dataclass(slots=True, kw_only=True)
+class HeadRows:
+    """A request for what the model's head makes of packed tokens `start`..`stop - 1`."""
+
+    start: int
+    stop: int
+
+
+@dataclass(slots=True, kw_only=True)
 class Batch:
     """One step: every sequence's new tokens packed one after another.
 
@@ -124,6 +133,7 @@ class Batch:
     """[S] 0: the base model; i: entry i - 1 of `RunnerInfo.adapters`. None: all 0."""
     prompt_rows: list[PromptRows] = field(default_factory=list)
     hidden_sums: list[HiddenSum] = field(default_factory=list)
+    head_rows: list[HeadRows] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -154,6 +164,8 @@ class StepResult:
     """For each entry of `Batch.prompt_rows`, one per target."""
     hidden_sums: list[DoubleArray] = field(default_factory=list)
     """For each entry of `Batch.hidden_sums`, [E]."""
+    head_scores: list[list[list[float]]] = field(default_factory=list)
+    """For each entry of `Batch.head_rows`, [n, labels]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +207,10 @@ class RunnerInfo:
     """Width of the final hidden states."""
     adapters: tuple[str, ...] = ()
     """Names of the LoRA adapters loaded beside the model."""
+    head: str | None = None
+    """`Head.kind` of a model that gives scores or vectors and no text; None: it gives text."""
+    labels: tuple[str, ...] = ()
+    """Names of the head's scores."""
 
     @property
     def cache_bytes_per_token(self) -> int:

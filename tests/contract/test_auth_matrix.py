@@ -50,9 +50,19 @@ def table() -> list[dict[str, str]]:
 BODIES = {
     "/v1/completions": {"prompt": "x", "max_tokens": 1},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+    "/v1/responses": {"input": "x", "max_output_tokens": 1},
+    "/v1/messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+    "/v1/embeddings": {"input": "x"},
+    "/v1/score": {"text_1": "x", "text_2": "y"},
+    "/v1/rerank": {"query": "x", "documents": ["y"]},
+    "/v1/classify": {"input": "x"},
+    "/v1/answers": {"question": "x", "context": "y"},
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [5]},
 }
+
+
+NEED_A_HEAD = {"/v1/classify", "/v1/answers"}
 
 
 def status(server: LocalServer, row: dict[str, str], secret: str | None, header: str) -> int:
@@ -66,10 +76,12 @@ def status(server: LocalServer, row: dict[str, str], secret: str | None, header:
 def test_each_route_lets_in_whom_the_page_says(guarded: LocalServer, row: dict[str, str]) -> None:
     for column, name in CALLERS.items():
         secret = None if name is None else f"Bearer {SECRETS[name]}"
-        expected = 200 if row[column] == "yes" else int(row[column])
-        assert status(guarded, row, secret, "authorization") == expected, column
+        # A model without a head answers some routes with 400: whoever gets that was let in.
+        allowed = (200, 400) if row["route"] in NEED_A_HEAD else (200,)
+        expected = allowed if row[column] == "yes" else (int(row[column]),)
+        assert status(guarded, row, secret, "authorization") in expected, column
         if name is not None:
-            assert status(guarded, row, SECRETS[name], "x-api-key") == expected, column
+            assert status(guarded, row, SECRETS[name], "x-api-key") in expected, column
     wrong = 200 if row["without a key"] == "yes" else 401
     for secret in (
         "Bearer wrong-secret-1",
