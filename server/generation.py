@@ -103,7 +103,7 @@ class Generation:
         ]
         self._last_token_times = [0.0] * self.num_choices
         self._mailbox = Mailbox()
-        self._is_submitted = False
+        self._is_submitted = self._was_submitted = False
 
     @property
     def is_done(self) -> bool:
@@ -119,6 +119,12 @@ class Generation:
             cached_tokens=sum(prompt.num_cached_tokens for prompt in self._prompts.values()),
         )
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens used so far; 0 before it was handed to the engine."""
+        usage = self.usage
+        return usage.prompt_tokens + usage.completion_tokens if self._was_submitted else 0
+
     def start(self) -> None:
         """Hand it to the engine.
 
@@ -127,7 +133,7 @@ class Generation:
             EngineDeadError: there is no engine.
         """
         self._engine.requests.submit(self.requests, self._mailbox)
-        self._is_submitted = True
+        self._is_submitted = self._was_submitted = True
         self._metrics.num_prompt_tokens += self.usage.prompt_tokens
 
     async def updates(self) -> list[Update]:

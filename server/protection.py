@@ -1,6 +1,7 @@
 """The outermost layer of the application: what every request passes before any route sees it.
 
-Header bounds, the `Host` allow-list, keys (routes find the caller's tenant in `request.state`); on
+Header bounds, the `Host` allow-list, keys (routes find the caller's tenant and account in
+`request.state`); on
 the way out the security headers, the request id, and one line of log that holds neither prompts nor
 keys.
 """
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .auth import Access
 from .error_replies import plain_error
+from .rate_budgets import Account, RateBudgets
 from .service import Service
 
 __all__ = ["SECURITY_HEADERS", "Guard"]
@@ -47,6 +49,7 @@ class Guard:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
+        self._budgets = RateBudgets(service.settings.keys.budgets())
         self._host_names = frozenset(service.settings.host_names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,7 +110,12 @@ class Guard:
         limits = self._service.limits
         caller = self._service.settings.keys.check(scope)
         if caller.access is Access.GRANTED:
-            scope["state"] = {**scope.get("state", {}), "tenant": caller.tenant}
+            account = Account(self._budgets, caller.tenant)
+            scope["state"] = {
+                **scope.get("state", {}),
+                "tenant": caller.tenant,
+                "account": account,
+            }
             return None
         if caller.access is Access.FORBIDDEN:
             return plain_error(limits, 403, "this key is not meant for this route")

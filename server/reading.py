@@ -57,6 +57,8 @@ class Reading:
         for request in self._requests:
             check_request(request, self._engine.info, self._engine.config)
         self.num_prompt_tokens = sum(map(len, prompts))
+        self.num_tokens = 0
+        """Tokens of prompts that were handed to the engine."""
         self._mailbox = Mailbox()
         self._num_submitted = 0
         self._ended: dict[str, RequestOutput] = {}
@@ -123,6 +125,7 @@ class Reading:
         if requests:
             self._engine.requests.submit(requests, self._mailbox)
             self._num_submitted += len(requests)
+            self.num_tokens += sum(len(request.prompt_token_ids) for request in requests)
 
     def _take(self, output: RequestOutput) -> None:
         reason = output.finish_reason

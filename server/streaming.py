@@ -21,6 +21,7 @@ from llmserve.limits import Limits
 
 from .error_replies import DeadlineError, error_body, error_reply, status_of
 from .generation import Generation, Update
+from .rate_budgets import Account
 from .replies import ReplyFormat
 
 __all__ = ["EngineReply", "EngineWork", "EventStream", "WholeReply"]
@@ -30,6 +31,10 @@ class EngineWork(Protocol):
     """What a request has the engine do."""
 
     limits: Limits
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens used so far, read and written."""
 
     def start(self) -> None:
         """Hand it to the engine."""
@@ -47,8 +52,10 @@ class EngineReply(Response, ABC):
         self._limits = work.limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        account: Account = scope["state"]["account"]
         watcher = asyncio.create_task(self._close_when_left(receive))
         try:
+            account.open()
             self._work.start()
             await self._run(send)
         except LLMServeError as error:  # nothing was sent yet
@@ -56,6 +63,7 @@ class EngineReply(Response, ABC):
         finally:
             watcher.cancel()
             self._work.close()
+            account.settle(self._work.num_tokens)
 
     @abstractmethod
     async def _run(self, send: Send) -> None:
