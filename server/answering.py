@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -48,12 +49,16 @@ def make_generation(
         arrival_time=arrival_time,
         limits=service.limits,
     )
+    service.traces.begin(requests)
     return Generation(
         service.engine,
         service.tokenizer,
         service.metrics,
         requests=requests,
         limits=service.limits,
+        read_timing=partial(service.traces.timing_of, requests[0].request_id, request.state.tenant)
+        if asked.timing
+        else None,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from llmserve.engine.config import EngineConfig
 from llmserve.engine.engine import EngineStats
@@ -41,6 +42,8 @@ class EngineHandle(ABC):
         )
         self.died = asyncio.Event()
         """Set when the engine is gone; everything in flight has then ended as `error`."""
+        self.on_outputs: Callable[[Outputs], None] = lambda _outputs: None
+        """Told of every step, before its outputs are passed on."""
         self._cause: str | None = None
         self._last_step = 0.0
         self._slowest_step_s = 0.0
@@ -57,6 +60,7 @@ class EngineHandle(ABC):
         """Take what the engine says."""
         match event:
             case Outputs(outputs=outputs, stats=stats, step_s=step_s):
+                self.on_outputs(event)
                 self.stats = stats
                 self._last_step = time.monotonic()
                 self._slowest_step_s = max(self._slowest_step_s, step_s)

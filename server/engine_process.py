@@ -169,7 +169,8 @@ class EngineLoop:
         if stats.num_steps > num_steps:  # the runner computed, not only last outputs collected
             self._num_failed_steps = 0
         step_s = time.monotonic() - started
-        self._channel.send(Outputs(self._refused + outputs, stats, step_s))
+        work = self._engine.last_work
+        self._channel.send(Outputs(self._refused + outputs, stats, step_s, started, work))
         self._refused = []
 
     def _survive(self, error: Exception) -> None:

@@ -6,7 +6,7 @@ A choice's index counts over all prompts: choice c of prompt p is `p * n + c`, a
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmserve.engine.admission import check_request
@@ -32,10 +32,14 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    timing: dict[str, float | None] | None = None
+    """Seconds in the queue, in the prompt and in the answer, where they were asked for."""
 
     def as_dict(self) -> dict[str, object]:
         """In the API's shape."""
+        timing = {} if self.timing is None else {"timing": self.timing}
         return {
+            **timing,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
@@ -68,10 +72,12 @@ class Generation:
         *,
         requests: Sequence[Request],
         limits: Limits,
+        read_timing: Callable[[], dict[str, float | None] | None] | None = None,
     ) -> None:
         """Check the requests against the model and the limits; nothing is queued yet.
 
-        `requests` has one for each prompt, at least one, all with the same parameters.
+        `requests` has one for each prompt, at least one, all with the same parameters. Usage tells
+        what `read_timing` does.
 
         Raises `RequestError` for what can never be served.
         """
@@ -81,6 +87,7 @@ class Generation:
         self._arrival_time = requests[0].arrival_time
         self.requests = requests
         self.limits = limits
+        self._read_timing = read_timing
         params.check_limits(limits)
         if len(requests) * params.n > limits.max_sequences_per_request:
             raise RequestError(
@@ -117,6 +124,7 @@ class Generation:
             prompt_tokens=sum(len(request.prompt_token_ids) for request in self.requests),
             completion_tokens=sum(processor.num_tokens for processor in self._processors),
             cached_tokens=sum(prompt.num_cached_tokens for prompt in self._prompts.values()),
+            timing=None if self._read_timing is None else self._read_timing(),
         )
 
     @property

@@ -31,6 +31,7 @@ from .prompts import PromptReader
 from .served_model import Model, open_model
 from .service import Service
 from .settings import ServerSettings
+from .traces import TraceStore
 
 __all__ = ["build_service", "serve"]
 
@@ -75,6 +76,8 @@ def build_service(settings: ServerSettings, model: Model, engine: EngineHandle) 
         limits=settings.limits,
     )
     card = ModelCard.of(model.checkpoint, settings, engine, has_chat_template=prompts.has_template)
+    traces = TraceStore()
+    engine.on_outputs = traces.note
     return Service(
         settings=settings,
         engine=engine,
@@ -83,6 +86,7 @@ def build_service(settings: ServerSettings, model: Model, engine: EngineHandle) 
         card=card,
         adapter_cards=tuple(map(card.with_adapter, model.adapters)),
         metrics=ServerMetrics(engine.config, lambda: engine.stats),
+        traces=traces,
     )
 
 

@@ -14,6 +14,7 @@ import msgspec
 from llmserve.engine.config import EngineConfig, PolicyName, SpeculationConfig
 from llmserve.engine.engine import EngineStats
 from llmserve.engine.request import Request, RequestOutput
+from llmserve.engine.step import StepWork
 from llmserve.errors import EngineError
 from llmserve.runners.native_options import NativeOptions
 from llmserve.runners.protocol import RunnerInfo
@@ -138,6 +139,10 @@ class Outputs(msgspec.Struct, tag="outputs"):
     stats: EngineStats
     step_s: float
     """How long the step took."""
+    started: float = 0.0
+    """When it began, by `time.monotonic`."""
+    work: StepWork | None = None
+    """What it computed; None: nothing."""
 
 
 class Failed(msgspec.Struct, tag="failed"):

@@ -59,6 +59,7 @@ class Reading:
         self.num_prompt_tokens = sum(map(len, prompts))
         self.num_tokens = 0
         """Tokens of prompts that were handed to the engine."""
+        service.traces.begin(self._requests)
         self._mailbox = Mailbox()
         self._num_submitted = 0
         self._ended: dict[str, RequestOutput] = {}

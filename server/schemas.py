@@ -105,6 +105,7 @@ class GenerationRequest(ModelRequest):
     cache_salt: str = ""
     response_format: ResponseFormat = None
     structured_outputs: StructuredOutputs = None
+    timing: bool = False
     stream: bool = False
     stream_options: Annotated[
         StreamOptions | None,

@@ -14,6 +14,7 @@ from .metrics import ServerMetrics
 from .model_card import ModelCard
 from .prompts import PromptReader
 from .settings import ServerSettings
+from .traces import TraceStore
 
 __all__ = ["Service"]
 
@@ -32,6 +33,8 @@ class Service:
     """Of the model itself."""
     adapter_cards: tuple[ModelCard, ...] = ()
     metrics: ServerMetrics
+    traces: TraceStore
+    """Where the latest requests' time went."""
     is_draining: bool = False
     """Whether the server is about to end: what runs goes on, nothing new begins."""
 

@@ -25,7 +25,7 @@ from .request import FinishReason, Request, RequestOutput
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .speculator import make_speculator
-from .step import Step
+from .step import Step, StepWork
 from .watcher import Watcher
 
 __all__ = ["Engine", "EngineStats"]
@@ -103,6 +103,8 @@ class Engine:
         self._live: dict[str, list[Sequence]] = {}
         self._deadlines: list[tuple[float, str]] = []
         self._in_flight: Step | None = None
+        self.last_work: StepWork | None = None
+        """What the last call of `step` had computed; None: nothing."""
         self._ended: list[RequestOutput] = []
         self._num_sequences = 0
         self._num_steps = 0
@@ -263,6 +265,7 @@ class Engine:
     def _submit(self, now: float) -> None:
         step = self._scheduler.schedule(now)
         self._watcher.scheduled(step)
+        self.last_work = None if step.is_empty else StepWork.of(step)
         if step.is_empty:
             return
         self._num_decode_tokens += len(step.decodes)

@@ -62,7 +62,8 @@ BODIES = {
 }
 
 
-NEED_A_HEAD = {"/v1/classify", "/v1/answers"}
+REFUSE_ALL = {"/v1/classify": 400, "/v1/answers": 400, "/requests/{request_id}/trace": 404}
+"""What whoever is let in gets of a model without a head, and of a request that nobody made."""
 
 
 def status(server: LocalServer, row: dict[str, str], secret: str | None, header: str) -> int:
@@ -76,12 +77,11 @@ def status(server: LocalServer, row: dict[str, str], secret: str | None, header:
 def test_each_route_lets_in_whom_the_page_says(guarded: LocalServer, row: dict[str, str]) -> None:
     for column, name in CALLERS.items():
         secret = None if name is None else f"Bearer {SECRETS[name]}"
-        # A model without a head answers some routes with 400: whoever gets that was let in.
-        allowed = (200, 400) if row["route"] in NEED_A_HEAD else (200,)
-        expected = allowed if row[column] == "yes" else (int(row[column]),)
-        assert status(guarded, row, secret, "authorization") in expected, column
+        allowed = REFUSE_ALL.get(row["route"], 200)
+        expected = allowed if row[column] == "yes" else int(row[column])
+        assert status(guarded, row, secret, "authorization") == expected, column
         if name is not None:
-            assert status(guarded, row, SECRETS[name], "x-api-key") in expected, column
+            assert status(guarded, row, SECRETS[name], "x-api-key") == expected, column
     wrong = 200 if row["without a key"] == "yes" else 401
     for secret in (
         "Bearer wrong-secret-1",

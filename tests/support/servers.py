@@ -97,7 +97,8 @@ class LocalEngine(EngineHandle):
             outputs = self._refused + self.engine.step(started)
             self._refused = []
             self.engine.check()
-            self.receive(Outputs(outputs, self.engine.stats(), time.monotonic() - started))
+            step_s, work = time.monotonic() - started, self.engine.last_work
+            self.receive(Outputs(outputs, self.engine.stats(), step_s, started, work))
             if not self.engine.has_work and not self._grammars.is_busy:
                 self._commands.clear()
             await asyncio.sleep(self._step_s)
