@@ -56,9 +56,8 @@ def make_generation(
         service.metrics,
         requests=requests,
         limits=service.limits,
-        read_timing=partial(service.traces.timing_of, requests[0].request_id, request.state.tenant)
-        if asked.timing
-        else None,
+        read_timing=partial(service.traces.timing_of, requests[0].request_id, request.state.tenant),
+        tells_timing=asked.timing,
     )
 
 

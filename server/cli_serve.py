@@ -14,6 +14,7 @@ from llmserve.limits import Limits
 
 from .engine_launch import EngineLaunch
 from .engine_options import add_engine_arguments, engine_settings
+from .log_format import start_log
 
 if TYPE_CHECKING:
     from .settings import ServerSettings
@@ -108,6 +109,14 @@ def _add_limit_arguments(group: argparse._ArgumentGroup) -> None:
         help="skip request fields this server does not know (default: 400)",
     )  # fmt: skip
     group.add_argument(
+        "--metrics-prefix", choices=("llmserve", "vllm"), default="llmserve",
+        help="names in /metrics: our own, or those of boards made for vLLM (default: llmserve)",
+    )  # fmt: skip
+    group.add_argument(
+        "--log-format", choices=("text", "json"), default="text",
+        help="a line of words or one JSON object for each event (default: text)",
+    )  # fmt: skip
+    group.add_argument(
         "--log-level", choices=_LOG_LEVELS, default="info", help="least severity (default: info)"
     )
 
@@ -121,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.model is None:
         raise ConfigError("no model was given: llmserve serve MODEL")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    start_log(args.log_format)
     logging.getLogger("llmserve").setLevel(args.log_level.upper())
     with EngineLaunch() as launch:  # before the imports, which take as long as the engine's load
         settings = _settings(args, limits)
@@ -171,5 +180,6 @@ def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
         allowed_hosts=tuple(name.lower() for name in args.allowed_hosts),
         allowed_origins=tuple(args.allowed_origins),
         ignore_unknown_fields=args.ignore_unknown_fields,
+        metrics_prefix=args.metrics_prefix,
         http_parser=args.http_parser,
     )

@@ -72,12 +72,14 @@ class Generation:
         *,
         requests: Sequence[Request],
         limits: Limits,
-        read_timing: Callable[[], dict[str, float | None] | None] | None = None,
+        read_timing: Callable[[], dict[str, float | None] | None] = lambda: None,
+        tells_timing: bool = False,
     ) -> None:
         """Check the requests against the model and the limits; nothing is queued yet.
 
-        `requests` has one for each prompt, at least one, all with the same parameters. Usage tells
-        what `read_timing` does.
+        `requests` has one for each prompt, at least one, all with the same parameters.
+        `read_timing` gives the seconds of each phase, where they are known; usage tells them with
+        `tells_timing`.
 
         Raises `RequestError` for what can never be served.
         """
@@ -88,6 +90,7 @@ class Generation:
         self.requests = requests
         self.limits = limits
         self._read_timing = read_timing
+        self._tells_timing = tells_timing
         params.check_limits(limits)
         if len(requests) * params.n > limits.max_sequences_per_request:
             raise RequestError(
@@ -124,7 +127,7 @@ class Generation:
             prompt_tokens=sum(len(request.prompt_token_ids) for request in self.requests),
             completion_tokens=sum(processor.num_tokens for processor in self._processors),
             cached_tokens=sum(prompt.num_cached_tokens for prompt in self._prompts.values()),
-            timing=None if self._read_timing is None else self._read_timing(),
+            timing=self._read_timing() if self._tells_timing else None,
         )
 
     @property
@@ -165,7 +168,7 @@ class Generation:
             self._engine.requests.abort(request.request_id)
         for index in sorted(self._open):
             self._end(index, FinishReason.ABORT)
-        self._metrics.request.observe(time.monotonic() - self._arrival_time)
+        self._observe_end()
 
     def _advance(self, output: RequestOutput, now: float) -> list[Update]:
         prompt = self._prompts[output.request_id]
@@ -209,6 +212,14 @@ class Generation:
             if output.scheduled_time is not None:
                 metrics.queue.observe(output.scheduled_time - self._arrival_time)
         self._last_token_times[index] = now
+
+    def _observe_end(self) -> None:
+        metrics, usage = self._metrics, self.usage
+        metrics.request.observe(time.monotonic() - self._arrival_time)
+        metrics.prompt_tokens.observe(usage.prompt_tokens)
+        metrics.answer_tokens.observe(usage.completion_tokens)
+        if (phases := self._read_timing()) is not None:
+            metrics.observe_phases(phases)
 
     def _end(self, index: int, reason: FinishReason) -> None:
         self._open.discard(index)

@@ -25,6 +25,7 @@ from .engine_handle import EngineHandle
 from .engine_launch import EngineLaunch
 from .http_protocol import GuardedProtocol, protocol_for
 from .listener import bound_socket, raise_file_limit, url_of
+from .messages import Outputs
 from .metrics import ServerMetrics
 from .model_card import ModelCard
 from .prompts import PromptReader
@@ -77,7 +78,19 @@ def build_service(settings: ServerSettings, model: Model, engine: EngineHandle) 
     )
     card = ModelCard.of(model.checkpoint, settings, engine, has_chat_template=prompts.has_template)
     traces = TraceStore()
-    engine.on_outputs = traces.note
+    metrics = ServerMetrics(
+        engine.config,
+        lambda: engine.stats,
+        prefix=settings.metrics_prefix,
+        model_name=card.names[0],
+    )
+
+    def note_step(event: Outputs) -> None:
+        traces.note(event)
+        if event.work is not None:
+            metrics.step_tokens.observe(event.work.num_tokens)
+
+    engine.on_outputs = note_step
     return Service(
         settings=settings,
         engine=engine,
@@ -85,7 +98,7 @@ def build_service(settings: ServerSettings, model: Model, engine: EngineHandle) 
         prompts=prompts,
         card=card,
         adapter_cards=tuple(map(card.with_adapter, model.adapters)),
-        metrics=ServerMetrics(engine.config, lambda: engine.stats),
+        metrics=metrics,
         traces=traces,
     )
 

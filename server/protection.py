@@ -134,6 +134,15 @@ class Guard:
                 status,
                 duration_s * 1e3,
                 request_id.decode(),
+                extra={
+                    "fields": {
+                        "method": _plain(scope["method"]),
+                        "path": _plain(scope["path"]),
+                        "status": int(status),
+                        "duration_ms": round(duration_s * 1e3, 3),
+                        "request_id": request_id.decode(),
+                    }
+                },
             )
 
 

@@ -53,6 +53,8 @@ class ServerSettings:
     """Origins whose pages may call; empty: the server's own page alone."""
     ignore_unknown_fields: bool = False
     """Whether unknown request fields are skipped and not refused."""
+    metrics_prefix: str = "llmserve"
+    """`llmserve`, or `vllm` for boards that were made for its names."""
     http_parser: str = "auto"
     """`httptools`, `h11`, or `auto`: httptools where it is installed."""
 
