@@ -113,6 +113,10 @@ def _add_limit_arguments(group: argparse._ArgumentGroup) -> None:
         help="names in /metrics: our own, or those of boards made for vLLM (default: llmserve)",
     )  # fmt: skip
     group.add_argument(
+        "--otlp-traces-endpoint", metavar="URL",
+        help="send a span for each request there by OTLP, as http://localhost:4318/v1/traces",
+    )  # fmt: skip
+    group.add_argument(
         "--log-format", choices=("text", "json"), default="text",
         help="a line of words or one JSON object for each event (default: text)",
     )  # fmt: skip
@@ -181,5 +185,6 @@ def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
         allowed_origins=tuple(args.allowed_origins),
         ignore_unknown_fields=args.ignore_unknown_fields,
         metrics_prefix=args.metrics_prefix,
+        otlp_endpoint=args.otlp_traces_endpoint,
         http_parser=args.http_parser,
     )

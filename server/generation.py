@@ -131,6 +131,11 @@ class Generation:
         )
 
     @property
+    def request_id(self) -> str:
+        """Of the first prompt's request, which the reply carries."""
+        return self.requests[0].request_id
+
+    @property
     def num_tokens(self) -> int:
         """Tokens used so far; 0 before it was handed to the engine."""
         usage = self.usage

@@ -32,6 +32,7 @@ from .prompts import PromptReader
 from .served_model import Model, open_model
 from .service import Service
 from .settings import ServerSettings
+from .trace_export import open_export
 from .traces import TraceStore
 
 __all__ = ["build_service", "serve"]
@@ -100,6 +101,7 @@ def build_service(settings: ServerSettings, model: Model, engine: EngineHandle) 
         adapter_cards=tuple(map(card.with_adapter, model.adapters)),
         metrics=metrics,
         traces=traces,
+        spans=None if settings.otlp_endpoint is None else open_export(settings.otlp_endpoint),
     )
 
 
@@ -158,6 +160,8 @@ class _Server:
             service = build_service(self._settings, self._model, engine)
             await self._serve(service, listener)
             cause = engine.cause_of_death
+            if service.spans is not None:
+                await asyncio.to_thread(service.spans.close)
         finally:
             await engine.close()
         if cause is not None:

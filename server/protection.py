@@ -19,6 +19,7 @@ from .auth import Access
 from .error_replies import plain_error
 from .rate_budgets import Account, RateBudgets
 from .service import Service
+from .trace_export import HttpSpan, SpanExport
 
 __all__ = ["SECURITY_HEADERS", "Guard"]
 
@@ -81,7 +82,10 @@ class Guard:
             reply = self._refusal(scope) or self._app
             await reply(scope, receive, guarded_send)
         finally:
-            self._account(scope, status, time.monotonic() - started, request_id)
+            ended = time.monotonic()
+            self._account(scope, status, ended - started, request_id)
+            if self._service.spans is not None:
+                self._export(self._service.spans, scope, status, started, ended, request_id)
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
         """The reply to a request that no route may see."""
@@ -144,6 +148,32 @@ class Guard:
                     }
                 },
             )
+
+    def _export(
+        self,
+        spans: SpanExport,
+        scope: Scope,
+        status: int,
+        started: float,
+        ended: float,
+        request_id: bytes,
+    ) -> None:
+        state = scope.get("state", {})
+        engine_id, tenant = state.get("engine_request_id", ""), state.get("tenant", "")
+        http = HttpSpan(
+            method=_plain(scope["method"]),
+            route=getattr(scope.get("route"), "path", "unmatched"),
+            status=int(status),
+            started=started,
+            ended=ended,
+            request_id=request_id.decode(),
+            headers={
+                name.decode(): value.decode("latin-1")
+                for name, value in scope["headers"]
+                if name in (b"traceparent", b"tracestate")
+            },
+        )
+        spans.export(http, self._service.traces.find(engine_id, tenant))
 
 
 def _request_id(scope: Scope) -> bytes:

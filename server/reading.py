@@ -65,6 +65,11 @@ class Reading:
         self._ended: dict[str, RequestOutput] = {}
         self._is_open = False
 
+    @property
+    def request_id(self) -> str:
+        """Of the first prompt's request."""
+        return self._requests[0].request_id
+
     def start(self) -> None:
         """Hand the first prompts to the engine.
 

@@ -14,6 +14,7 @@ from .metrics import ServerMetrics
 from .model_card import ModelCard
 from .prompts import PromptReader
 from .settings import ServerSettings
+from .trace_export import SpanExport
 from .traces import TraceStore
 
 __all__ = ["Service"]
@@ -35,6 +36,8 @@ class Service:
     metrics: ServerMetrics
     traces: TraceStore
     """Where the latest requests' time went."""
+    spans: SpanExport | None = None
+    """Where requests are told of as OpenTelemetry spans; None: nowhere."""
     is_draining: bool = False
     """Whether the server is about to end: what runs goes on, nothing new begins."""
 

@@ -55,6 +55,8 @@ class ServerSettings:
     """Whether unknown request fields are skipped and not refused."""
     metrics_prefix: str = "llmserve"
     """`llmserve`, or `vllm` for boards that were made for its names."""
+    otlp_endpoint: str | None = None
+    """URL that OpenTelemetry spans are sent to; None: none are made."""
     http_parser: str = "auto"
     """`httptools`, `h11`, or `auto`: httptools where it is installed."""
 

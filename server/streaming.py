@@ -33,6 +33,10 @@ class EngineWork(Protocol):
     limits: Limits
 
     @property
+    def request_id(self) -> str:
+        """Of its first request to the engine, which its reply carries."""
+
+    @property
     def num_tokens(self) -> int:
         """Tokens used so far, read and written."""
 
@@ -53,6 +57,7 @@ class EngineReply(Response, ABC):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         account: Account = scope["state"]["account"]
+        scope["state"]["engine_request_id"] = self._work.request_id
         watcher = asyncio.create_task(self._close_when_left(receive))
         try:
             account.open()

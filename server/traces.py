@@ -89,6 +89,11 @@ class RequestTrace:
         if output.finish_reason is not None:
             self.finish_reasons[output.choice_index] = output.finish_reason.value
 
+    @property
+    def num_preemptions(self) -> int:
+        """Times that a choice gave up its blocks."""
+        return sum(event.kind == "preempted" for event in self.events)
+
     def as_dict(self, block_size: int) -> Json:
         """As `/requests/{id}/trace` tells it; times in seconds since arrival."""
         return {
@@ -99,7 +104,7 @@ class RequestTrace:
             "cached_blocks": self.num_cached_tokens // block_size,
             "output_tokens": self.num_output_tokens,
             "finish_reasons": [reason for _, reason in sorted(self.finish_reasons.items())],
-            "preemptions": sum(event.kind == "preempted" for event in self.events),
+            "preemptions": self.num_preemptions,
             "steps_left_out": self.num_events - len(self.events),
             "steps": [self._told(event) for event in self.events],
         }

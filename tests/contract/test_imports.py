@@ -99,6 +99,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnxruntime_genai": ("benchmarks/peer_onnxruntime.py",),
     "openvino": ("benchmarks/peer_openvino.py",),
     "openvino_genai": ("benchmarks/peer_openvino.py",),
+    "opentelemetry": ("server/trace_export.py",),
     "orjson": ("benchmarks/*", "server/*"),
     "prometheus_client": ("server/*",),
     "pydantic": ("server/*",),
