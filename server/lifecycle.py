@@ -77,7 +77,13 @@ def build_service(settings: ServerSettings, model: Model, engine: EngineHandle) 
         max_seq_len=engine.config.max_seq_len,
         limits=settings.limits,
     )
-    card = ModelCard.of(model.checkpoint, settings, engine, has_chat_template=prompts.has_template)
+    card = ModelCard.of(
+        model.checkpoint,
+        settings,
+        engine,
+        has_chat_template=prompts.has_template,
+        records=model.records,
+    )
     traces = TraceStore()
     metrics = ServerMetrics(
         engine.config,

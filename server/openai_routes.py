@@ -48,7 +48,7 @@ def openai_router(service: Service) -> APIRouter:
     @router.get("/v1/models/{model_id:path}")
     async def model(model_id: str) -> Response:
         """One model's facts."""
-        return json_reply(service.card_named(model_id).as_dict(model_id))
+        return json_reply(service.card_named(model_id).with_records(model_id))
 
     return router
 
