@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmserve.engine.grammar import Grammar, GrammarKind
+from llmserve.engine.grammar_compiler import JSON_OPTIONS
 
 from .grammar_fields import ANY_OBJECT
 from .tools_calls import CALL_CLOSE, CALL_OPEN
@@ -20,15 +21,13 @@ __all__ = ["call_grammar", "with_tools_described"]
 
 Turn = dict[str, Any]
 
-_WHITE_SPACE = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n\t]{0,8}"}
-
 
 def call_grammar(tools: Sequence[Tool]) -> Grammar:
     """One call, as JSON, of one of `tools`, with arguments that its schema describes."""
     rules = ["start: " + " | ".join(f"call_{index}" for index in range(len(tools)))]
     for index, tool in enumerate(tools):
         opening = f'{{"name": {json.dumps(tool.name)}, "arguments": '
-        schema = {**(tool.parameters or ANY_OBJECT), "x-guidance": _WHITE_SPACE}
+        schema = {**(tool.parameters or ANY_OBJECT), "x-guidance": JSON_OPTIONS}
         rules.append(f'call_{index}: {json.dumps(opening)} arguments_{index} "}}"')
         rules.append(f"arguments_{index}: %json {json.dumps(schema, ensure_ascii=False)}")
     return Grammar(GrammarKind.LARK, "\n".join(rules) + "\n", param="tools")

@@ -20,10 +20,11 @@ from .grammar import Grammar, GrammarKind
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
-__all__ = ["GrammarCompiler", "LLGuidanceMatcher", "Library"]
+__all__ = ["JSON_OPTIONS", "GrammarCompiler", "LLGuidanceMatcher", "Library"]
 
-JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n\t]{0,8}"}
-"""White space is bounded, so that no model fills its budget of tokens with it."""
+JSON_OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": " ?"}
+"""One space between the parts of a value at most: small models fill their budget of tokens with
+line breaks where they may."""
 
 ROW_ITEMS, STEP_FUEL, STEP_ITEMS = 500, 50_000, 5_000
 """Work for one mask, in the library's units: a few milliseconds at most."""

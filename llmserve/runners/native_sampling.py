@@ -214,11 +214,16 @@ class _RowEdits:
 
 
 def _allowed_ids(mask: MaskArray, listed: array[int] | None) -> array[int]:
-    """The ids that a mask allows, of those listed where some are."""
-    bits = np.unpackbits(mask.astype("<u4").view(np.uint8), bitorder="little")
+    """The ids that a mask allows, of those listed where some are. O(V), V / 8 bytes read."""
+    bits = np.unpackbits(mask.astype("<u4", copy=False).view(np.uint8), bitorder="little")
+    allowed = bits.view(np.bool_)
     if listed is not None:
-        bits[np.setdiff1d(np.arange(len(bits)), listed, assume_unique=True)] = 0
-    return array("i", np.flatnonzero(bits).astype(np.int32).tobytes())
+        is_listed = np.zeros_like(allowed)
+        is_listed[np.frombuffer(listed, dtype=np.int32)] = True
+        allowed = allowed & is_listed
+    ids = array("i")
+    ids.frombytes(allowed.nonzero()[0].astype(np.int32).tobytes())
+    return ids
 
 
 class _Occurrences:
