@@ -45,9 +45,6 @@ CLIENTS = {
             "not_a_server_error", "--max-examples", "40", "--seed", "1", "--no-color",
         ),
     ),
-    "lm-eval": Client(
-        ("lm-eval[api]>=0.4.8",), (str(HERE / "lm_eval_client.py"),)
-    ),
 }  # fmt: skip
 
 
