@@ -74,8 +74,8 @@ class RequestTrace:
         if len(self.events) < MAX_EVENTS:
             self.events.append(event)
 
-    def take(self, output: RequestOutput, step: _Step, *, is_decode: bool) -> None:
-        """Note an output; `is_decode`: its token came of decoding, not at a prompt's end."""
+    def take(self, output: RequestOutput, step: _Step) -> None:
+        """Note an output."""
         self.last_time = step.started + step.duration_s
         self.scheduled_time = self.scheduled_time or output.scheduled_time
         if output.choice_index == 0:
@@ -83,9 +83,6 @@ class RequestTrace:
         if output.token_ids:
             self.first_token_time = self.first_token_time or self.last_time
             self.num_output_tokens += len(output.token_ids)
-            if is_decode:
-                count = len(output.token_ids)
-                self.add(_Event(step, "decode", output.choice_index, 0, count))
         if output.finish_reason is not None:
             self.finish_reasons[output.choice_index] = output.finish_reason.value
 
@@ -186,10 +183,16 @@ class TraceStore:
             self._add(request_id, _Event(step, "prefill", choice, start, stop))
         for request_id, choice in work.preempted:
             self._add(request_id, _Event(step, "preempted", choice))
+        decodes: dict[tuple[int, int], _Event] = {}  # nearly all alike: made once a step
         for output in event.outputs:
-            if (trace := self._traces.get(output.request_id)) is not None:
-                is_decode = (output.request_id, output.choice_index) not in prefilled
-                trace.take(output, step, is_decode=is_decode)
+            if (trace := self._traces.get(output.request_id)) is None:
+                continue
+            trace.take(output, step)
+            choice, count = output.choice_index, len(output.token_ids)
+            if count and (output.request_id, choice) not in prefilled:
+                if (choice, count) not in decodes:
+                    decodes[choice, count] = _Event(step, "decode", choice, 0, count)
+                trace.add(decodes[choice, count])
 
     def _add(self, request_id: str, event: _Event) -> None:
         if (trace := self._traces.get(request_id)) is not None:
