@@ -18,7 +18,7 @@ from llmserve.server.embeddings import as_base64, cosine, normalized
 from support.models import make_model_folder
 from support.servers import LocalServer, Reply, local_server
 
-TEXTS = ["Once upon a time", "a little girl named Lily", "the dog said hello"]
+TEXTS = ["The little dog was big", "a little girl named Lily", "the dog said hello"]
 TOLERANCE = 1e-5  # float32 sums of the same numbers, chunked otherwise
 
 
