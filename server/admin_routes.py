@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .openai_routes import body_of, json_reply
 from .request_body import read_object
+from .routing import body_of, json_reply
 from .schemas import LoadModelRequest, parse_request
 from .service import Service
 from .swap import Swapper

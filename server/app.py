@@ -15,11 +15,16 @@ from llmserve import __version__
 from llmserve.errors import LLMServeError
 
 from .admin_routes import admin_router
+from .classify_routes import classify_router
+from .embeddings_routes import embeddings_router
 from .error_replies import error_reply, plain_error
+from .messages_api_routes import messages_router
 from .openai_routes import openai_router
 from .ops_routes import ops_router
 from .page import page_router
 from .protection import Guard
+from .responses_routes import responses_router
+from .score_routes import score_router
 from .service import Service
 from .swap import Swapper
 
@@ -40,6 +45,11 @@ def create_app(service: Service, swapper: Swapper) -> FastAPI:
     )
     routers = (
         openai_router(service),
+        responses_router(service),
+        messages_router(service),
+        embeddings_router(service),
+        score_router(service),
+        classify_router(service),
         ops_router(service),
         admin_router(service, swapper),
         page_router(),

@@ -14,6 +14,7 @@ from llmserve.limits import Limits
 
 from .engine_launch import EngineLaunch
 from .engine_options import add_engine_arguments, engine_settings
+from .log_format import start_log
 
 if TYPE_CHECKING:
     from .settings import ServerSettings
@@ -134,6 +135,18 @@ def _add_limit_arguments(group: argparse._ArgumentGroup) -> None:
         help="skip request fields this server does not know (default: 400)",
     )  # fmt: skip
     group.add_argument(
+        "--metrics-prefix", choices=("llmserve", "vllm"), default="llmserve",
+        help="names in /metrics: our own, or those of boards made for vLLM (default: llmserve)",
+    )  # fmt: skip
+    group.add_argument(
+        "--otlp-traces-endpoint", metavar="URL",
+        help="send a span for each request there by OTLP, as http://localhost:4318/v1/traces",
+    )  # fmt: skip
+    group.add_argument(
+        "--log-format", choices=("text", "json"), default="text",
+        help="a line of words or one JSON object for each event (default: text)",
+    )  # fmt: skip
+    group.add_argument(
         "--log-level", choices=_LOG_LEVELS, default="info", help="least severity (default: info)"
     )
 
@@ -147,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.model is None:
         raise ConfigError("no model was given: llmserve serve MODEL")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    start_log(args.log_format)
     logging.getLogger("llmserve").setLevel(args.log_level.upper())
     with EngineLaunch() as launch:  # before the imports, which take as long as the engine's load
         settings = _settings(args, limits)
@@ -185,7 +198,7 @@ def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
         admin_file=args.admin_key_file,
     )
     return ServerSettings(
-        engine=engine_settings(args, keys),
+        engine=engine_settings(args, keys, limits),
         host=args.host,
         port=args.port,
         served_model_names=tuple(args.served_model_name),
@@ -205,5 +218,7 @@ def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
             max_perplexity=args.swap_max_perplexity,
         ),
         ignore_unknown_fields=args.ignore_unknown_fields,
+        metrics_prefix=args.metrics_prefix,
+        otlp_endpoint=args.otlp_traces_endpoint,
         http_parser=args.http_parser,
     )

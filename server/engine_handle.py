@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from llmserve.engine.config import EngineConfig
 from llmserve.engine.engine import EngineStats
@@ -15,7 +16,7 @@ from llmserve.limits import Limits
 from llmserve.runners.protocol import RunnerInfo
 
 from .live_requests import LiveRequests
-from .messages import Command, Ready
+from .messages import Command, Outputs, Ready
 
 __all__ = ["EngineHandle"]
 
@@ -37,6 +38,8 @@ class EngineHandle(ABC):
         )
         self.died = asyncio.Event()
         """Set when the engine is gone for good; everything in flight has then ended as `error`."""
+        self.on_outputs: Callable[[Outputs], None] = lambda _outputs: None
+        """Told of every step, before its outputs are passed on."""
         self._cause: str | None = None
 
     @abstractmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmserve.assignments import parse_assignments
 from llmserve.errors import ConfigError
+from llmserve.limits import Limits
 from llmserve.runner_arguments import add_runner_arguments, native_options
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _FACTORS[match[2].upper()]
 
 
-def engine_settings(args: argparse.Namespace, keys: KeyRing) -> EngineSettings:
+def engine_settings(args: argparse.Namespace, keys: KeyRing, limits: Limits) -> EngineSettings:
     """What the options ask of the engine process; `keys` says whose the tenants' names are.
 
     Raises:
@@ -149,6 +150,7 @@ def engine_settings(args: argparse.Namespace, keys: KeyRing) -> EngineSettings:
         tenant_weights=_tenant_weights(args.tenant_weight, args.scheduling_policy, keys),
         speculation=None if speculation is None else speculation.config,
         draft_model=None if speculation is None else speculation.draft_model,
+        grammar_timeout_s=limits.grammar_timeout_s,
         record=args.record,
         fake_step_s=float(step_s or 0.0),
     )

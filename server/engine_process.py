@@ -8,18 +8,21 @@ process: the supervisor starts another and hands it what was in flight.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import time
 
 from llmserve.engine.engine import Engine
+from llmserve.engine.grammar import Matcher
 from llmserve.engine.request import FinishReason, Request, RequestOutput
 from llmserve.engine.step import Step
 from llmserve.engine.watcher import Watcher
-from llmserve.errors import LLMServeError
+from llmserve.errors import LLMServeError, RequestError
 from llmserve.failpoints import hit, is_armed
 
-from .engine_setup import LoadedModels, loaded_models, started_engine
+from .engine_setup import LoadedModels, grammar_queue, loaded_models, started_engine
+from .grammar_queue import GrammarQueue
 from .messages import (
     Abort,
     AddRequest,
@@ -36,9 +39,12 @@ from .messages import (
     encode_frame,
 )
 
-__all__ = ["Channel", "EngineLoop", "FreshRequests", "ParentGoneError", "serve_engine"]
+__all__ = ["Channel", "EngineLoop", "FreshRequests", "ParentGoneError", "refusals", "serve_engine"]
 
 RECEIVE_BYTES = 1 << 18
+
+GRAMMAR_POLL_S = 0.005
+"""Longest time between two looks at the socket while the only work is to compile a grammar."""
 
 POISON_TOKEN = 7
 """The failpoint `engine.poison` is hit by steps with a request whose prompt begins with this id."""
@@ -84,14 +90,17 @@ class Channel:
 
 
 class FreshRequests(Watcher):
-    """Tells the API process which requests without an output a step computes, before it does.
+    """Tells the API process which requests without an output are being worked on, before they are:
+    those of a step, and those whose grammars are being compiled.
 
-    Should the step end the process, these are the ones that may have done it.
+    Should this end the process, these are the ones that may have done it.
     """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._fresh: set[str] = set()
+        self._in_step: set[str] = set()
+        self._compiling: set[str] = set()
         self._told: set[str] = set()
 
     def added(self, request: Request) -> None:
@@ -100,15 +109,25 @@ class FreshRequests(Watcher):
 
     def scheduled(self, step: Step) -> None:
         """The step is about to be computed."""
-        if self._fresh or self._told:
-            ids = {chunk.sequence.request_id for chunk in step.chunks} & self._fresh
-            if ids != self._told:
-                self._told = ids
-                self._channel.send(Computing(sorted(ids)))
+        if self._fresh or self._in_step:
+            self._in_step = {chunk.sequence.request_id for chunk in step.chunks} & self._fresh
+            self._tell()
         if is_armed("engine.poison"):
             for sequence in (*step.decodes, *(chunk.sequence for chunk in step.chunks)):
                 if sequence.token_ids[0] == POISON_TOKEN:
                     hit("engine.poison")
+
+    def compiling(self, request_ids: set[str]) -> None:
+        """The grammars of these are being compiled, beside the steps."""
+        if request_ids != self._compiling:
+            self._compiling = request_ids
+            self._tell()
+
+    def _tell(self) -> None:
+        ids = self._in_step | self._compiling
+        if ids != self._told:
+            self._told = ids
+            self._channel.send(Computing(sorted(ids)))
 
     def note(self, outputs: list[RequestOutput]) -> None:
         """These have got on, or ended."""
@@ -119,52 +138,77 @@ class FreshRequests(Watcher):
 class EngineLoop:
     """Drain commands, step, send what the step did; sleep when there is nothing to do."""
 
-    def __init__(self, engine: Engine, channel: Channel, fresh: FreshRequests) -> None:
+    def __init__(
+        self, engine: Engine, channel: Channel, fresh: FreshRequests, grammars: GrammarQueue
+    ) -> None:
         """`fresh` watches the engine."""
         self._engine = engine
         self._channel = channel
         self._fresh = fresh
+        self._grammars = grammars
         self._refused: list[RequestOutput] = []
 
     def run(self) -> None:
         """Serve until the parent leaves (`ParentGoneError`). What a step raises passes through."""
         while True:
-            for command in self._channel.receive(wait=not self._engine.has_work):
+            is_idle = not self._engine.has_work
+            if is_idle and self._grammars.is_busy:
+                self._grammars.wait(GRAMMAR_POLL_S)
+                is_idle = False
+            for command in self._channel.receive(wait=is_idle):
                 self._apply(command)
+            self._fresh.compiling(self._grammars.request_ids)
+            for request, matcher in self._grammars.ready():
+                self._take_in(request, matcher)
             if self._engine.has_work or self._refused:
                 self._step()
 
     def _apply(self, command: Command) -> None:
         match command:
             case AddRequest(request=request):
-                self._add(request)
+                if request.grammar is None:
+                    self._take_in(request, None)
+                else:
+                    self._grammars.add(request)
             case Abort(request_id=request_id):
+                self._grammars.forget(request_id)
                 self._engine.abort(request_id)
             case Finish(request_id=request_id, choice_index=choice_index):
+                self._grammars.finish(request_id, choice_index)
                 self._engine.finish(request_id, choice_index)
 
-    def _add(self, request: Request) -> None:
+    def _take_in(self, request: Request, matcher: Matcher | LLMServeError | None) -> None:
         try:
-            self._engine.add_request(request)
+            if isinstance(matcher, LLMServeError):
+                raise matcher
+            self._engine.add_request(request, matcher)
         except LLMServeError as error:
-            self._refused += [
-                RequestOutput(
-                    request_id=request.request_id,
-                    choice_index=index,
-                    token_ids=[],
-                    finish_reason=FinishReason.ERROR,
-                    error=str(error),
-                )
-                for index in range(request.sampling_params.n)
-            ]
+            self._refused += refusals(request, error)
 
     def _step(self) -> None:
         started = time.monotonic()
         outputs = self._engine.step(started)
         self._fresh.note(outputs)
         step_s = time.monotonic() - started
-        self._channel.send(Outputs(self._refused + outputs, self._engine.stats(), step_s))
+        work = self._engine.last_work
+        self._channel.send(
+            Outputs(self._refused + outputs, self._engine.stats(), step_s, started, work)
+        )
         self._refused = []
+
+
+def refusals(request: Request, error: LLMServeError) -> list[RequestOutput]:
+    """The outputs, one for each choice, of a request that the engine did not take."""
+    return [
+        RequestOutput(
+            request_id=request.request_id,
+            choice_index=index,
+            finish_reason=FinishReason.ERROR,
+            error=str(error),
+            error_param=(error.param or "") if isinstance(error, RequestError) else None,
+        )
+        for index in range(request.sampling_params.n)
+    ]
 
 
 def serve_engine(
@@ -197,7 +241,8 @@ def _serve(channel: Channel, settings: EngineSettings, models: LoadedModels, for
         settings, models, number=fork.number, config=fork.config, watcher=fresh
     ) as loaded:
         channel.send(Ready(loaded.info, loaded.engine.config, loaded.draft_info))
-        EngineLoop(loaded.engine, channel, fresh).run()
+        with contextlib.closing(grammar_queue(settings, loaded.info)) as grammars:
+            EngineLoop(loaded.engine, channel, fresh, grammars).run()
 
 
 def _fail(channel: Channel, message: str) -> None:

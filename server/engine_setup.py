@@ -10,6 +10,7 @@ from pathlib import Path
 from llmserve.checkpoint import Checkpoint
 from llmserve.engine.config import EngineConfig
 from llmserve.engine.engine import Engine
+from llmserve.engine.grammar_compiler import GrammarCompiler
 from llmserve.engine.step_log import StepLog, open_log
 from llmserve.engine.watcher import Watcher, WatcherGroup
 from llmserve.runners.fake import FakeRunner
@@ -17,12 +18,14 @@ from llmserve.runners.protocol import Runner, RunnerInfo
 from llmserve.runners.registry import load_runner, survives_fork
 from llmserve.startup import EngineOptions, start_engine
 
+from .grammar_queue import GrammarQueue
 from .messages import EngineSettings
 
 __all__ = [
     "LoadedEngine",
     "LoadedModels",
     "engine_options",
+    "grammar_queue",
     "loaded_engine",
     "loaded_models",
     "loads_before_fork",
@@ -152,6 +155,17 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
         tenant_weights=settings.tenant_weights,
         speculation=settings.speculation,
     )
+
+
+def grammar_queue(settings: EngineSettings, info: RunnerInfo) -> GrammarQueue:
+    """What compiles the grammars of requests for the model; its tokenizer is read at the first."""
+
+    def load() -> GrammarCompiler:
+        from llmserve.text.tokenizer import Tokenizer
+
+        return GrammarCompiler(Tokenizer.load(settings.model), info)
+
+    return GrammarQueue(load, timeout_s=settings.grammar_timeout_s)
 
 
 def _load_runner(settings: EngineSettings) -> Runner:

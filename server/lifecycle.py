@@ -33,6 +33,7 @@ from .settings import ServerSettings
 from .supervisor import start_engines
 from .swap import Swapper
 from .swap_gate import SwapRefusedError, read_probe
+from .trace_export import open_export
 
 __all__ = ["build_service", "serve", "serve_model"]
 
@@ -76,8 +77,14 @@ def build_service(settings: ServerSettings, model: Model, engine: EngineHandle) 
     service = Service(
         settings=settings,
         model=served,
-        metrics=ServerMetrics(engine.config, lambda: service.engine.stats),
+        metrics=ServerMetrics(
+            lambda: service.engine,
+            prefix=settings.metrics_prefix,
+            model_name=served.card.names[0],
+        ),
+        spans=None if settings.otlp_endpoint is None else open_export(settings.otlp_endpoint),
     )
+    service.put(served)
     return service
 
 
@@ -89,7 +96,13 @@ def serve_model(settings: ServerSettings, model: Model, engine: EngineHandle) ->
         max_seq_len=engine.config.max_seq_len,
         limits=settings.limits,
     )
-    card = ModelCard.of(model.checkpoint, settings, engine, has_chat_template=prompts.has_template)
+    card = ModelCard.of(
+        model.checkpoint,
+        settings,
+        engine,
+        has_chat_template=prompts.has_template,
+        records=model.records,
+    )
     return ServedModel(
         settings=settings,
         opened=model,
@@ -163,6 +176,8 @@ class _Server:
         try:
             await self._serve(service, swapper, listener)
             cause = service.engine.cause_of_death
+            if service.spans is not None:
+                await asyncio.to_thread(service.spans.close)
         finally:
             await swapper.close()
             await service.engine.close()

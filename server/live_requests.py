@@ -67,6 +67,8 @@ class Mailbox:
                 earlier.stop_token_id = output.stop_token_id
                 earlier.error = output.error
                 earlier.vector = output.vector
+                earlier.scores = output.scores
+                earlier.error_param = output.error_param
                 return True
         return False
 

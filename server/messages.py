@@ -14,6 +14,7 @@ import msgspec
 from llmserve.engine.config import EngineConfig, PolicyName, SpeculationConfig
 from llmserve.engine.engine import EngineStats
 from llmserve.engine.request import Request, RequestOutput
+from llmserve.engine.step import StepWork
 from llmserve.errors import EngineError
 from llmserve.runners.native_options import NativeOptions
 from llmserve.runners.protocol import RunnerInfo
@@ -88,6 +89,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are guessed ahead; None: not at all."""
     draft_model: str | None = None
     """Folder of the model that guesses, for the method `draft`."""
+    grammar_timeout_s: float = 1.0
+    """Time for compiling the grammar of one request."""
     record: str | None = None
     """File for the engine's step log; None: none is written."""
     fake_step_s: float = 0.0
@@ -156,9 +159,10 @@ class Ready(msgspec.Struct, tag="ready"):
 
 
 class Computing(msgspec.Struct, tag="computing"):
-    """Before a step: those of its requests that have had no output from this engine yet.
+    """Before a step: those of its requests that have had no output from this engine yet, and those
+    whose grammars are being compiled.
 
-    Said only when they are not the same as in the step before, so decoding costs no message.
+    Said only when they are not the same as before, so decoding costs no message.
     """
 
     request_ids: list[str]
@@ -171,6 +175,10 @@ class Outputs(msgspec.Struct, tag="outputs"):
     stats: EngineStats
     step_s: float
     """How long the step took."""
+    started: float = 0.0
+    """When it began, by `time.monotonic`."""
+    work: StepWork | None = None
+    """What it computed; None: nothing."""
 
 
 class Failed(msgspec.Struct, tag="failed"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from llmserve.checkpoint import Checkpoint
@@ -42,6 +43,8 @@ class ModelCard:
     quantization: str | None
     """The stored number format, where the weights are quantized."""
     has_chat_template: bool
+    records: Mapping[str, object] = field(default_factory=dict)
+    """The folder's lineage and certificate, as it holds them."""
     info: RunnerInfo
     config: EngineConfig
     created: int = field(default_factory=lambda: int(time.time()))
@@ -55,6 +58,7 @@ class ModelCard:
         engine: EngineHandle,
         *,
         has_chat_template: bool,
+        records: Mapping[str, object],
     ) -> ModelCard:
         """The card of a folder that an engine has loaded."""
         stored = checkpoint.quantization
@@ -64,6 +68,7 @@ class ModelCard:
             fingerprint=checkpoint.fingerprint,
             quantization=None if stored is None else stored.scheme,
             has_chat_template=has_chat_template,
+            records=records,
             info=engine.info,
             config=engine.config,
         )
@@ -75,6 +80,7 @@ class ModelCard:
             names=(adapter.name,),
             root=adapter.root,
             base=self,
+            records={},
             fingerprint=adapter.fingerprint,
         )
 
@@ -110,8 +116,14 @@ class ModelCard:
             "vocab_size": self.info.vocab_size,
             "has_chat_template": self.has_chat_template,
             "fingerprint": self.fingerprint,
+            "head": self.info.head,
+            "labels": list(self.info.labels),
             "system_fingerprint": self.system_fingerprint,
         }
+
+    def with_records(self, name: str) -> dict[str, object]:
+        """The same with the folder's lineage and certificate, for `/v1/models/{name}`."""
+        return {**self.as_dict(name), **self.records}
 
 
 def names_of(checkpoint: Checkpoint, settings: ServerSettings) -> tuple[str, ...]:

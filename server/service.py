@@ -14,11 +14,14 @@ from llmserve.text.tokenizer import Tokenizer
 
 from .engine_handle import EngineHandle
 from .error_replies import DrainingError, NotFoundError
+from .messages import Outputs
 from .metrics import ServerMetrics
 from .model_card import ModelCard
 from .prompts import PromptReader
 from .served_model import Model
 from .settings import ServerSettings
+from .trace_export import SpanExport
+from .traces import TraceStore
 from .visitors import Visitors
 
 __all__ = ["ServedModel", "Service"]
@@ -50,6 +53,10 @@ class Service:
     model: ServedModel
     """What new requests are answered by."""
     metrics: ServerMetrics
+    traces: TraceStore = field(default_factory=TraceStore)
+    """Where the latest requests' time went."""
+    spans: SpanExport | None = None
+    """Where requests are told of as OpenTelemetry spans; None: nowhere."""
     visitors: Visitors = field(default_factory=Visitors)
     """Requests inside the application."""
     retired: list[EngineHandle] = field(default_factory=list)
@@ -91,6 +98,11 @@ class Service:
         """The model's."""
         return self.model.adapter_cards
 
+    def put(self, model: ServedModel) -> None:
+        """Have new requests answered by `model`, and note what its engine does."""
+        model.engine.on_outputs = self._note_step
+        self.model = model
+
     def pinned(self) -> Service:
         """This service as it is now, whatever model comes next."""
         return replace(self)
@@ -116,6 +128,11 @@ class Service:
             f"the model {name[:64]!r} is not served here; GET /v1/models lists what is",
             param="model",
         )
+
+    def _note_step(self, event: Outputs) -> None:
+        self.traces.note(event)
+        if event.work is not None:
+            self.metrics.step_tokens.observe(event.work.num_tokens)
 
     def note_swap(self) -> None:
         """Tell who waits for the engine's end that it is another engine now."""

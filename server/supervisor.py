@@ -184,6 +184,7 @@ class Supervisor(EngineHandle):
     def _receive(self, replica: Replica, outputs: Outputs) -> None:
         if outputs.outputs:
             self._restarts.progress()
+        self.on_outputs(outputs)
         replica.receive(outputs)
         self.stats = total_stats([one.latest.stats for one in self._replicas if one.latest])
 

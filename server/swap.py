@@ -143,9 +143,10 @@ class Swapper:
             await old.engine.requests.wait_idle()
             await old.engine.close()
             try:
-                service.model, verdict = await self._start(settings, model, old, before)
+                new, verdict = await self._start(settings, model, old, before)
+                service.put(new)
             except Exception:
-                service.model = await self._start_again(old)
+                service.put(await self._start_again(old))
                 raise
         except BaseException:
             if service.model is old:
@@ -201,7 +202,8 @@ class Swapper:
 
     def _put(self, new: ServedModel) -> None:
         service = self._service
-        old, service.model = service.model.engine, new
+        old = service.engine
+        service.put(new)
         service.retired.append(old)
         era = service.visitors.begin_era()
         service.note_swap()

@@ -7,6 +7,7 @@ import pytest
 
 from llmserve.engine.config import SpeculationConfig
 from llmserve.errors import ConfigError
+from llmserve.limits import Limits
 from llmserve.runners.native_options import NativeOptions
 from llmserve.runners.native_runner import default_threads
 from llmserve.server.auth import Key, KeyRing, RouteScope
@@ -23,7 +24,7 @@ def settings(*arguments: str) -> EngineSettings:
     add_engine_arguments(parser)
     args = parser.parse_args(arguments)
     args.model = "run/model"
-    return engine_settings(args, KeyRing([ANN]))
+    return engine_settings(args, KeyRing([ANN]), Limits())
 
 
 def test_defaults_are_those_of_the_settings() -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
 
 from llmserve import failpoints
+from llmserve.engine.grammar import Grammar, GrammarKind
+from llmserve.engine.grammar_compiler import GrammarCompiler
 from llmserve.engine.request import FinishReason, RequestOutput
-from llmserve.errors import LLMServeError
+from llmserve.errors import LLMServeError, RequestError
 from llmserve.failpoints import FailpointError
+from llmserve.runners.fake import FakeRunner
+from llmserve.runners.protocol import MaskArray
 from llmserve.server.engine_process import (
     Channel,
     EngineLoop,
     FreshRequests,
     ParentGoneError,
 )
+from llmserve.server.grammar_queue import GrammarQueue
 from llmserve.server.messages import (
     Abort,
     AddRequest,
@@ -28,7 +37,33 @@ from llmserve.server.messages import (
     encode_frame,
     event_decoder,
 )
-from support.engines import expected, make_engine, make_request, tokens_by_choice
+from support.engines import expected, make_engine, make_info, make_request, tokens_by_choice
+
+
+class Letters(GrammarCompiler):
+    """Knows two grammars: one of the id 5 for ever, and one that it refuses."""
+
+    def __init__(self) -> None:
+        pass
+
+    def compile(self, grammar: Grammar) -> Any:
+        if grammar.text == "bad":
+            raise RequestError("no grammar", param="response_format")
+        return Fives()
+
+
+class Fives:
+    def copy(self) -> Fives:
+        return self
+
+    def advance(self, token_ids: list[int]) -> None:
+        """Always the same."""
+
+    def mask(self) -> MaskArray:
+        return np.array([1 << 5, 0, 0, 0], dtype=np.uint32)
+
+    def error(self) -> str | None:
+        return None
 
 
 class Parent:
@@ -60,7 +95,7 @@ class Parent:
 
 
 @contextmanager
-def running_loop() -> Iterator[tuple[Parent, list[BaseException]]]:
+def running_loop(*ends: int) -> Iterator[tuple[Parent, list[BaseException]]]:
     """A loop over the scripted runner, and what it ended with."""
     ours, theirs = socket.socketpair()
     raised: list[BaseException] = []
@@ -69,7 +104,10 @@ def running_loop() -> Iterator[tuple[Parent, list[BaseException]]]:
         try:
             channel = Channel(theirs)
             fresh = FreshRequests(channel)
-            EngineLoop(make_engine(watcher=fresh), channel, fresh).run()
+            with contextlib.closing(GrammarQueue(lambda: Letters(), timeout_s=5)) as grammars:
+                runner = FakeRunner(make_info(eos_token_ids=ends))
+                engine = make_engine(runner, watcher=fresh)
+                EngineLoop(engine, channel, fresh, grammars).run()
         except LLMServeError as error:
             raised.append(error)
         theirs.close()
@@ -84,6 +122,20 @@ def running_loop() -> Iterator[tuple[Parent, list[BaseException]]]:
         ours.close()
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_grammars_are_compiled_beside_the_steps_and_a_bad_one_is_the_requests_own_fault() -> None:
+    with running_loop(96) as (parent, _):
+        for name, text in (("good", "5"), ("bad", "bad")):
+            grammar = Grammar(GrammarKind.REGEX, text)
+            parent.send(AddRequest(make_request(name, [1], grammar=grammar, max_tokens=4)))
+        parent.send(AddRequest(make_request("free", [1], max_tokens=4)))
+        outputs = parent.wait_for_ends(3)
+    tokens = tokens_by_choice(outputs)
+    assert tokens["good", 0] == [5] * 4
+    assert tokens["free", 0] == expected([1], 4)
+    (refused,) = [output for output in outputs if output.request_id == "bad"]
+    assert (refused.finish_reason, refused.error_param) == ("error", "response_format")
 
 
 def test_requests_are_answered_and_the_end_of_the_parent_is_the_end() -> None:

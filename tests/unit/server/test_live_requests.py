@@ -165,7 +165,7 @@ def test_nothing_that_an_output_tells_is_lost_by_joining() -> None:
     mailbox.put(output("a", 1))
     logprobs = [TokenLogprobs(-1.0, ((1, -1.0),))]
     told = RequestOutput(
-        "a", 0, [2], logprobs, FinishReason.STOP, 2, 16, 1.5, "error", logprobs, [0.5]
+        "a", 0, [2], logprobs, FinishReason.STOP, 2, 16, 1.5, "error", logprobs, [0.5], [[0.5]], "n"
     )
     assert all(getattr(told, name) for name in RequestOutput.__slots__ if name != "choice_index")
     mailbox.put(told)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -188,3 +190,33 @@ def test_openapi_describes_every_post_route(server: LocalServer) -> None:
         assert content["application/json"]["schema"]["properties"]
     assert "$ref" not in str(document["paths"]["/v1/chat/completions"]["post"]["requestBody"])
     assert server.get("/docs").status == 404
+
+
+def test_names_of_vllm_with_its_labels(model_folder: Path) -> None:
+    with local_server(model_folder, metrics_prefix="vllm") as server:
+        server.complete(prompt=[5] * 20, max_tokens=3)
+        server.wait_idle()
+        text = server.get("/metrics").body.decode()
+    label = '{engine="0",model_name="tiny"}'
+    for line in (
+        f"vllm:prompt_tokens_total{label} 20.0",
+        f"vllm:generation_tokens_total{label} 3.0",
+        f"vllm:num_requests_running{label} 0.0",
+        f"vllm:time_to_first_token_seconds_count{label} 1.0",
+        f"vllm:request_prompt_tokens_sum{label} 20.0",
+        f"vllm:iteration_tokens_total_sum{label} 22.0",
+    ):
+        assert line in text
+    assert 'vllm:request_success_total{engine="0",finished_reason="length"' in text
+    assert "llmserve_" not in text
+
+
+def test_every_name_of_the_board_is_served(server: LocalServer) -> None:
+    text = server.get("/metrics").body.decode()
+    board = (Path(__file__).parents[3] / "docs" / "grafana.json").read_text(encoding="utf-8")
+    names = set(re.findall(r"llmserve_\w+", board))
+    assert len(names) > 12
+    for name in names:
+        assert re.search(rf"^{name}(\{{| )", text, re.MULTILINE), name
+    panels = json.loads(board)["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
