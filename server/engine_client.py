@@ -45,7 +45,7 @@ class EngineClient(asyncio.Protocol):
         self.lost = asyncio.Event()
         """Set when the connection has ended, and all that came over it was received."""
         self.computing: list[str] = []
-        """Requests without an output from this engine in the step under way."""
+        """Requests without an output from this engine that it works on at this moment."""
         self.cause: str | None = None
         """Why it failed, in its own words."""
         self.was_killed = False

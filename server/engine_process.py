@@ -241,7 +241,7 @@ def _serve(channel: Channel, settings: EngineSettings, models: LoadedModels, for
         settings, models, number=fork.number, config=fork.config, watcher=fresh
     ) as loaded:
         channel.send(Ready(loaded.info, loaded.engine.config, loaded.draft_info))
-        with contextlib.closing(grammar_queue(settings, loaded.info)) as grammars:
+        with contextlib.closing(grammar_queue(settings, loaded)) as grammars:
             EngineLoop(loaded.engine, channel, fresh, grammars).run()
 
 

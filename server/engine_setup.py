@@ -13,11 +13,13 @@ from llmserve.engine.engine import Engine
 from llmserve.engine.grammar_compiler import GrammarCompiler
 from llmserve.engine.step_log import StepLog, open_log
 from llmserve.engine.watcher import Watcher, WatcherGroup
+from llmserve.errors import EngineError
 from llmserve.runners.fake import FakeRunner
 from llmserve.runners.protocol import Runner, RunnerInfo
 from llmserve.runners.registry import load_runner, survives_fork
 from llmserve.startup import EngineOptions, start_engine
 
+from .folder_stamp import Stamp, stamp_of
 from .grammar_queue import GrammarQueue
 from .messages import EngineSettings
 
@@ -40,6 +42,8 @@ class LoadedModels:
     runner: Runner
     draft: Runner | None
     """The model that guesses, where there is one."""
+    stamp: Stamp
+    """The files that they were loaded from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +54,8 @@ class LoadedEngine:
     info: RunnerInfo
     draft_info: RunnerInfo | None
     """Of the model that guesses, where there is one."""
+    stamp: Stamp
+    """The files that the models were loaded from."""
 
 
 def loads_before_fork(settings: EngineSettings) -> bool:
@@ -82,11 +88,12 @@ def loaded_models(settings: EngineSettings) -> Iterator[LoadedModels]:
         ConfigError: a setting cannot be used.
     """
     with contextlib.ExitStack() as stack:
+        stamp = stamp_of(settings)
         draft: Runner | None = None
         if settings.draft_model is not None:
             draft = stack.enter_context(contextlib.closing(_load_draft(settings)))
         runner = stack.enter_context(contextlib.closing(_load_runner(settings)))
-        yield LoadedModels(runner=runner, draft=draft)
+        yield LoadedModels(runner=runner, draft=draft, stamp=stamp)
 
 
 @contextlib.contextmanager
@@ -126,6 +133,7 @@ def started_engine(
             ),
             info=models.runner.info,
             draft_info=None if models.draft is None else models.draft.info,
+            stamp=models.stamp,
         )
 
 
@@ -157,13 +165,21 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
     )
 
 
-def grammar_queue(settings: EngineSettings, info: RunnerInfo) -> GrammarQueue:
-    """What compiles the grammars of requests for the model; its tokenizer is read at the first."""
+def grammar_queue(settings: EngineSettings, loaded: LoadedEngine) -> GrammarQueue:
+    """What compiles the grammars of requests for the model; its tokenizer is read at the first.
+
+    Grammars fail with an `EngineError` where the folder is not what was loaded any more.
+    """
 
     def load() -> GrammarCompiler:
         from llmserve.text.tokenizer import Tokenizer
 
-        return GrammarCompiler(Tokenizer.load(settings.model), info)
+        if stamp_of(settings) != loaded.stamp:
+            raise EngineError(
+                f"files of {settings.model} were changed since the model was loaded, and grammars "
+                "need its tokenizer: load the model anew"
+            )
+        return GrammarCompiler(Tokenizer.load(settings.model), loaded.info)
 
     return GrammarQueue(load, timeout_s=settings.grammar_timeout_s)
 

@@ -1,9 +1,9 @@
 """Which requests an engine's crashes are blamed on, until one of them is convicted.
 
-A crash counts against the requests that were in the step that died and had received no token from
-that engine. After two such crashes a request is a suspect and runs alone; a third, alone, convicts
-it. Any new token clears it. Deaths that came from outside count against nobody
-(docs/processes.md).
+A crash counts against the requests that had received no token from that engine and were in the step
+that died, or had their grammars compiled. After two such crashes a request is a suspect and runs
+alone; a third, alone, convicts it. Any new token clears it. Deaths that came from outside count
+against nobody (docs/processes.md).
 """
 
 from __future__ import annotations

@@ -9,13 +9,23 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
 
 from support.models import make_model_folder
-from support.serving import ServeProcess, assert_clean_end, get, in_threads, post, serving
+from support.serving import (
+    ServeProcess,
+    assert_clean_end,
+    get,
+    in_threads,
+    metric,
+    post,
+    read,
+    serving,
+)
 
 pytestmark = pytest.mark.http
 
@@ -30,7 +40,12 @@ REQUESTS: list[dict[str, object]] = [
     {"prompt": ["a dog", "hello"], "max_tokens": 80, "seed": 5, "stop": ["a", "e"], "n": 2},
     {"prompt": "Lily", "max_tokens": 100, "seed": 6, "repetition_penalty": 1.3, "min_tokens": 60},
     {"prompt": "1234567890", "max_tokens": 70, "seed": 7, "prompt_logprobs": 2, "echo": True},
+    {"prompt": [5, 6, 7] * 40, "max_tokens": 0, "prompt_logprobs": 1},
 ]
+GRAMMAR = {"structured_outputs": {"regex": "([a-z]{9} ){6}"}, "ignore_eos": False}
+if find_spec("llguidance"):
+    REQUESTS += [{"prompt": "Once", "max_tokens": 90, "seed": 8, "n": 2, **GRAMMAR}]
+TEXTS = ["a long day " * (3 + index % 7) for index in range(40)]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +86,37 @@ def test_engines_killed_at_every_twentieth_step_change_no_token_and_no_logprob(
         assert server.output.count("by signal 9") >= 5
         server.process.send_signal(signal.SIGTERM)
         assert_clean_end(server, url)
+
+
+def vectors(folder: Path, **environment: str) -> tuple[list[object], float]:
+    """Embeddings of `TEXTS`, and how often the engine was replaced meanwhile."""
+    with serving(folder, *SIZE, environment=environment) as server:
+        url = server.wait_until_ready()
+        status, body = post(url, {"input": TEXTS}, route="embeddings")
+        assert status == 200, body
+        found = [entry["embedding"] for entry in json.loads(body)["data"]]
+        return found, metric(url, "llmserve_engine_restarts_total")
+
+
+def test_prompts_that_are_only_read_are_read_again(folder: Path) -> None:
+    undisturbed, none = vectors(folder)
+    disturbed, restarts = vectors(folder, LLMSERVE_FAILPOINTS="engine.forward=kill@5")
+    assert disturbed == undisturbed
+    assert none == 0 < restarts
+
+
+def test_a_trace_goes_on_over_the_engines_that_had_the_request(folder: Path) -> None:
+    environment = {"LLMSERVE_FAILPOINTS": "engine.forward=kill@20"}
+    with serving(folder, "--runner", "fake", *SIZE, environment=environment) as server:
+        url = server.wait_until_ready()
+        _, body = post(url, {"prompt": "x", "max_tokens": 50, "ignore_eos": True})
+        (trace,) = json.loads(read(url, f"/requests/{json.loads(body)['id']}/trace"))["prompts"]
+    assert trace["output_tokens"] == 50
+    assert trace["finish_reasons"] == ["length"]
+    kinds = [step["kind"] for step in trace["steps"]]
+    assert kinds.count("prefill") == 3, "each engine reads what was delivered before"
+    times = [step["at_s"] for step in trace["steps"]]
+    assert times == sorted(times)
 
 
 def stream_all(server: ServeProcess, url: str, count: int, disturb: object) -> list[bytes]:

@@ -9,8 +9,6 @@ import shutil
 import signal
 import socket
 import time
-import urllib.error
-import urllib.request
 from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,7 +22,7 @@ from llmserve.cli import main
 from llmserve.server import lifecycle
 from support.adapter_folders import make_adapter_folder
 from support.models import make_model_folder
-from support.serving import assert_clean_end, get, in_threads, post, serving
+from support.serving import assert_clean_end, get, in_threads, metric, post, serving
 
 pytestmark = pytest.mark.http
 
@@ -159,9 +157,7 @@ def test_drain_lets_streams_end_and_waits_for_nobody_else(folder: Path) -> None:
 
 
 def get_running(url: str) -> int:
-    with urllib.request.urlopen(url + "/metrics", timeout=10) as reply:  # noqa: S310
-        text = reply.read().decode()
-    return int(float(text.partition("\nllmserve_num_requests_running ")[2].split("\n")[0]))
+    return int(metric(url, "llmserve_num_requests_running"))
 
 
 def test_what_is_not_done_by_the_drain_budget_is_told_so(folder: Path) -> None:

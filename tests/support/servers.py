@@ -30,10 +30,12 @@ from llmserve.server.engine_handle import EngineHandle
 from llmserve.server.engine_process import refusals
 from llmserve.server.engine_setup import (
     LoadedEngine,
-    engine_options,
+    LoadedModels,
     grammar_queue,
     loaded_engine,
+    started_engine,
 )
+from llmserve.server.folder_stamp import stamp_of
 from llmserve.server.grammar_queue import GrammarQueue
 from llmserve.server.http_protocol import protocol_for
 from llmserve.server.lifecycle import build_service, serve_model
@@ -50,7 +52,6 @@ from llmserve.server.served_model import Model, open_model
 from llmserve.server.service import Service
 from llmserve.server.settings import ServerSettings
 from llmserve.server.swap import Swapper
-from llmserve.startup import start_engine
 
 T = TypeVar("T")
 
@@ -280,8 +281,8 @@ def local_server(
             loaded = stack.enter_context(loaded_engine(asked))
         else:
             runner = FakeRunner.for_config(model.checkpoint.config, script=script)
-            stepped = start_engine(runner, engine_options(asked))
-            loaded = LoadedEngine(engine=stepped, info=runner.info, draft_info=None)
+            models = LoadedModels(runner=runner, draft=None, stamp=stamp_of(asked))
+            loaded = stack.enter_context(started_engine(asked, models))
         yield stack.enter_context(_running(values, model, loaded, step_s))
 
 
@@ -295,7 +296,7 @@ def _running(
 
     async def start() -> tuple[LocalEngine, Service, Any, Any]:
         ready = Ready(loaded.info, loaded.engine.config, loaded.draft_info)
-        grammars = grammar_queue(values.engine, loaded.info)
+        grammars = grammar_queue(values.engine, loaded)
         handle = LocalEngine(loaded.engine, ready, values.limits, step_s, grammars)
         service = build_service(values, model, handle)
         app = create_app(service, Swapper(service, serve_model))

@@ -108,10 +108,12 @@ def serving(
         server.process.stdout.close()
 
 
-def post(url: str, body: dict[str, object], timeout: float = 30.0) -> tuple[int, bytes]:
-    """A completion: status and body."""
+def post(
+    url: str, body: dict[str, object], timeout: float = 30.0, *, route: str = "completions"
+) -> tuple[int, bytes]:
+    """A completion, or another route below /v1: status and body."""
     request = urllib.request.Request(  # noqa: S310
-        url + "/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+        f"{url}/v1/{route}", json.dumps(body).encode(), {"content-type": "application/json"}
     )
     return _open(request, timeout)
 
@@ -119,6 +121,19 @@ def post(url: str, body: dict[str, object], timeout: float = 30.0) -> tuple[int,
 def get(url: str, path: str) -> int:
     """The status of a route."""
     return _open(urllib.request.Request(url + path), 10)[0]  # noqa: S310
+
+
+def read(url: str, path: str) -> str:
+    """What a route says, which must be 200."""
+    status, body = _open(urllib.request.Request(url + path), 10)  # noqa: S310
+    assert status == 200, body
+    return body.decode()
+
+
+def metric(url: str, name: str) -> float:
+    """One number of `/metrics` without labels."""
+    (line,) = [line for line in read(url, "/metrics").splitlines() if line.startswith(name + " ")]
+    return float(line.split()[1])
 
 
 def _open(request: urllib.request.Request, timeout: float) -> tuple[int, bytes]:

@@ -192,6 +192,20 @@ def test_fail_running_makes_the_engine_usable_after_a_runner_error() -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompt", "changes"),
+    [([1] * 100, {"max_tokens": 0}), ([1] * 128, {"max_tokens": None, "pooling": Pooling.MEAN})],
+    ids=["scored", "pooled"],
+)
+def test_a_prompt_that_is_only_read_may_be_taken_up_again(
+    prompt: list[int], changes: dict[str, object]
+) -> None:
+    engine = make_engine()
+    engine.add_request(make_request("a", prompt, output_token_ids=[[]], **changes))  # type: ignore[arg-type]
+    (output,) = run(engine)
+    assert output.finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
     ("changes", "param"),
     [
         ({"prompt": []}, "prompt"),

@@ -183,6 +183,16 @@ def test_a_step_that_raises_ends_the_loop() -> None:
     assert isinstance(raised[0], FailpointError)
 
 
+def test_requests_are_named_while_their_grammars_are_compiled() -> None:
+    grammar = Grammar(GrammarKind.REGEX, "5")
+    with running_loop(96) as (parent, _):
+        parent.send(AddRequest(make_request("a", [1], grammar=grammar, max_tokens=2)))
+        parent.wait_for_ends(1)
+    first, *others = parent.events
+    assert first == Computing(["a"])
+    assert isinstance(others[0], Outputs), "between compiling and the step nothing changes"
+
+
 def test_requests_without_a_token_are_named_before_the_step_that_computes_them() -> None:
     with running_loop() as (parent, _):
         parent.send(AddRequest(make_request("a", [1] * 40, max_tokens=3)))

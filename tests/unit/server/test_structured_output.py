@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -267,6 +269,32 @@ def test_a_slow_one_is_refused_in_time_and_an_aborted_one_forgotten(gate: Gate) 
     assert drain(queue) == [("slow", True)]
     gate.open.set()
     queue.close()
+
+
+def test_what_an_earlier_engine_had_is_not_given_up_and_ends_where_its_choices_do(
+    gate: Gate,
+) -> None:
+    queue = GrammarQueue(lambda: gate, timeout_s=0.05)
+    for name in ("goes on", "met a stop"):
+        queue.add(replace(request(name), output_token_ids=[[5]]))
+    queue.finish("met a stop", 0)
+    assert queue.request_ids == {"goes on"}
+    queue.wait(0.1)
+    assert list(queue.ready()) == []
+    gate.open.set()
+    assert drain(queue) == [("goes on", False)]
+    queue.close()
+
+
+def test_a_folder_that_was_changed_gives_no_grammars(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(model_folder, folder)
+    with local_server(folder) as server:
+        (folder / "tokenizer.json").touch()
+        reply = ask(server, structured_outputs={"regex": "a"})
+        assert reply.status == 500
+        assert "were changed" in reply.json()["error"]["message"]
+        assert ask(server).status == 200
 
 
 def test_what_the_compiler_does_not_expect_is_the_requests_failure(
