@@ -26,6 +26,7 @@ from llmserve.runners.registry import import_torch_runner
 
 from .engine_process import ParentGoneError, serve_engine
 from .engine_setup import LoadedModels, loaded_models, loads_before_fork
+from .log_format import start_log
 from .messages import (
     Ended,
     EngineSettings,
@@ -174,7 +175,6 @@ def main(argv: list[str] | None = None) -> int:
     # The parent decides: it drains on these signals, and the end of its stream ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with connection, contextlib.suppress(ParentGoneError):
         return _load_and_fork(_Channel(connection))
     return 0
@@ -186,6 +186,7 @@ def _load_and_fork(channel: _Channel) -> int:
         if not isinstance(load, Load):
             raise EngineError(f"a Load is due, not a {type(load).__name__}")
         settings = load.settings
+        start_log(settings.log_format)
         with contextlib.ExitStack() as stack:
             models = None
             if loads_before_fork(settings):

@@ -151,6 +151,7 @@ def engine_settings(args: argparse.Namespace, keys: KeyRing, limits: Limits) -> 
         speculation=None if speculation is None else speculation.config,
         draft_model=None if speculation is None else speculation.draft_model,
         grammar_timeout_s=limits.grammar_timeout_s,
+        log_format=args.log_format,
         record=args.record,
         fake_step_s=float(step_s or 0.0),
     )

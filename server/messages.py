@@ -91,6 +91,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Folder of the model that guesses, for the method `draft`."""
     grammar_timeout_s: float = 1.0
     """Time for compiling the grammar of one request."""
+    log_format: str = "text"
+    """How loader and engines write their log: `text` or `json`."""
     record: str | None = None
     """File for the engine's step log; None: none is written."""
     fake_step_s: float = 0.0

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmserve.engine.request import FinishReason, Request, RequestOutput
+from llmserve.engine.request import FinishReason, Request, RequestOutput, Scoring
 from llmserve.errors import EngineError
+from llmserve.runners.protocol import RunnerInfo
 from llmserve.sampling import SamplingParams
 
 from .engine_handle import EngineHandle
 from .live_requests import Mailbox
 
-__all__ = ["PROBE", "ask", "one_token_request"]
+__all__ = ["PROBE", "ask", "least_request"]
 
 PROBE = "probe"
 """Id of the request that shows whether an engine serves at all; those of clients are longer."""
 
 
-def one_token_request() -> Request:
-    """The least that can be asked."""
+def least_request(info: RunnerInfo) -> Request:
+    """The least that can be asked of a model: a token, or the scores of one."""
     return Request(
         request_id=PROBE,
         prompt_token_ids=[0],
         sampling_params=SamplingParams(max_tokens=1, temperature=0.0),
         seed=0,
+        scoring=None if info.head is None else Scoring.LAST,
     )
 
 

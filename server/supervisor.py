@@ -36,7 +36,7 @@ from .messages import (
     Ready,
 )
 from .poison import CrashCounts, is_from_outside
-from .probes import PROBE, one_token_request
+from .probes import PROBE, least_request
 from .progress import Progress
 from .replica import Replica
 from .restarts import Restarts
@@ -223,7 +223,7 @@ class Supervisor(EngineHandle):
         self._restarts.progress()
         if self.requests.get(PROBE) is None:
             with contextlib.suppress(OverloadedError):  # what waits will tell as well
-                self.requests.submit([one_token_request()], Mailbox())
+                self.requests.submit([least_request(self.info)], Mailbox())
 
     async def _replace(self) -> EngineClient:
         """Start an engine, again if it dies at once.

@@ -20,7 +20,7 @@ from llmserve.errors import EngineDeadError, LLMServeError
 
 from .engine_handle import EngineHandle
 from .engine_launch import EngineLaunch
-from .probes import ask, one_token_request
+from .probes import ask, least_request
 from .served_model import Model, open_model
 from .service import ServedModel, Service
 from .settings import ServerSettings
@@ -176,7 +176,7 @@ class Swapper:
             )
             try:
                 new = self._serve_model(settings, model, engine)
-                await asyncio.wait_for(ask(engine, [one_token_request()]), SMOKE_TIMEOUT_S)
+                await asyncio.wait_for(ask(engine, [least_request(engine.info)]), SMOKE_TIMEOUT_S)
                 verdict = None
                 if before is not None:
                     after = await self._gate.read(new, _shorter(model, old))

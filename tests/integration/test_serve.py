@@ -160,6 +160,14 @@ def get_running(url: str) -> int:
     return int(metric(url, "llmserve_num_requests_running"))
 
 
+def test_engines_write_their_log_in_the_form_that_was_asked_for(folder: Path) -> None:
+    options = ("--runner", "fake:0.01", "--max-step-ms", "1", "--log-format", "json")
+    with serving(folder, *options) as server:
+        server.wait_until_ready()
+        (line,) = [line for line in server.lines if "the least there is" in line]
+        assert json.loads(line)["logger"] == "llmserve.engine"
+
+
 def test_what_is_not_done_by_the_drain_budget_is_told_so(folder: Path) -> None:
     with serving(folder, "--runner", "fake:0.05", "--limit", "drain_s=0.4") as server:
         url = server.wait_until_ready()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.config import Head
 from support.models import TEXT, make_model_folder
 from support.serving import assert_clean_end, get, in_threads, post, serving
 
@@ -123,6 +124,18 @@ def test_what_may_not_be_loaded_is_refused_and_the_old_model_serves_on(
         assert isinstance(verdict, dict)
         assert verdict["perplexity_ratio"] == 1.0, "a model is as good as itself"
         assert verdict["mean_kl"] == 0.0
+        server.process.send_signal(signal.SIGTERM)
+        assert_clean_end(server, url)
+
+
+def test_a_classifier_takes_the_place_of_one_and_is_asked_for_scores(tmp_path: Path) -> None:
+    for seed, name in enumerate(("first", "second")):
+        make_model_folder(tmp_path / name, seed=seed, head=Head(kind="sequence", labels=("a", "b")))
+    with serving(tmp_path / "first", "--runner", "fake", *SIZE) as server:
+        url = server.wait_until_ready()
+        assert load(url, "second")[0] == 200
+        status, body = post(url, {"input": ["x"]}, route="classify")
+        assert status == 200, body
         server.process.send_signal(signal.SIGTERM)
         assert_clean_end(server, url)
 

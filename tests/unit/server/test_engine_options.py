@@ -19,11 +19,11 @@ from llmserve.server.settings import ServerSettings
 ANN = Key.of("a-key-of-ann", {RouteScope.USER}, name="ann")
 
 
-def settings(*arguments: str) -> EngineSettings:
+def settings(*arguments: str, log_format: str = "text") -> EngineSettings:
     parser = argparse.ArgumentParser()
     add_engine_arguments(parser)
     args = parser.parse_args(arguments)
-    args.model = "run/model"
+    args.model, args.log_format = "run/model", log_format
     return engine_settings(args, KeyRing([ANN]), Limits())
 
 
@@ -40,9 +40,11 @@ def test_every_option_reaches_its_setting() -> None:
         "--no-enable-prefix-caching", "--max-num-seqs", "5", "--max-step-ms", "20",
         "--scheduling-policy", "fair", "--tenant-weight", "ann=2.5", "--record", "steps.log",
         "--speculative-config", '{"method": "draft", "model": "small", "always": true}',
+        log_format="json",
     )  # fmt: skip
     assert found == EngineSettings(
         model="run/model",
+        log_format="json",
         runner="fake",
         dtype="float16",
         device="cuda",
