@@ -132,6 +132,7 @@ class LiveRequests:
         self._drain_rate = DrainRate()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._num_holds = 0
         self._closed_because: str | None = None
         self.num_sequences = 0
         """Choices that have not ended."""
@@ -156,8 +157,18 @@ class LiveRequests:
         return not self._live
 
     async def wait_idle(self) -> None:
-        """Return when nothing is in flight."""
+        """Return when nothing is in flight, nor to come of what is held open."""
         await self._idle.wait()
+
+    def hold(self) -> None:
+        """Have `wait_idle` wait until `release`: a client's request submits more as it goes on."""
+        self._num_holds += 1
+        self._idle.clear()
+
+    def release(self) -> None:
+        """Undo one `hold`."""
+        self._num_holds -= 1
+        self._note_idle()
 
     def submit(self, requests: Sequence[Request], mailbox: Mailbox) -> None:
         """Hand all of `requests` to the engine, or none.
@@ -277,5 +288,8 @@ class LiveRequests:
         if not live.open_choices:
             self._note_first_output(live)
             del self._live[live.request.request_id]
-            if not self._live:
-                self._idle.set()
+            self._note_idle()
+
+    def _note_idle(self) -> None:
+        if not self._live and not self._num_holds:
+            self._idle.set()

@@ -78,6 +78,7 @@ class Reading:
             EngineDeadError: there is no engine.
         """
         self._is_open = True
+        self._engine.requests.hold()
         self._submit_next()
         self._metrics.num_prompt_tokens += self.num_prompt_tokens
 
@@ -97,6 +98,7 @@ class Reading:
         if not self._is_open:
             return
         self._is_open = False
+        self._engine.requests.release()
         for request in self._requests[: self._num_submitted]:
             self._engine.requests.abort(request.request_id)
             if request.request_id not in self._ended:

@@ -100,6 +100,25 @@ def test_abort_ends_every_open_choice_at_once() -> None:
     assert table.live.is_idle
 
 
+def test_a_hold_keeps_the_table_from_counting_as_idle() -> None:
+    async def main() -> None:
+        table = Table()
+        table.live.hold()
+        table.submit(request("a"))
+        idle = asyncio.create_task(table.live.wait_idle())
+        table.live.abort("a")
+        await asyncio.sleep(0)
+        assert not idle.done(), "more of the same is to come"
+        table.submit(request("b"))
+        table.live.release()
+        await asyncio.sleep(0)
+        assert not idle.done()
+        table.live.abort("b")
+        await asyncio.wait_for(idle, 1)
+
+    asyncio.run(main())
+
+
 def test_fail_all_ends_everything_and_refuses_what_comes() -> None:
     table = Table()
     table.submit(request("a"), request("b"))
