@@ -19,6 +19,7 @@ from llmserve.engine.grammar import Grammar, Matcher
 from llmserve.engine.grammar_compiler import GrammarCompiler
 from llmserve.engine.request import Request
 from llmserve.errors import LLMServeError, RequestError
+from llmserve.failpoints import hit
 
 __all__ = ["GrammarQueue"]
 
@@ -116,6 +117,7 @@ class GrammarQueue:
         return self._pool.submit(self._compile, grammar)
 
     def _compile(self, grammar: Grammar) -> Matcher:
+        hit("engine.grammar")
         with self._loading:
             if self._compiler is None:
                 self._compiler = self._load()

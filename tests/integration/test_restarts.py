@@ -43,7 +43,8 @@ REQUESTS: list[dict[str, object]] = [
     {"prompt": [5, 6, 7] * 40, "max_tokens": 0, "prompt_logprobs": 1},
 ]
 GRAMMAR = {"structured_outputs": {"regex": "([a-z]{9} ){6}"}, "ignore_eos": False}
-if find_spec("llguidance"):
+HAS_GRAMMARS = find_spec("llguidance") is not None
+if HAS_GRAMMARS:
     REQUESTS += [{"prompt": "Once", "max_tokens": 90, "seed": 8, "n": 2, **GRAMMAR}]
 TEXTS = ["a long day " * (3 + index % 7) for index in range(40)]
 
@@ -211,6 +212,17 @@ def test_a_poison_request_fails_alone(folder: Path, action: str) -> None:
         assert server.output.count(" requests wait") == 3
         server.process.send_signal(signal.SIGTERM)
         assert server.wait() == 0
+
+
+@pytest.mark.skipif(not HAS_GRAMMARS, reason="needs llguidance")
+def test_a_grammar_that_crashes_engines_fails_alone(folder: Path) -> None:
+    environment = {"LLMSERVE_FAILPOINTS": "engine.grammar=abort"}
+    with serving(folder, "--runner", "fake", *SIZE, environment=environment) as server:
+        url = server.wait_until_ready()
+        status, body = post(url, {"prompt": "x", "structured_outputs": {"regex": "a"}})
+        assert status == 500, body
+        assert "crashed on this request" in json.loads(body)["error"]["message"]
+        reply(url, {"prompt": "x", "max_tokens": 3})
 
 
 def test_a_step_that_fails_once_fails_nobody(folder: Path) -> None:
