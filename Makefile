@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types soak mutants sanitize bench docs wheel try-wheel clean
+.PHONY: help setup demo test check lint format types soak compat mutants sanitize bench docs wheel try-wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -35,6 +35,9 @@ test: $(VENV)/.dev  ## all tests but the soak
 
 soak: $(VENV)/.dev  ## the long tests: a million random operations on the engine, every file operation of exports
 	$(BIN)/python -m pytest -m soak $(ARGS)
+
+compat: $(VENV)/.dev  ## other people's clients against a server, each in its own environment
+	$(BIN)/python tests/compat/run.py $(ARGS)
 
 mutants: $(VENV)/.dev  ## break the engine's rules in turn: a test must catch each
 	$(BIN)/python tests/mutation/engine_rules.py $(ARGS)

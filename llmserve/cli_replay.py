@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,8 @@ from .errors import ConfigError
 from .runner_arguments import add_runner_arguments, add_verify_argument, runner_settings
 
 if TYPE_CHECKING:
+    from .engine.grammar import Grammar, Matcher
+    from .engine.grammar_compiler import GrammarCompiler
     from .engine.replay import ReplayReport
     from .runners.protocol import Runner
 
@@ -55,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     runner = None if args.model is None else _load_runner(args)
     try:
-        report = replay(args.log, runner)
+        report = replay(args.log, runner, None if runner is None else _compiler(args.model, runner))
     finally:
         if runner is not None:
             runner.close()
@@ -87,6 +91,19 @@ def _load_runner(args: argparse.Namespace) -> Runner:
         **runner_settings(args),
         adapters={name: Path(path) for name, path in adapters.items()},
     )
+
+
+def _compiler(model: str, runner: Runner) -> Callable[[Grammar], Matcher]:
+    """Compiles grammars for the model, whose tokenizer is read when there is one."""
+
+    @cache
+    def compiler() -> GrammarCompiler:
+        from .engine.grammar_compiler import GrammarCompiler
+        from .text.tokenizer import Tokenizer
+
+        return GrammarCompiler(Tokenizer.load(model), runner.info)
+
+    return lambda grammar: compiler().compile(grammar)
 
 
 def _summary(report: ReplayReport) -> str:

@@ -6,6 +6,8 @@ route. It holds `name=action` or `name=action@n`, separated by commas:
     ckpt.write=raise         every hit of `ckpt.write` raises FailpointError
     durable.op=enospc@7      the 7th hit of `durable.op` fails as on a full disk
     engine.forward=kill@3    the 3rd hit of `engine.forward` ends the process by SIGKILL
+    engine.poison=abort      every hit of `engine.poison` ends the process by SIGABRT, as a defect
+    engine.poison=hang       every hit of `engine.poison` never returns
 
 The idea is etcd's gofail and SQLite's I/O-error tests. Unarmed, a hit costs one look at an empty
 dictionary. What is armed is logged as a warning, when it is armed and when it fires.
@@ -18,6 +20,7 @@ import logging
 import os
 import re
 import signal
+import time
 from dataclasses import dataclass
 
 from .errors import ConfigError, LLMServeError
@@ -27,7 +30,7 @@ __all__ = ["VARIABLE", "FailpointError", "arm", "disarm_all", "hit", "is_armed"]
 VARIABLE = "LLMSERVE_FAILPOINTS"
 """The environment variable that arms failpoints."""
 
-_SPEC = re.compile(r"([a-z_.]+)=(raise|enospc|kill)(?:@([1-9][0-9]{0,8}))?", re.ASCII)
+_SPEC = re.compile(r"([a-z_.]+)=(raise|enospc|kill|abort|hang)(?:@([1-9][0-9]{0,8}))?", re.ASCII)
 _log = logging.getLogger("llmserve")
 
 
@@ -56,8 +59,8 @@ def arm(spec: str) -> None:
         match = _SPEC.fullmatch(part)
         if match is None:
             raise ConfigError(
-                f"failpoint {part!r} is not name=raise, name=enospc or name=kill, "
-                "each with @n for the n-th hit alone"
+                f"failpoint {part!r} is not name=raise, name=enospc, name=kill, name=abort or "
+                "name=hang, each with @n for the n-th hit alone"
             )
         name, action, turn = match.groups()
         _armed[name] = _Point(action, int(turn) if turn else None)
@@ -95,6 +98,10 @@ def _fire(name: str, point: _Point) -> None:
     _log.warning("failpoint %s fires: %s at hit %d", name, point.action, point.hits)
     if point.action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if point.action == "abort":
+        os.abort()
+    while point.action == "hang":
+        time.sleep(60)
     if point.action == "enospc":
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} (failpoint {name})")
     raise FailpointError(f"failpoint {name} fired at hit {point.hits}")

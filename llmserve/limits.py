@@ -43,12 +43,16 @@ class Limits:
     """Prompt tokens admitted but not yet running; beyond it the answer is 429."""
     max_prompts: int = 64
     """Prompts in one completion request."""
+    max_inputs: int = 1024
+    """Texts in one request for embeddings, scores or classes."""
     max_choices: int = 16
     """`n` of one request."""
     max_sequences_per_request: int = 128
     """`n` times the number of prompts."""
     max_messages: int = 1024
     """Messages in one chat request."""
+    max_tools: int = 128
+    """Functions that one chat request offers."""
     max_stop_strings: int = 16
     """Entries of `stop`."""
     max_stop_chars: int = 256
@@ -63,8 +67,17 @@ class Limits:
     """Entries of `allowed_token_ids`."""
     max_banned_token_ids: int = 300
     """Entries of `banned_token_ids`."""
+    max_grammar_chars: int = 64 << 10
+    """Length of a schema, expression or grammar that a text must match."""
+    max_choice_texts: int = 256
+    """Entries of `structured_outputs.choice`."""
+    grammar_timeout_s: float = 1.0
+    """Time for compiling it."""
     max_deadline_s: float = 300.0
     """Time from arrival to the end of a request."""
+    engine_stall_s: float = 5.0
+    """Time that an engine with work may make no step, or ten times its slowest one; then another
+    takes its place."""
     drain_s: float = 30.0
     """Time that requests in flight get to end after SIGTERM."""
     max_template_bytes: int = 64 << 10

@@ -51,15 +51,19 @@ def start_engine(
     runner: Runner,
     options: EngineOptions,
     *,
+    config: EngineConfig | None = None,
     draft_runner: Runner | None = None,
     watcher: Watcher | None = None,
 ) -> Engine:
     """An engine over a loaded runner, with a draft model's beside it where one is asked for.
 
+    `config` holds the sizes that an engine of the same model and options was given before; without
+    it they are planned, and found by trying where that was asked.
+
     Raises:
         ConfigError: the cache does not hold the context, or the draft model does not fit.
     """
-    config = plan_engine(runner, options, draft_runner=draft_runner)
+    config = config or plan_engine(runner, options, draft_runner=draft_runner)
     drafter = make_drafter(runner.info, config, draft_runner)
     return Engine(runner, config, drafter=drafter, watcher=watcher)
 

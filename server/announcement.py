@@ -37,6 +37,8 @@ def describe(service: Service, url: str) -> Iterator[tuple[str, str]]:
     yield "prefixes", _prefixes(service)
     yield "context", f"{config.max_seq_len} tokens, up to {config.max_num_seqs} sequences a step"
     yield "steps", _steps(service)
+    if service.settings.num_replicas > 1:
+        yield "replicas", f"{service.settings.num_replicas}, each with a KV cache of that size"
     if config.policy != "fcfs":
         yield "policy", _policy(service)
     if config.speculation is not None:

@@ -14,19 +14,26 @@ from starlette.types import ASGIApp
 from llmserve import __version__
 from llmserve.errors import LLMServeError
 
+from .admin_routes import admin_router
+from .classify_routes import classify_router
+from .embeddings_routes import embeddings_router
 from .error_replies import error_reply, plain_error
+from .messages_api_routes import messages_router
 from .openai_routes import openai_router
 from .ops_routes import ops_router
 from .page import page_router
 from .protection import Guard
+from .responses_routes import responses_router
+from .score_routes import score_router
 from .service import Service
+from .swap import Swapper
 
 __all__ = ["create_app", "protect"]
 
 _log = logging.getLogger("llmserve.server")
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service, swapper: Swapper) -> FastAPI:
     """Every route, without the protection around them."""
     # Swagger's and ReDoc's pages load scripts from elsewhere, which the page's policy forbids.
     app = FastAPI(
@@ -36,7 +43,18 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (openai_router(service), ops_router(service), page_router()):
+    routers = (
+        openai_router(service),
+        responses_router(service),
+        messages_router(service),
+        embeddings_router(service),
+        score_router(service),
+        classify_router(service),
+        ops_router(service),
+        admin_router(service, swapper),
+        page_router(),
+    )
+    for router in routers:
         app.include_router(router)
     _handle_errors(app, service)
     return app

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from llmserve.errors import ConfigError
 
 from .page_files import PAGE_FILES
+from .rate_budgets import Budget
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -53,7 +54,11 @@ class Access(StrEnum):
 PUBLIC_PATHS = frozenset({"/health", "/ready", *PAGE_FILES})
 """Paths that need no key: probes and the page, which holds no secrets."""
 
-SCOPES = {"/metrics": RouteScope.METRICS, "/limits": RouteScope.ADMIN}
+SCOPES = {
+    "/metrics": RouteScope.METRICS,
+    "/limits": RouteScope.ADMIN,
+    "/admin/models/load": RouteScope.ADMIN,
+}
 
 
 def required_scope(path: str) -> RouteScope | None:
@@ -71,11 +76,20 @@ class Key:
     scopes: frozenset[RouteScope]
     name: str | None = None
     """What the operator calls it."""
+    budget: Budget | None = None
+    """What it may use in a minute; None: as much as it can."""
 
     @classmethod
-    def of(cls, secret: str, scopes: Iterable[RouteScope], *, name: str | None = None) -> Key:
+    def of(
+        cls,
+        secret: str,
+        scopes: Iterable[RouteScope],
+        *,
+        name: str | None = None,
+        budget: Budget | None = None,
+    ) -> Key:
         """The digest of `secret`, for `scopes`."""
-        return cls(hashlib.sha256(secret.encode()).digest(), frozenset(scopes), name)
+        return cls(hashlib.sha256(secret.encode()).digest(), frozenset(scopes), name, budget)
 
     @property
     def tenant(self) -> str:
@@ -109,6 +123,10 @@ class KeyRing:
     def is_empty(self) -> bool:
         """Whether the server asks for no key."""
         return not self._keys
+
+    def budgets(self) -> dict[str, Budget]:
+        """What the tenants may use in a minute; those without bounds are left out."""
+        return {key.tenant: key.budget for key in self._keys if key.budget is not None}
 
     def tenant_named(self, name: str) -> str:
         """The tenant of the key that the operator calls `name`.

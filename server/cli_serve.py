@@ -14,6 +14,7 @@ from llmserve.limits import Limits
 
 from .engine_launch import EngineLaunch
 from .engine_options import add_engine_arguments, engine_settings
+from .log_format import start_log
 
 if TYPE_CHECKING:
     from .settings import ServerSettings
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model folder")
     _add_network_arguments(parser.add_argument_group("network"))
     add_engine_arguments(parser)
+    _add_swap_arguments(parser.add_argument_group("another model in the place of the first"))
     _add_prompt_arguments(parser.add_argument_group("names and prompts"))
     _add_access_arguments(parser.add_argument_group("access"))
     _add_limit_arguments(parser.add_argument_group("limits and logs"))
@@ -65,6 +67,31 @@ def _add_network_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--http-parser", choices=("auto", "httptools", "h11"), default="auto",
         help="HTTP/1.1 parser (default: auto, httptools where installed)",
+    )  # fmt: skip
+
+
+def _add_swap_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--swap-root", type=Path, metavar="FOLDER",
+        help="where POST /admin/models/load may load models from (default: the folder that MODEL "
+        "lies in)",
+    )  # fmt: skip
+    group.add_argument(
+        "--swap", choices=("beside", "drain"), default="beside",
+        help="load it beside the old one, or when the old one's requests have ended, which takes "
+        "less memory and answers new ones with 503 meanwhile (default: beside)",
+    )  # fmt: skip
+    group.add_argument(
+        "--swap-probe", type=Path, metavar="FILE",
+        help="text that both models read before a swap, for the two gates below",
+    )  # fmt: skip
+    group.add_argument(
+        "--swap-max-kl", type=float, metavar="NATS",
+        help="refuse a model that diverges by more from the one it would replace, per token",
+    )  # fmt: skip
+    group.add_argument(
+        "--swap-max-perplexity", type=float, metavar="FACTOR",
+        help="refuse a model whose perplexity is higher by more than this factor",
     )  # fmt: skip
 
 
@@ -108,6 +135,18 @@ def _add_limit_arguments(group: argparse._ArgumentGroup) -> None:
         help="skip request fields this server does not know (default: 400)",
     )  # fmt: skip
     group.add_argument(
+        "--metrics-prefix", choices=("llmserve", "vllm"), default="llmserve",
+        help="names in /metrics: our own, or those of boards made for vLLM (default: llmserve)",
+    )  # fmt: skip
+    group.add_argument(
+        "--otlp-traces-endpoint", metavar="URL",
+        help="send a span for each request there by OTLP, as http://localhost:4318/v1/traces",
+    )  # fmt: skip
+    group.add_argument(
+        "--log-format", choices=("text", "json"), default="text",
+        help="a line of words or one JSON object for each event (default: text)",
+    )  # fmt: skip
+    group.add_argument(
         "--log-level", choices=_LOG_LEVELS, default="info", help="least severity (default: info)"
     )
 
@@ -121,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.model is None:
         raise ConfigError("no model was given: llmserve serve MODEL")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    start_log(args.log_format)
     logging.getLogger("llmserve").setLevel(args.log_level.upper())
     with EngineLaunch() as launch:  # before the imports, which take as long as the engine's load
         settings = _settings(args, limits)
@@ -151,7 +190,7 @@ def parse_limits(assignments: list[str]) -> Limits:
 
 
 def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
-    from .settings import ServerSettings, load_keys
+    from .settings import ServerSettings, SwapSettings, load_keys
 
     keys = load_keys(
         user_file=args.api_key_file,
@@ -159,7 +198,7 @@ def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
         admin_file=args.admin_key_file,
     )
     return ServerSettings(
-        engine=engine_settings(args, keys),
+        engine=engine_settings(args, keys, limits),
         host=args.host,
         port=args.port,
         served_model_names=tuple(args.served_model_name),
@@ -170,6 +209,16 @@ def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
         allow_unauthenticated=args.allow_unauthenticated,
         allowed_hosts=tuple(name.lower() for name in args.allowed_hosts),
         allowed_origins=tuple(args.allowed_origins),
+        num_replicas=args.replicas,
+        swap=SwapSettings(
+            root=args.swap_root,
+            drains=args.swap == "drain",
+            probe=args.swap_probe,
+            max_kl=args.swap_max_kl,
+            max_perplexity=args.swap_max_perplexity,
+        ),
         ignore_unknown_fields=args.ignore_unknown_fields,
+        metrics_prefix=args.metrics_prefix,
+        otlp_endpoint=args.otlp_traces_endpoint,
         http_parser=args.http_parser,
     )

@@ -10,7 +10,7 @@ from llmserve.text.tokenizer import Tokenizer
 
 from .generation import Update
 from .logprobs import LegacyLogprobs, prompt_logprobs
-from .replies import ReplyFormat, ReplyHead
+from .replies import ChoicesFormat, ReplyHead
 
 __all__ = ["CompletionFormat", "PromptPart"]
 
@@ -26,7 +26,7 @@ class PromptPart:
     """The text to put before each choice."""
 
 
-class CompletionFormat(ReplyFormat):
+class CompletionFormat(ChoicesFormat):
     """`/v1/completions`."""
 
     kind = stream_kind = "text_completion"

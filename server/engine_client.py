@@ -1,147 +1,152 @@
-"""Talks to the engine process: the API process's end of the socket pair, on the event loop."""
+"""One engine process as the API process sees it: commands in, events out, on the event loop."""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
-from llmserve.errors import EngineDeadError, EngineError, LLMServeError
-from llmserve.limits import Limits
+from llmserve.errors import EngineDeadError, EngineError
 
-from .engine_handle import EngineHandle
-from .engine_launch import EngineLaunch
 from .messages import (
     Command,
+    Computing,
     Event,
     Failed,
+    Outputs,
     Ready,
     encode_frame,
     event_decoder,
 )
+from .progress import Progress
 
-__all__ = ["EngineClient", "EngineStartError", "start_engine"]
-
-STOP_TIMEOUT_S = 5.0
-"""Time an engine process gets to end after its connection was closed."""
+__all__ = ["EngineClient", "EngineEndedError"]
 
 
-class EngineStartError(LLMServeError):
-    """The engine process could not load what it was told to; the message is its own."""
+class EngineEndedError(EngineDeadError):
+    """An engine process ended before it served; the message is its own where it had one."""
 
 
-class EngineClient(EngineHandle):
-    """An engine in a process of its own."""
+class EngineClient(asyncio.Protocol):
+    """An engine process from its first breath to its last."""
 
-    def __init__(self, ready: Ready, link: _Link, process: subprocess.Popen[bytes], limits: Limits):
-        super().__init__(ready, limits=limits)
-        self._link = link
-        self._process = process
-        link.attach(self)
+    def __init__(self, number: int, progress: Progress) -> None:
+        """`number` is unique among a model's engines; `progress` is to be that of this one."""
+        loop = asyncio.get_running_loop()
+        self.number = number
+        self.pid = 0
+        """Process id, once it is known."""
+        self.ready: asyncio.Future[Ready] = loop.create_future()
+        """Its first event; fails with `EngineEndedError` when there is none."""
+        self.lost = asyncio.Event()
+        """Set when the connection has ended, and all that came over it was received."""
+        self.computing: list[str] = []
+        """Requests without an output from this engine that it works on at this moment."""
+        self.cause: str | None = None
+        """Why it failed, in its own words."""
+        self.was_killed = False
+        """Whether it was ended from here because it made no steps."""
+        self.is_stuck = False
+        """... though nothing outside had stopped it."""
+        self.progress = progress
+        self._ticks = 0
+        self._transport: asyncio.Transport | None = None
+        self._decoder = event_decoder()
+        self._take: Callable[[Outputs], None] | None = None
 
-    @property
-    def pid(self) -> int:
-        """Process id of the engine."""
-        return self._process.pid
+    def deliver_to(self, take: Callable[[Outputs], None]) -> None:
+        """Have `take` called with what the engine computes. Before this it is given nothing to."""
+        self._take = take
 
     def send(self, command: Command) -> None:
         """Pass a command on without waiting; dropped when the engine is gone."""
-        self._link.send(command)
-
-    async def close(self) -> None:
-        """Close the connection, which ends the process; kill it if it does not."""
-        self._link.close()
-        await _end(self._process)
-
-    def lost(self, error: Exception | None) -> None:
-        """The connection ended: so has the process, or it is about to."""
-        status = self._process.poll()
-        cause = f"exit status {status}" if status is not None else str(error or "connection closed")
-        self.lose(f"the engine process ended ({cause})")
-
-
-class _Link(asyncio.Protocol):
-    """The connection: frames in, frames out. Events before `attach` wait for `first_event`."""
-
-    def __init__(self) -> None:
-        self._transport: asyncio.Transport | None = None
-        self._decoder = event_decoder()
-        self._client: EngineClient | None = None
-        self.first_event: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
-
-    def attach(self, client: EngineClient) -> None:
-        self._client = client
-        if self._transport is None:
-            client.lost(None)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for event in self._decoder.feed(data):
-                self._take(event)
-        except EngineError as error:
-            self._fail(error)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._fail(exc)
-
-    def send(self, command: Command) -> None:
         if self._transport is not None:
             self._transport.write(encode_frame(command))
 
     def close(self) -> None:
+        """Close the connection, which ends the process when its step is done."""
         if self._transport is not None:
             self._transport.close()
 
-    def _take(self, event: Event) -> None:
-        if self._client is not None:
-            self._client.receive(event)
-        elif not self.first_event.done():
-            self.first_event.set_result(event)
+    def kill(self) -> None:
+        """End the process now. For one whose connection is open: its id is its own then."""
+        if not self.lost.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
-    def _fail(self, error: Exception | None) -> None:
-        if self._client is not None:
-            self._client.lost(error)
-        elif not self.first_event.done():
-            self.first_event.set_exception(EngineDeadError("the engine process ended early"))
+    def kill_stuck(self) -> None:
+        """End a process that makes no step, noting whether something had stopped it."""
+        self.was_killed = True
+        self.is_stuck = not _is_stopped(self.pid)
+        self.kill()
+
+    def tick(self, elapsed_s: float, *, has_work: bool, most_s: float) -> None:
+        """Note for `progress` that time has passed; see there."""
+        before = self._ticks
+        if has_work:
+            self._ticks = _processor_ticks(self.pid)
+        is_computing = self._ticks != before
+        self.progress.tick(elapsed_s, has_work=has_work, is_computing=is_computing, most_s=most_s)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """From asyncio."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+
+    def data_received(self, data: bytes) -> None:
+        """From asyncio."""
+        try:
+            for event in self._decoder.feed(data):
+                self._receive(event)
+        except EngineError as error:  # no engine of ours: it cannot be talked to
+            self.cause = str(error)
+            self.kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """From asyncio: the process has ended, or is about to."""
+        self._transport = None
+        self.lost.set()
+        if not self.ready.done():
+            self.ready.set_exception(
+                EngineEndedError(self.cause or "the engine process ended before it served")
+            )
+            self.ready.exception()  # seen: nobody may be waiting
+
+    def _receive(self, event: Event) -> None:
+        match event:
+            case Outputs():
+                self.progress.step(event.step_s)
+                if self.computing:
+                    served = {output.request_id for output in event.outputs}
+                    self.computing = [one for one in self.computing if one not in served]
+                if self._take is not None:
+                    self._take(event)
+            case Computing(request_ids=request_ids):
+                self.computing = request_ids
+            case Failed(message=message):
+                self.cause = message
+            case Ready():
+                self.ready.set_result(event)
 
 
-async def start_engine(launch: EngineLaunch, *, limits: Limits) -> EngineClient:
-    """Take over an engine process that was told what to load, and wait until it serves.
+def _is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal, as SIGSTOP does, and not by itself."""
+    return _stat(pid)[:1] in (["T"], ["t"])
 
-    Raises:
-        EngineStartError: it said why it cannot, or it ended without a word.
-    """
-    launch.start()
-    loop = asyncio.get_running_loop()
-    _, link = await loop.create_unix_connection(_Link, sock=launch.connection)
+
+def _processor_ticks(pid: int) -> int:
+    """Processor time of a process so far, in ticks of the system's clock; 0 where nobody tells."""
+    fields = _stat(pid)
+    return int(fields[11]) + int(fields[12]) if fields else 0
+
+
+def _stat(pid: int) -> list[str]:
+    """What Linux says of a process, from its state on (proc(5)); elsewhere nothing."""
     try:
-        event = await _first_event(link, launch.process)
-    except BaseException:
-        link.close()
-        raise
-    return EngineClient(event, link, launch.process, limits)
-
-
-async def _first_event(link: _Link, process: subprocess.Popen[bytes]) -> Ready:
-    try:
-        event = await link.first_event
-    except EngineDeadError as error:
-        status = await asyncio.to_thread(process.wait)
-        raise EngineStartError(f"{error}, with exit status {status}") from error
-    if isinstance(event, Failed):
-        raise EngineStartError(event.message)
-    if not isinstance(event, Ready):
-        raise EngineStartError("the engine's first message was not that it is ready")
-    return event
-
-
-async def _end(process: subprocess.Popen[bytes]) -> None:
-    try:
-        await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        await asyncio.to_thread(process.wait)
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return []
+    return stat.rpartition(")")[2].split()

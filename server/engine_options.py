@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmserve.assignments import parse_assignments
 from llmserve.errors import ConfigError
+from llmserve.limits import Limits
 from llmserve.runner_arguments import add_runner_arguments, native_options
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the groups of options about model, memory, scheduling and speed."""
+    """Add the groups of options about model, memory, scheduling and speed, and processes."""
     _add_model_arguments(parser.add_argument_group("model"))
     _add_memory_arguments(parser.add_argument_group("memory"))
     _add_step_arguments(parser.add_argument_group("scheduling and speed"))
+    _add_process_arguments(parser.add_argument_group("processes"))
 
 
 def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
@@ -98,6 +100,14 @@ def _add_step_arguments(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
+def _add_process_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--replicas", type=int, default=1, metavar="COUNT",
+        help="engine processes, which share the weights and the cores; each has a KV cache of its "
+        "own (default: 1)",
+    )  # fmt: skip
+
+
 def parse_size(text: str) -> int:
     """Bytes from `268435456`, `256M` or `1GiB`; factors are powers of 1024."""
     match = _SIZE.fullmatch(text.strip())
@@ -106,7 +116,7 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _FACTORS[match[2].upper()]
 
 
-def engine_settings(args: argparse.Namespace, keys: KeyRing) -> EngineSettings:
+def engine_settings(args: argparse.Namespace, keys: KeyRing, limits: Limits) -> EngineSettings:
     """What the options ask of the engine process; `keys` says whose the tenants' names are.
 
     Raises:
@@ -125,7 +135,7 @@ def engine_settings(args: argparse.Namespace, keys: KeyRing) -> EngineSettings:
         runner=runner,
         dtype=args.dtype,
         device=args.device,
-        threads=args.threads,
+        threads=args.threads or _share_of_cores(args.replicas),
         deterministic=args.deterministic,
         native=native_options(args),
         adapters=parse_assignments(args.lora_modules, "--lora-modules"),
@@ -140,9 +150,20 @@ def engine_settings(args: argparse.Namespace, keys: KeyRing) -> EngineSettings:
         tenant_weights=_tenant_weights(args.tenant_weight, args.scheduling_policy, keys),
         speculation=None if speculation is None else speculation.config,
         draft_model=None if speculation is None else speculation.draft_model,
+        grammar_timeout_s=limits.grammar_timeout_s,
+        log_format=args.log_format,
         record=args.record,
         fake_step_s=float(step_s or 0.0),
     )
+
+
+def _share_of_cores(num_replicas: int) -> int | None:
+    """Threads of one of several replicas; None: the runner's own choice."""
+    if num_replicas < 2:
+        return None
+    from llmserve.runners.native_runner import default_threads
+
+    return max(1, default_threads() // num_replicas)
 
 
 def _step_time(args: argparse.Namespace) -> float:

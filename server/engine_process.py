@@ -1,50 +1,55 @@
-"""The engine process: one model, one engine, stepped for as long as the API process lives.
+"""An engine process: one engine, stepped for as long as the API process keeps its connection open.
 
-Started by `engine_launch.py` as `python -m llmserve.server.engine_process --fd N`, where N is its
-end of a socket pair. It does nothing but compute: text, HTTP, limits and clients are the API
-process's business, so a long step never keeps a client's socket waiting, nor the reverse.
+It is forked by the loader (`engine_loader.py`), with the model in memory where that survives a
+fork. It does nothing but compute: text, HTTP, limits and clients are the API process's business,
+so a long step never keeps a client's socket waiting, nor the reverse. What goes wrong here ends the
+process: the supervisor starts another and hands it what was in flight.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import logging
-import signal
 import socket
-import sys
 import time
-from typing import TypeVar
 
 from llmserve.engine.engine import Engine
+from llmserve.engine.grammar import Matcher
 from llmserve.engine.request import FinishReason, Request, RequestOutput
-from llmserve.errors import EngineError, LLMServeError
+from llmserve.engine.step import Step
+from llmserve.engine.watcher import Watcher
+from llmserve.errors import LLMServeError, RequestError
+from llmserve.failpoints import hit, is_armed
 
-from .engine_setup import loaded_engine
+from .engine_setup import LoadedModels, grammar_queue, loaded_models, started_engine
+from .grammar_queue import GrammarQueue
 from .messages import (
     Abort,
     AddRequest,
     Command,
+    Computing,
+    EngineSettings,
     Event,
     Failed,
     Finish,
-    Load,
+    Fork,
     Outputs,
     Ready,
-    Start,
     command_decoder,
     encode_frame,
 )
 
-__all__ = ["Channel", "EngineLoop", "ParentGoneError", "main"]
-
-MAX_FAILED_STEPS = 3
-"""Steps that may raise one after another before the process gives up."""
+__all__ = ["Channel", "EngineLoop", "FreshRequests", "ParentGoneError", "refusals", "serve_engine"]
 
 RECEIVE_BYTES = 1 << 18
 
-_log = logging.getLogger("llmserve.engine")
+GRAMMAR_POLL_S = 0.005
+"""Longest time between two looks at the socket while the only work is to compile a grammar."""
 
-C = TypeVar("C", bound=Command)
+POISON_TOKEN = 7
+"""The failpoint `engine.poison` is hit by steps with a request whose prompt begins with this id."""
+
+_log = logging.getLogger("llmserve.engine")
 
 
 class ParentGoneError(LLMServeError):
@@ -57,27 +62,13 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._decoder = command_decoder()
-        self._waiting: list[Command] = []
-
-    def expect(self, kind: type[C]) -> C:
-        """The next command, which must be of this kind.
-
-        Raises:
-            EngineError: it is another.
-            ParentGoneError: there is none any more.
-        """
-        self._waiting = self.receive(wait=True)
-        command = self._waiting.pop(0)
-        if not isinstance(command, kind):
-            raise EngineError(f"a {kind.__name__} is due, not a {type(command).__name__}")
-        return command
 
     def receive(self, *, wait: bool) -> list[Command]:
         """Commands that have arrived; with `wait`, at least one.
 
         Raises `ParentGoneError` at the end of the stream.
         """
-        commands, self._waiting = self._waiting, []
+        commands: list[Command] = []
         while True:
             flags = 0 if wait and not commands else socket.MSG_DONTWAIT
             try:
@@ -98,112 +89,164 @@ class Channel:
             raise ParentGoneError(str(error)) from error
 
 
+class FreshRequests(Watcher):
+    """Tells the API process which requests without an output are being worked on, before they are:
+    those of a step, and those whose grammars are being compiled.
+
+    Should this end the process, these are the ones that may have done it.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._fresh: set[str] = set()
+        self._in_step: set[str] = set()
+        self._compiling: set[str] = set()
+        self._told: set[str] = set()
+
+    def added(self, request: Request) -> None:
+        """It has had no output yet."""
+        self._fresh.add(request.request_id)
+
+    def scheduled(self, step: Step) -> None:
+        """The step is about to be computed."""
+        if self._fresh or self._in_step:
+            self._in_step = {chunk.sequence.request_id for chunk in step.chunks} & self._fresh
+            self._tell()
+        if is_armed("engine.poison"):
+            for sequence in (*step.decodes, *(chunk.sequence for chunk in step.chunks)):
+                if sequence.token_ids[0] == POISON_TOKEN:
+                    hit("engine.poison")
+
+    def compiling(self, request_ids: set[str]) -> None:
+        """The grammars of these are being compiled, beside the steps."""
+        if request_ids != self._compiling:
+            self._compiling = request_ids
+            self._tell()
+
+    def _tell(self) -> None:
+        ids = self._in_step | self._compiling
+        if ids != self._told:
+            self._told = ids
+            self._channel.send(Computing(sorted(ids)))
+
+    def note(self, outputs: list[RequestOutput]) -> None:
+        """These have got on, or ended."""
+        if self._fresh:
+            self._fresh.difference_update(output.request_id for output in outputs)
+
+
 class EngineLoop:
     """Drain commands, step, send what the step did; sleep when there is nothing to do."""
 
-    def __init__(self, engine: Engine, channel: Channel) -> None:
+    def __init__(
+        self, engine: Engine, channel: Channel, fresh: FreshRequests, grammars: GrammarQueue
+    ) -> None:
+        """`fresh` watches the engine."""
         self._engine = engine
         self._channel = channel
+        self._fresh = fresh
+        self._grammars = grammars
         self._refused: list[RequestOutput] = []
-        self._num_steps = 0
-        self._num_failed_steps = 0
 
     def run(self) -> None:
-        """Serve until the parent leaves (`ParentGoneError`) or the engine fails for good.
-
-        Raises `EngineError` after `MAX_FAILED_STEPS` steps in a row that raised.
-        """
+        """Serve until the parent leaves (`ParentGoneError`). What a step raises passes through."""
         while True:
-            for command in self._channel.receive(wait=not self._engine.has_work):
+            is_idle = not self._engine.has_work
+            if is_idle and self._grammars.is_busy:
+                self._grammars.wait(GRAMMAR_POLL_S)
+                is_idle = False
+            for command in self._channel.receive(wait=is_idle):
                 self._apply(command)
-            self._step()
+            self._fresh.compiling(self._grammars.request_ids)
+            for request, matcher in self._grammars.ready():
+                self._take_in(request, matcher)
+            if self._engine.has_work or self._refused:
+                self._step()
 
     def _apply(self, command: Command) -> None:
         match command:
             case AddRequest(request=request):
-                self._add(request)
+                if request.grammar is None:
+                    self._take_in(request, None)
+                else:
+                    self._grammars.add(request)
             case Abort(request_id=request_id):
+                self._grammars.forget(request_id)
                 self._engine.abort(request_id)
             case Finish(request_id=request_id, choice_index=choice_index):
+                self._grammars.finish(request_id, choice_index)
                 self._engine.finish(request_id, choice_index)
-            case Load() | Start():
-                raise EngineError("the engine is started already")
 
-    def _add(self, request: Request) -> None:
+    def _take_in(self, request: Request, matcher: Matcher | LLMServeError | None) -> None:
         try:
-            self._engine.add_request(request)
+            if isinstance(matcher, LLMServeError):
+                raise matcher
+            self._engine.add_request(request, matcher)
         except LLMServeError as error:
-            self._refused += [
-                RequestOutput(
-                    request_id=request.request_id,
-                    choice_index=index,
-                    token_ids=[],
-                    finish_reason=FinishReason.ERROR,
-                    error=str(error),
-                )
-                for index in range(request.sampling_params.n)
-            ]
+            self._refused += refusals(request, error)
 
     def _step(self) -> None:
-        if not self._engine.has_work and not self._refused:
-            return
         started = time.monotonic()
-        num_steps = self._num_steps
-        try:
-            outputs = self._engine.step(started)
-        except Exception as error:
-            self._survive(error)
-            return
-        stats = self._engine.stats()
-        self._num_steps = stats.num_steps
-        if stats.num_steps > num_steps:  # the runner computed, not only last outputs collected
-            self._num_failed_steps = 0
+        outputs = self._engine.step(started)
+        self._fresh.note(outputs)
         step_s = time.monotonic() - started
-        self._channel.send(Outputs(self._refused + outputs, stats, step_s))
+        work = self._engine.last_work
+        self._channel.send(
+            Outputs(self._refused + outputs, self._engine.stats(), step_s, started, work)
+        )
         self._refused = []
 
-    def _survive(self, error: Exception) -> None:
-        """End the requests of a step that raised; the others go on."""
-        self._num_failed_steps += 1
-        self._num_steps = self._engine.stats().num_steps
-        _log.error("step failed (%d in a row): %s", self._num_failed_steps, error, exc_info=error)
-        message = f"the step failed: {type(error).__name__}"
-        self._engine.fail_running(message)
-        if self._num_failed_steps >= MAX_FAILED_STEPS:
-            raise EngineError(f"{MAX_FAILED_STEPS} steps in a row failed, the last with: {error}")
+
+def refusals(request: Request, error: LLMServeError) -> list[RequestOutput]:
+    """The outputs, one for each choice, of a request that the engine did not take."""
+    return [
+        RequestOutput(
+            request_id=request.request_id,
+            choice_index=index,
+            finish_reason=FinishReason.ERROR,
+            error=str(error),
+            error_param=(error.param or "") if isinstance(error, RequestError) else None,
+        )
+        for index in range(request.sampling_params.n)
+    ]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry of the process; returns its exit code."""
-    parser = argparse.ArgumentParser(description="One engine; started by llmserve serve.")
-    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the parent")
-    connection = socket.socket(fileno=parser.parse_args(argv).fd)
-    # The parent decides: it drains on these signals, and the end of its stream ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    with connection:
-        try:
-            return _serve(Channel(connection))
-        except ParentGoneError:
-            return 0
+def serve_engine(
+    connection: socket.socket, settings: EngineSettings, models: LoadedModels | None, fork: Fork
+) -> int:
+    """Be an engine until the API process leaves; returns the exit code of the process.
 
-
-def _serve(channel: Channel) -> int:
+    `models` are loaded here where they did not survive a fork.
+    """
+    channel = Channel(connection)
     try:
-        settings = channel.expect(Load).settings
-        with loaded_engine(settings, before_trials=lambda: channel.expect(Start)) as loaded:
-            channel.send(Ready(loaded.info, loaded.engine.config, loaded.draft_info))
-            EngineLoop(loaded.engine, channel).run()
+        if models is not None:
+            _serve(channel, settings, models, fork)
+        else:
+            with loaded_models(settings) as loaded:
+                _serve(channel, settings, loaded, fork)
     except ParentGoneError:
-        raise
+        return 0
     except LLMServeError as error:
-        channel.send(Failed(str(error)))
+        _fail(channel, str(error))
     except Exception as error:
         _log.exception("the engine failed")
-        channel.send(Failed(f"{type(error).__name__}: {error}"))
+        _fail(channel, f"{type(error).__name__}: {error}")
     return 1
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _serve(channel: Channel, settings: EngineSettings, models: LoadedModels, fork: Fork) -> None:
+    fresh = FreshRequests(channel)
+    with started_engine(
+        settings, models, number=fork.number, config=fork.config, watcher=fresh
+    ) as loaded:
+        channel.send(Ready(loaded.info, loaded.engine.config, loaded.draft_info))
+        with contextlib.closing(grammar_queue(settings, loaded)) as grammars:
+            EngineLoop(loaded.engine, channel, fresh, grammars).run()
+
+
+def _fail(channel: Channel, message: str) -> None:
+    try:
+        channel.send(Failed(message))
+    except ParentGoneError:
+        _log.warning("nobody was left to be told: %s", message)

@@ -40,7 +40,7 @@ def make_requests(
         shares_prefix_cache: Whether other tenants may use the blocks.
         adapter: The LoRA adapter that the request names as its model.
         arrival_time: On the engine's clock.
-        limits: For the deadline.
+        limits: For the deadline and the grammar.
     """
     salt = cache_salt("" if shares_prefix_cache else tenant, asked.cache_salt)
     return [
@@ -54,6 +54,7 @@ def make_requests(
             tenant=tenant,
             cache_salt=salt,
             adapter=adapter,
+            grammar=asked.grammar(limits),
             deadline=arrival_time + limits.max_deadline_s,
         )
         for prompt in prompts

@@ -1,23 +1,49 @@
-"""From an engine's settings to a running engine and all it stands on, in the engine process."""
+"""From an engine's settings to a running engine and all it stands on."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmserve.checkpoint import Checkpoint
+from llmserve.engine.config import EngineConfig
 from llmserve.engine.engine import Engine
+from llmserve.engine.grammar_compiler import GrammarCompiler
 from llmserve.engine.step_log import StepLog, open_log
+from llmserve.engine.watcher import Watcher, WatcherGroup
+from llmserve.errors import EngineError
 from llmserve.runners.fake import FakeRunner
 from llmserve.runners.protocol import Runner, RunnerInfo
-from llmserve.runners.registry import load_runner
+from llmserve.runners.registry import load_runner, survives_fork
 from llmserve.startup import EngineOptions, start_engine
 
+from .folder_stamp import Stamp, stamp_of
+from .grammar_queue import GrammarQueue
 from .messages import EngineSettings
 
-__all__ = ["LoadedEngine", "engine_options", "loaded_engine"]
+__all__ = [
+    "LoadedEngine",
+    "LoadedModels",
+    "engine_options",
+    "grammar_queue",
+    "loaded_engine",
+    "loaded_models",
+    "loads_before_fork",
+    "started_engine",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModels:
+    """What an engine computes with."""
+
+    runner: Runner
+    draft: Runner | None
+    """The model that guesses, where there is one."""
+    stamp: Stamp
+    """The files that they were loaded from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,36 +54,99 @@ class LoadedEngine:
     info: RunnerInfo
     draft_info: RunnerInfo | None
     """Of the model that guesses, where there is one."""
+    stamp: Stamp
+    """The files that the models were loaded from."""
+
+
+def loads_before_fork(settings: EngineSettings) -> bool:
+    """Whether the models may be loaded once and shared by all engines forked afterwards.
+
+    Raises:
+        CheckpointError: a model's folder cannot be used.
+    """
+    if settings.runner == "fake":
+        return True
+    folders = [settings.model, *filter(None, [settings.draft_model])]
+    return all(
+        survives_fork(
+            settings.runner,
+            Checkpoint.open(folder, verify=False),
+            dtype=settings.dtype,
+            device=settings.device,
+            block_size=settings.block_size,
+        )
+        for folder in folders
+    )
 
 
 @contextlib.contextmanager
-def loaded_engine(
-    settings: EngineSettings, *, before_trials: Callable[[], object] = lambda: None
-) -> Iterator[LoadedEngine]:
-    """Load the models, start the engine, and free everything in the end.
+def loaded_models(settings: EngineSettings) -> Iterator[LoadedModels]:
+    """Load the models, and free them in the end.
 
-    `before_trials` is called when all is loaded and steps are about to be timed.
+    Raises:
+        CheckpointError: a model's folder cannot be used.
+        ConfigError: a setting cannot be used.
+    """
+    with contextlib.ExitStack() as stack:
+        stamp = stamp_of(settings)
+        draft: Runner | None = None
+        if settings.draft_model is not None:
+            draft = stack.enter_context(contextlib.closing(_load_draft(settings)))
+        runner = stack.enter_context(contextlib.closing(_load_runner(settings)))
+        yield LoadedModels(runner=runner, draft=draft, stamp=stamp)
+
+
+@contextlib.contextmanager
+def started_engine(
+    settings: EngineSettings,
+    models: LoadedModels,
+    *,
+    number: int = 0,
+    config: EngineConfig | None = None,
+    watcher: Watcher | None = None,
+) -> Iterator[LoadedEngine]:
+    """Start an engine over loaded models; its step log is closed in the end.
+
+    Args:
+        settings: Those that the models were loaded with.
+        models: They are not freed here.
+        number: Engines of the server before it: each but the first has its number behind the name
+            of its step log.
+        config: Sizes that an engine before it was given; None: they are planned.
+        watcher: Is told what the engine does, beside the step log.
+
+    Raises:
+        ConfigError: a setting cannot be used, or the step log cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        watchers = [watcher] if watcher is not None else []
+        if settings.record is not None:
+            path = Path(f"{settings.record}.{number}" if number else settings.record)
+            watchers.append(StepLog(stack.enter_context(open_log(path))))
+        yield LoadedEngine(
+            engine=start_engine(
+                models.runner,
+                engine_options(settings),
+                config=config,
+                draft_runner=models.draft,
+                watcher=WatcherGroup(watchers) if len(watchers) > 1 else next(iter(watchers), None),
+            ),
+            info=models.runner.info,
+            draft_info=None if models.draft is None else models.draft.info,
+            stamp=models.stamp,
+        )
+
+
+@contextlib.contextmanager
+def loaded_engine(settings: EngineSettings) -> Iterator[LoadedEngine]:
+    """Load the models and start an engine over them, all in this process.
 
     Raises:
         CheckpointError: a model's folder cannot be used.
         ConfigError: a setting cannot be used, or the step log cannot be written.
     """
-    with contextlib.ExitStack() as stack:
-        watcher = None
-        if settings.record is not None:
-            watcher = StepLog(stack.enter_context(open_log(Path(settings.record))))
-        draft: Runner | None = None
-        if settings.draft_model is not None:
-            draft = stack.enter_context(contextlib.closing(_load_draft(settings)))
-        runner = stack.enter_context(contextlib.closing(_load_runner(settings)))
-        before_trials()
-        yield LoadedEngine(
-            engine=start_engine(
-                runner, engine_options(settings), draft_runner=draft, watcher=watcher
-            ),
-            info=runner.info,
-            draft_info=None if draft is None else draft.info,
-        )
+    with loaded_models(settings) as models, started_engine(settings, models) as loaded:
+        yield loaded
 
 
 def engine_options(settings: EngineSettings) -> EngineOptions:
@@ -74,6 +163,25 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
         tenant_weights=settings.tenant_weights,
         speculation=settings.speculation,
     )
+
+
+def grammar_queue(settings: EngineSettings, loaded: LoadedEngine) -> GrammarQueue:
+    """What compiles the grammars of requests for the model; its tokenizer is read at the first.
+
+    Grammars fail with an `EngineError` where the folder is not what was loaded any more.
+    """
+
+    def load() -> GrammarCompiler:
+        from llmserve.text.tokenizer import Tokenizer
+
+        if stamp_of(settings) != loaded.stamp:
+            raise EngineError(
+                f"files of {settings.model} were changed since the model was loaded, and grammars "
+                "need its tokenizer: load the model anew"
+            )
+        return GrammarCompiler(Tokenizer.load(settings.model), loaded.info)
+
+    return GrammarQueue(load, timeout_s=settings.grammar_timeout_s)
 
 
 def _load_runner(settings: EngineSettings) -> Runner:

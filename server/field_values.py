@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import PlainValidator, WithJsonSchema
 
-__all__ = ["LogitBias", "Prompt", "Prompts", "StopStrings", "TokenIds"]
+__all__ = ["LogitBias", "Prompt", "Prompts", "StopStrings", "Texts", "TokenIds"]
 
 Prompt = str | list[int]
 
@@ -29,6 +29,15 @@ def _parse_prompts(value: Any) -> list[Prompt]:
     if kinds == {list} and all(set(map(type, ids)) <= {int} for ids in value):
         return value
     raise ValueError("is a list that mixes kinds, or holds something other than strings and ids")
+
+
+def _parse_texts(value: Any) -> list[str]:
+    """One text or several, as a list."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value or set(map(type, value)) != {str}:
+        raise ValueError("takes a string or a list of strings")
+    return value
 
 
 def _parse_ids(value: Any) -> tuple[int, ...]:
@@ -74,6 +83,11 @@ TokenIds = Annotated[tuple[int, ...], PlainValidator(_parse_ids), WithJsonSchema
 StopStrings = Annotated[
     tuple[str, ...],
     PlainValidator(_parse_stop),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _STRINGS_SCHEMA]}),
+]
+Texts = Annotated[
+    list[str],
+    PlainValidator(_parse_texts),
     WithJsonSchema({"anyOf": [{"type": "string"}, _STRINGS_SCHEMA]}),
 ]
 LogitBias = Annotated[

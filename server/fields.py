@@ -40,7 +40,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "truncate_prompt_tokens": (),
-    "structured_outputs": ({},),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
@@ -51,7 +50,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "stream_interval": (1,),
     "thinking_token_budget": (),
     "repetition_detection": (),
-    "response_format": ({"type": "text"},),
 }
 """Fields of both routes that are known and not served, with the values that ask for nothing."""
 
@@ -60,9 +58,6 @@ COMPLETION_ONLY: Mapping[str, tuple[Any, ...]] = {"suffix": ("",)}
 
 CHAT_ONLY: Mapping[str, tuple[Any, ...]] = {
     "prompt_logprobs": (),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -70,10 +65,7 @@ CHAT_ONLY: Mapping[str, tuple[Any, ...]] = {
     "prediction": (),
     "web_search_options": (),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
     "add_special_tokens": (False,),
-    "include_reasoning": (True, False),
     "echo": (False,),
     "documents": ([],),
 }

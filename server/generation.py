@@ -6,7 +6,7 @@ A choice's index counts over all prompts: choice c of prompt p is `p * n + c`, a
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmserve.engine.admission import check_request
@@ -22,7 +22,7 @@ from .error_replies import DrainingError
 from .live_requests import Mailbox
 from .metrics import ServerMetrics
 
-__all__ = ["Generation", "Update", "Usage"]
+__all__ = ["Generation", "Update", "Usage", "check_outcome"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,14 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    timing: dict[str, float | None] | None = None
+    """Seconds in the queue, in the prompt and in the answer, where they were asked for."""
 
     def as_dict(self) -> dict[str, object]:
         """In the API's shape."""
+        timing = {} if self.timing is None else {"timing": self.timing}
         return {
+            **timing,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
@@ -68,10 +72,14 @@ class Generation:
         *,
         requests: Sequence[Request],
         limits: Limits,
+        read_timing: Callable[[], dict[str, float | None] | None] = lambda: None,
+        tells_timing: bool = False,
     ) -> None:
         """Check the requests against the model and the limits; nothing is queued yet.
 
         `requests` has one for each prompt, at least one, all with the same parameters.
+        `read_timing` gives the seconds of each phase, where they are known; usage tells them with
+        `tells_timing`.
 
         Raises `RequestError` for what can never be served.
         """
@@ -81,6 +89,8 @@ class Generation:
         self._arrival_time = requests[0].arrival_time
         self.requests = requests
         self.limits = limits
+        self._read_timing = read_timing
+        self._tells_timing = tells_timing
         params.check_limits(limits)
         if len(requests) * params.n > limits.max_sequences_per_request:
             raise RequestError(
@@ -103,7 +113,7 @@ class Generation:
         ]
         self._last_token_times = [0.0] * self.num_choices
         self._mailbox = Mailbox()
-        self._is_submitted = False
+        self._is_submitted = self._was_submitted = False
 
     @property
     def is_done(self) -> bool:
@@ -117,7 +127,19 @@ class Generation:
             prompt_tokens=sum(len(request.prompt_token_ids) for request in self.requests),
             completion_tokens=sum(processor.num_tokens for processor in self._processors),
             cached_tokens=sum(prompt.num_cached_tokens for prompt in self._prompts.values()),
+            timing=self._read_timing() if self._tells_timing else None,
         )
+
+    @property
+    def request_id(self) -> str:
+        """Of the first prompt's request, which the reply carries."""
+        return self.requests[0].request_id
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens used so far; 0 before it was handed to the engine."""
+        usage = self.usage
+        return usage.prompt_tokens + usage.completion_tokens if self._was_submitted else 0
 
     def start(self) -> None:
         """Hand it to the engine.
@@ -127,7 +149,7 @@ class Generation:
             EngineDeadError: there is no engine.
         """
         self._engine.requests.submit(self.requests, self._mailbox)
-        self._is_submitted = True
+        self._is_submitted = self._was_submitted = True
         self._metrics.num_prompt_tokens += self.usage.prompt_tokens
 
     async def updates(self) -> list[Update]:
@@ -135,6 +157,7 @@ class Generation:
 
         Raises:
             EngineError: the engine failed on a choice; the others are aborted by `close`.
+            RequestError: the engine refused the request.
             DrainingError: the server ended the request because it is about to end itself.
         """
         outputs = await self._mailbox.take()
@@ -150,7 +173,7 @@ class Generation:
             self._engine.requests.abort(request.request_id)
         for index in sorted(self._open):
             self._end(index, FinishReason.ABORT)
-        self._metrics.request.observe(time.monotonic() - self._arrival_time)
+        self._observe_end()
 
     def _advance(self, output: RequestOutput, now: float) -> list[Update]:
         prompt = self._prompts[output.request_id]
@@ -182,10 +205,7 @@ class Generation:
     def _check(self, index: int, output: RequestOutput) -> None:
         if output.finish_reason is FinishReason.ERROR:
             self._end(index, FinishReason.ERROR)
-            is_dead = self._engine.died.is_set()
-            raise (EngineDeadError if is_dead else EngineError)(output.error or "engine error")
-        if output.finish_reason is FinishReason.ABORT:
-            raise DrainingError("the server is shutting down", retry_after_s=5.0)
+        check_outcome(output, is_dead=self._engine.died.is_set())
 
     def _observe(self, index: int, output: RequestOutput, now: float) -> None:
         metrics = self._metrics
@@ -198,9 +218,33 @@ class Generation:
                 metrics.queue.observe(output.scheduled_time - self._arrival_time)
         self._last_token_times[index] = now
 
+    def _observe_end(self) -> None:
+        metrics, usage = self._metrics, self.usage
+        metrics.request.observe(time.monotonic() - self._arrival_time)
+        metrics.prompt_tokens.observe(usage.prompt_tokens)
+        metrics.answer_tokens.observe(usage.completion_tokens)
+        if (phases := self._read_timing()) is not None:
+            metrics.observe_phases(phases)
+
     def _end(self, index: int, reason: FinishReason) -> None:
         self._open.discard(index)
         self._metrics.count_end(reason)
+
+
+def check_outcome(output: RequestOutput, *, is_dead: bool) -> None:
+    """Raise what a request ended by, unless it is an end to tell of in a reply.
+
+    Raises:
+        RequestError: the engine refused it.
+        EngineError: the engine failed on it; an `EngineDeadError` where the engine is gone.
+        DrainingError: the server ended it because it is about to end itself.
+    """
+    if output.finish_reason is FinishReason.ERROR:
+        if output.error_param is not None:
+            raise RequestError(output.error or "refused", param=output.error_param or None)
+        raise (EngineDeadError if is_dead else EngineError)(output.error or "engine error")
+    if output.finish_reason is FinishReason.ABORT:
+        raise DrainingError("the server is shutting down", retry_after_s=5.0)
 
 
 class _Prompt:

@@ -2,8 +2,8 @@
 
 Nothing is bound before the model folder was checked, and nothing is answered before the engine
 has loaded it. SIGINT and SIGTERM begin the drain: new requests get 503, those under way end
-within `drain_s`; a second signal ends them at once. When the engine dies, clients are told and
-the server ends with a code that is not 0.
+within `drain_s`; a second signal ends them at once. SIGHUP loads the model's folder anew. When the
+engine is gone for good, clients are told and the server ends with a code that is not 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import uvicorn
 from llmserve.errors import EngineDeadError
 
 from .app import create_app, protect
-from .engine_client import start_engine
 from .engine_handle import EngineHandle
 from .engine_launch import EngineLaunch
 from .http_protocol import GuardedProtocol, protocol_for
@@ -29,10 +28,14 @@ from .metrics import ServerMetrics
 from .model_card import ModelCard
 from .prompts import PromptReader
 from .served_model import Model, open_model
-from .service import Service
+from .service import ServedModel, Service
 from .settings import ServerSettings
+from .supervisor import start_engines
+from .swap import Swapper
+from .swap_gate import SwapRefusedError, read_probe
+from .trace_export import open_export
 
-__all__ = ["build_service", "serve"]
+__all__ = ["build_service", "serve", "serve_model"]
 
 BACKLOG = 2048
 FLUSH_S = 1.0
@@ -57,6 +60,8 @@ def serve(settings: ServerSettings, launch: EngineLaunch, announce: Announce) ->
         EngineStartError: the engine could not load the model.
     """
     model = open_model(settings)
+    if settings.swap.probe is not None:
+        read_probe(settings.swap.probe)
     protocol = protocol_for(settings.http_parser, settings.limits)
     raise_file_limit(settings.limits.max_connections + SPARE_FILES)
     with (
@@ -68,21 +73,44 @@ def serve(settings: ServerSettings, launch: EngineLaunch, announce: Announce) ->
 
 def build_service(settings: ServerSettings, model: Model, engine: EngineHandle) -> Service:
     """Everything that the routes work with."""
+    served = serve_model(settings, model, engine)
+    service = Service(
+        settings=settings,
+        model=served,
+        metrics=ServerMetrics(
+            lambda: service.engine,
+            prefix=settings.metrics_prefix,
+            model_name=served.card.names[0],
+        ),
+        spans=None if settings.otlp_endpoint is None else open_export(settings.otlp_endpoint),
+    )
+    service.put(served)
+    return service
+
+
+def serve_model(settings: ServerSettings, model: Model, engine: EngineHandle) -> ServedModel:
+    """A model that an engine has loaded, as the routes see it."""
     prompts = PromptReader(
         model.tokenizer,
         model.template,
         max_seq_len=engine.config.max_seq_len,
         limits=settings.limits,
     )
-    card = ModelCard.of(model.checkpoint, settings, engine, has_chat_template=prompts.has_template)
-    return Service(
+    card = ModelCard.of(
+        model.checkpoint,
+        settings,
+        engine,
+        has_chat_template=prompts.has_template,
+        records=model.records,
+    )
+    return ServedModel(
         settings=settings,
+        opened=model,
         engine=engine,
         tokenizer=model.tokenizer,
         prompts=prompts,
         card=card,
         adapter_cards=tuple(map(card.with_adapter, model.adapters)),
-        metrics=ServerMetrics(engine.config, lambda: engine.stats),
     )
 
 
@@ -129,20 +157,30 @@ class _Server:
         self._announce = announce
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
+        self._reload = asyncio.Event()
 
     async def run(self, listener: socket.socket) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         engine = await self._start_engine()
         if engine is None:
             return 0
         try:
             service = build_service(self._settings, self._model, engine)
-            await self._serve(service, listener)
-            cause = engine.cause_of_death
-        finally:
+            swapper = Swapper(service, serve_model)
+        except BaseException:
             await engine.close()
+            raise
+        try:
+            await self._serve(service, swapper, listener)
+            cause = service.engine.cause_of_death
+            if service.spans is not None:
+                await asyncio.to_thread(service.spans.close)
+        finally:
+            await swapper.close()
+            await service.engine.close()
         if cause is not None:
             raise EngineDeadError(cause)
         return 0
@@ -154,7 +192,14 @@ class _Server:
 
     async def _start_engine(self) -> EngineHandle | None:
         """The engine, or None when the server was told to end before it was ready."""
-        starting = asyncio.create_task(start_engine(self._launch, limits=self._settings.limits))
+        starting = asyncio.create_task(
+            start_engines(
+                self._launch,
+                self._settings.engine,
+                limits=self._settings.limits,
+                num_replicas=self._settings.num_replicas,
+            )
+        )
         await _first(starting, self._stop.wait())
         if not starting.done():
             starting.cancel()
@@ -163,44 +208,53 @@ class _Server:
             return None
         return starting.result()
 
-    async def _serve(self, service: Service, listener: socket.socket) -> None:
+    async def _serve(self, service: Service, swapper: Swapper, listener: socket.socket) -> None:
         listener.listen(BACKLOG)
-        server = _Uvicorn(self._uvicorn_config(service))
+        server = _Uvicorn(self._uvicorn_config(service, swapper))
         self._announce(service, url_of(listener))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await _first(serving, self._stop.wait(), service.engine.died.wait())
+        reloading = asyncio.create_task(self._reload_when_told(service, swapper))
+        await _first(serving, self._stop.wait(), service.wait_dead())
+        reloading.cancel()
         await self._drain(service, server)
         await _first(serving, self._stop_now.wait())
         if not serving.done():
             server.abort_connections()
         await serving
 
+    async def _reload_when_told(self, service: Service, swapper: Swapper) -> None:
+        """On SIGHUP load the model's folder anew: something else may have been put there."""
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            with contextlib.suppress(SwapRefusedError):  # the log has it
+                await swapper.swap(None)
+
     async def _drain(self, service: Service, server: _Uvicorn) -> None:
         """Let what is under way end; the listener stays open meanwhile, to say 503."""
         service.is_draining = True
-        requests = service.engine.requests
         budget_s = self._settings.limits.drain_s
-        if not requests.is_idle:
-            _log.info("draining: %d requests get up to %g s", len(requests), budget_s)
+        if service.num_requests:
+            _log.info("draining: %d requests get up to %g s", service.num_requests, budget_s)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + budget_s
         await _first(
-            requests.wait_idle(),
+            service.wait_idle(),
             self._stop_now.wait(),
-            service.engine.died.wait(),
+            service.wait_dead(),
             timeout=budget_s,
         )
-        if not requests.is_idle:
-            _log.warning("%d requests were not done in time", len(requests))
-            requests.abort_all()
+        if service.num_requests:
+            _log.warning("%d requests were not done in time", service.num_requests)
+            service.abort_all()
             deadline = loop.time()
         server.abort_at = deadline + FLUSH_S
         server.should_exit = True
 
-    def _uvicorn_config(self, service: Service) -> uvicorn.Config:
+    def _uvicorn_config(self, service: Service, swapper: Swapper) -> uvicorn.Config:
         limits = self._settings.limits
         return uvicorn.Config(
-            protect(create_app(service), service),
+            protect(create_app(service, swapper), service),
             http=self._protocol,
             ws="none",
             lifespan="off",

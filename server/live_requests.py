@@ -11,8 +11,8 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from llmserve.engine.request import FinishReason, Request, RequestOutput
 from llmserve.errors import EngineDeadError, OverloadedError
@@ -67,6 +67,8 @@ class Mailbox:
                 earlier.stop_token_id = output.stop_token_id
                 earlier.error = output.error
                 earlier.vector = output.vector
+                earlier.scores = output.scores
+                earlier.error_param = output.error_param
                 return True
         return False
 
@@ -84,6 +86,20 @@ class LiveRequest:
     num_cached_tokens: int | None = None
     """Prefix-cache hit as the first choice first reported it."""
     has_output: bool = False
+    replica: int = -1
+    """Place of the engine that it was routed to; -1: none yet."""
+    engine: int | None = None
+    """Number of the engine that has it; None: it waits for one."""
+
+    def resumed(self) -> Request:
+        """The request as another engine is to take it up: a preempted sequence, to it."""
+        choices = range(self.request.sampling_params.n)
+        return replace(
+            self.request,
+            output_token_ids=[list(ids) for ids in self.output_token_ids],
+            ended_choices=[index for index in choices if index not in self.open_choices],
+            num_cached_tokens=self.num_cached_tokens,
+        )
 
 
 class DrainRate:
@@ -116,6 +132,7 @@ class LiveRequests:
         self._drain_rate = DrainRate()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._num_holds = 0
         self._closed_because: str | None = None
         self.num_sequences = 0
         """Choices that have not ended."""
@@ -127,6 +144,9 @@ class LiveRequests:
     def __len__(self) -> int:
         return len(self._live)
 
+    def __iter__(self) -> Iterator[LiveRequest]:
+        return iter(self._live.values())
+
     def get(self, request_id: str) -> LiveRequest | None:
         """The live request of that id."""
         return self._live.get(request_id)
@@ -137,8 +157,18 @@ class LiveRequests:
         return not self._live
 
     async def wait_idle(self) -> None:
-        """Return when nothing is in flight."""
+        """Return when nothing is in flight, nor to come of what is held open."""
         await self._idle.wait()
+
+    def hold(self) -> None:
+        """Have `wait_idle` wait until `release`: a client's request submits more as it goes on."""
+        self._num_holds += 1
+        self._idle.clear()
+
+    def release(self) -> None:
+        """Undo one `hold`."""
+        self._num_holds -= 1
+        self._note_idle()
 
     def submit(self, requests: Sequence[Request], mailbox: Mailbox) -> None:
         """Hand all of `requests` to the engine, or none.
@@ -194,6 +224,18 @@ class LiveRequests:
                 self._close_choice(live, output.choice_index)
             live.mailbox.put(output)
 
+    def expire(self, now: float) -> None:
+        """End as `timeout` what no engine has and whose deadline has passed (`time.monotonic`)."""
+        for live in list(self._live.values()):
+            deadline = live.request.deadline
+            if live.engine is None and deadline is not None and deadline <= now:
+                self._end_all(live.request.request_id, FinishReason.TIMEOUT, None)
+
+    def fail(self, request_id: str, error: str) -> None:
+        """End every open choice of a request that no engine has any more as `error`."""
+        if request_id in self._live:
+            self._end_all(request_id, FinishReason.ERROR, error)
+
     def fail_all(self, error: str) -> None:
         """End everything in flight as `error`, and refuse what comes: the engine is gone."""
         self._closed_because = error
@@ -246,5 +288,8 @@ class LiveRequests:
         if not live.open_choices:
             self._note_first_output(live)
             del self._live[live.request.request_id]
-            if not self._live:
-                self._idle.set()
+            self._note_idle()
+
+    def _note_idle(self) -> None:
+        if not self._live and not self._num_holds:
+            self._idle.set()

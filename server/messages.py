@@ -1,4 +1,4 @@
-"""What the API process and the engine process say to each other, and how it is framed.
+"""What the API process says to the loader and to its engines, and they to it, and how it is framed.
 
 Frames over a Unix socket: four bytes of length, then one tagged message in msgpack. The types are
 the engine's own; nothing is pickled, and a frame that does not fit its type is refused.
@@ -14,6 +14,7 @@ import msgspec
 from llmserve.engine.config import EngineConfig, PolicyName, SpeculationConfig
 from llmserve.engine.engine import EngineStats
 from llmserve.engine.request import Request, RequestOutput
+from llmserve.engine.step import StepWork
 from llmserve.errors import EngineError
 from llmserve.runners.native_options import NativeOptions
 from llmserve.runners.protocol import RunnerInfo
@@ -22,18 +23,25 @@ __all__ = [
     "Abort",
     "AddRequest",
     "Command",
+    "Computing",
+    "Ended",
     "EngineSettings",
     "Event",
     "Failed",
     "Finish",
+    "Fork",
+    "Forked",
     "FrameDecoder",
     "Load",
+    "LoaderCommand",
+    "LoaderEvent",
     "Outputs",
     "Ready",
-    "Start",
     "command_decoder",
     "encode_frame",
     "event_decoder",
+    "loader_command_decoder",
+    "loader_event_decoder",
 ]
 
 MAX_FRAME_BYTES = 256 << 20
@@ -81,6 +89,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are guessed ahead; None: not at all."""
     draft_model: str | None = None
     """Folder of the model that guesses, for the method `draft`."""
+    grammar_timeout_s: float = 1.0
+    """Time for compiling the grammar of one request."""
+    log_format: str = "text"
+    """How loader and engines write their log: `text` or `json`."""
     record: str | None = None
     """File for the engine's step log; None: none is written."""
     fake_step_s: float = 0.0
@@ -88,17 +100,36 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(msgspec.Struct, tag="load"):
-    """The first command: load this."""
+    """To the loader, first: load this."""
 
     settings: EngineSettings
 
 
-class Start(msgspec.Struct, tag="start"):
-    """The second: time steps, if their size is to be found, and serve.
+class Fork(msgspec.Struct, tag="fork"):
+    """To the loader: start an engine. Its end of a socket pair comes with the frame.
 
-    It comes when the API process has its own start behind it: what that costs would be in the
-    times otherwise.
+    The first one comes when the API process has its own start behind it: what that costs would be
+    in the times of the steps otherwise.
     """
+
+    number: int
+    """Engines of this server that were started before it."""
+    config: EngineConfig | None = None
+    """The sizes that the first engine found; None: this is the first, find them."""
+
+
+class Forked(msgspec.Struct, tag="forked"):
+    """From the loader: an engine has begun. Its first message comes over its own socket."""
+
+    pid: int
+
+
+class Ended(msgspec.Struct, tag="ended"):
+    """From the loader: an engine process is no more."""
+
+    pid: int
+    status: int
+    """Its exit code, or the signal that ended it, negative."""
 
 
 class AddRequest(msgspec.Struct, tag="add"):
@@ -129,6 +160,16 @@ class Ready(msgspec.Struct, tag="ready"):
     """Of the model that guesses, where there is one."""
 
 
+class Computing(msgspec.Struct, tag="computing"):
+    """Before a step: those of its requests that have had no output from this engine yet, and those
+    whose grammars are being compiled.
+
+    Said only when they are not the same as before, so decoding costs no message.
+    """
+
+    request_ids: list[str]
+
+
 class Outputs(msgspec.Struct, tag="outputs"):
     """What one step did."""
 
@@ -136,22 +177,28 @@ class Outputs(msgspec.Struct, tag="outputs"):
     stats: EngineStats
     step_s: float
     """How long the step took."""
+    started: float = 0.0
+    """When it began, by `time.monotonic`."""
+    work: StepWork | None = None
+    """What it computed; None: nothing."""
 
 
 class Failed(msgspec.Struct, tag="failed"):
-    """The last event of an engine that cannot start or go on."""
+    """The last event of a loader or an engine that cannot start or go on."""
 
     message: str
 
 
-Command = Load | Start | AddRequest | Abort | Finish
-Event = Ready | Outputs | Failed
+LoaderCommand = Load | Fork
+LoaderEvent = Forked | Ended | Failed
+Command = AddRequest | Abort | Finish
+Event = Ready | Computing | Outputs | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 T = TypeVar("T")
 
 
-def encode_frame(message: Command | Event) -> bytes:
+def encode_frame(message: Command | Event | LoaderCommand | LoaderEvent) -> bytes:
     """One message with its length in front."""
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME_BYTES:
@@ -209,3 +256,13 @@ def command_decoder() -> FrameDecoder[Command]:
 def event_decoder() -> FrameDecoder[Event]:
     """For the API process."""
     return FrameDecoder(msgspec.msgpack.Decoder(Event))
+
+
+def loader_command_decoder() -> FrameDecoder[LoaderCommand]:
+    """For the loader."""
+    return FrameDecoder(msgspec.msgpack.Decoder(LoaderCommand))
+
+
+def loader_event_decoder() -> FrameDecoder[LoaderEvent]:
+    """For the API process."""
+    return FrameDecoder(msgspec.msgpack.Decoder(LoaderEvent))

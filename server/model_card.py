@@ -45,6 +45,8 @@ class ModelCard:
     quantization: str | None
     """The stored number format, where the weights are quantized."""
     has_chat_template: bool
+    records: Mapping[str, object] = field(default_factory=dict)
+    """The folder's lineage and certificate, as it holds them."""
     info: RunnerInfo
     config: EngineConfig
     certificate: Mapping[str, Any] | None = None
@@ -60,6 +62,7 @@ class ModelCard:
         engine: EngineHandle,
         *,
         has_chat_template: bool,
+        records: Mapping[str, object],
     ) -> ModelCard:
         """The card of a folder that an engine has loaded."""
         stored = checkpoint.quantization
@@ -69,6 +72,7 @@ class ModelCard:
             fingerprint=checkpoint.fingerprint,
             quantization=None if stored is None else stored.scheme,
             has_chat_template=has_chat_template,
+            records=records,
             info=engine.info,
             config=engine.config,
             certificate=read_certificate(checkpoint.path),
@@ -81,6 +85,7 @@ class ModelCard:
             names=(adapter.name,),
             root=adapter.root,
             base=self,
+            records={},
             fingerprint=adapter.fingerprint,
             certificate=None,
         )
@@ -117,9 +122,15 @@ class ModelCard:
             "vocab_size": self.info.vocab_size,
             "has_chat_template": self.has_chat_template,
             "fingerprint": self.fingerprint,
+            "head": self.info.head,
+            "labels": list(self.info.labels),
             "system_fingerprint": self.system_fingerprint,
             "certificate": _without_points(self.certificate),
         }
+
+    def with_records(self, name: str) -> dict[str, object]:
+        """The same with the folder's lineage and certificate, for `/v1/models/{name}`."""
+        return {**self.as_dict(name), **self.records}
 
 
 def _without_points(certificate: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -5,35 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
 
-import orjson
 from fastapi import APIRouter
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmserve.sampling import SamplingParams
-
+from .answering import answer, converse, head_of, make_generation, wants
 from .chat_reply import ChatFormat
+from .chat_schemas import ChatRequest
 from .completion_reply import CompletionFormat, PromptPart
-from .engine_requests import make_requests
-from .generation import Generation
-from .model_card import ModelCard
-from .replies import ReplyFormat, ReplyHead
-from .request_body import read_object
-from .schemas import ChatRequest, CompletionRequest, GenerationRequest, parse_request
+from .routing import body_of, json_reply, read_asked
+from .schemas import CompletionRequest
 from .service import Service
-from .streaming import EventStream, WholeReply
 
-__all__ = ["body_of", "json_reply", "openai_router"]
+__all__ = ["openai_router"]
 
 DEFAULT_MAX_TOKENS = 16
 """What a completion gets that does not say `max_tokens`, as in OpenAI's API."""
-
-MAX_IGNORED_NAMES = 16
-
-R = TypeVar("R", bound=GenerationRequest)
 
 
 def openai_router(service: Service) -> APIRouter:
@@ -60,100 +48,50 @@ def openai_router(service: Service) -> APIRouter:
     @router.get("/v1/models/{model_id:path}")
     async def model(model_id: str) -> Response:
         """One model's facts."""
-        return json_reply(service.card_named(model_id).as_dict(model_id))
+        return json_reply(service.card_named(model_id).with_records(model_id))
 
     return router
 
 
-def json_reply(value: object) -> Response:
-    """A JSON document."""
-    return Response(orjson.dumps(value), media_type="application/json")
-
-
-def body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI description of a route's body, which the route reads itself."""
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+async def _chat(service: Service, request: Request) -> Response:
+    arrival_time = time.monotonic()
+    service.check_open()
+    service = service.pinned()
+    asked, card, ignored = await read_asked(service, request, ChatRequest)
+    generation, parsers = await converse(service, request, asked, card, arrival_time)
+    reply = ChatFormat(
+        head_of(card, generation),
+        service.tokenizer,
+        parsers=parsers,
+        with_logprobs=asked.num_logprobs() is not None,
+        most_calls=None if asked.parallel_tool_calls else 1,
+        shows_reasoning=asked.include_reasoning,
+        continuous_usage=wants(asked, "continuous_usage_stats"),
+    )
+    return answer(generation, reply, asked, ignored)
 
 
 async def _complete(service: Service, request: Request) -> Response:
     arrival_time = time.monotonic()
     service.check_open()
-    asked, card, ignored = await _read(service, request, CompletionRequest)
+    service = service.pinned()
+    asked, card, ignored = await read_asked(service, request, CompletionRequest)
     params = asked.sampling_params()
     prompts = await service.prompts.read(asked.prompt, add_special_tokens=asked.add_special_tokens)
     if params.max_tokens is None:
         params = replace(params, max_tokens=_default_budget(service, prompts))
-    generation = _generation(service, request, asked, prompts, params, card, arrival_time)
+    generation = make_generation(service, request, asked, prompts, params, card, arrival_time)
     reply = CompletionFormat(
-        _head(card, generation),
+        head_of(card, generation),
         service.tokenizer,
         prompts=_prompt_parts(service, asked, prompts),
         n=params.n,
         num_logprobs=params.logprobs,
         echoes_logprobs=asked.echoes_logprobs,
         num_prompt_logprobs=asked.prompt_logprobs,
-        continuous_usage=_wants(asked, "continuous_usage_stats"),
+        continuous_usage=wants(asked, "continuous_usage_stats"),
     )
-    return _answer(generation, reply, asked, ignored)
-
-
-async def _chat(service: Service, request: Request) -> Response:
-    arrival_time = time.monotonic()
-    service.check_open()
-    asked, card, ignored = await _read(service, request, ChatRequest)
-    params = asked.sampling_params()
-    prompt = await service.prompts.read_messages(
-        asked.messages, add_generation_prompt=asked.add_generation_prompt
-    )
-    generation = _generation(service, request, asked, [prompt], params, card, arrival_time)
-    reply = ChatFormat(
-        _head(card, generation),
-        service.tokenizer,
-        num_choices=generation.num_choices,
-        with_logprobs=params.logprobs is not None,
-        continuous_usage=_wants(asked, "continuous_usage_stats"),
-    )
-    return _answer(generation, reply, asked, ignored)
-
-
-def _generation(
-    service: Service,
-    request: Request,
-    asked: GenerationRequest,
-    prompts: Sequence[list[int]],
-    params: SamplingParams,
-    card: ModelCard,
-    arrival_time: float,
-) -> Generation:
-    requests = make_requests(
-        asked,
-        prompts,
-        params,
-        tenant=request.state.tenant,
-        shares_prefix_cache=service.settings.shares_prefix_cache,
-        adapter=card.adapter,
-        arrival_time=arrival_time,
-        limits=service.limits,
-    )
-    return Generation(
-        service.engine,
-        service.tokenizer,
-        service.metrics,
-        requests=requests,
-        limits=service.limits,
-    )
-
-
-async def _read(
-    service: Service, request: Request, kind: type[R]
-) -> tuple[R, ModelCard, list[str]]:
-    """The request, the model it names, and the fields that were ignored."""
-    body = await read_object(request, service.limits)
-    asked, ignored = parse_request(
-        kind, body, ignore_unknown=service.settings.ignore_unknown_fields
-    )
-    return asked, service.card_named(asked.model), ignored
+    return answer(generation, reply, asked, ignored)
 
 
 def _default_budget(service: Service, prompts: Sequence[list[int]]) -> int:
@@ -171,34 +109,3 @@ def _prompt_parts(
         text = given if isinstance(given, str) else service.tokenizer.decode(token_ids)
         parts.append(PromptPart(token_ids=token_ids, echo=text if asked.echo else ""))
     return parts
-
-
-def _head(card: ModelCard, generation: Generation) -> ReplyHead:
-    return ReplyHead(
-        request_id=generation.requests[0].request_id,
-        model=card.names[0],
-        system_fingerprint=card.system_fingerprint,
-    )
-
-
-def _wants(asked: GenerationRequest, option: str) -> bool:
-    return asked.stream_options is not None and getattr(asked.stream_options, option) is True
-
-
-def _answer(
-    generation: Generation, reply: ReplyFormat, asked: GenerationRequest, ignored: list[str]
-) -> Response:
-    headers = _ignored_header(ignored)
-    if asked.stream:
-        include_usage = _wants(asked, "include_usage")
-        return EventStream(generation, reply, headers, include_usage=include_usage)
-    return WholeReply(generation, reply, headers)
-
-
-def _ignored_header(ignored: list[str]) -> dict[str, str]:
-    """Names of ignored fields; those that are no plain words are counted, not repeated."""
-    plain = [name for name in ignored if name.isascii() and name.isidentifier() and len(name) < 64]
-    shown = plain[:MAX_IGNORED_NAMES]
-    if len(shown) < len(ignored):
-        shown.append(f"and {len(ignored) - len(shown)} more")
-    return {"x-llmserve-ignored": ", ".join(shown)} if shown else {}

@@ -11,12 +11,13 @@ from starlette.responses import Response
 from llmserve.errors import RequestError
 from llmserve.sampling import check_token_ids
 
-from .error_replies import plain_error
+from .error_replies import NotFoundError, plain_error
 from .metrics import CONTENT_TYPE
-from .openai_routes import body_of, json_reply
 from .request_body import read_object
+from .routing import body_of, json_reply
 from .schemas import DetokenizeRequest, TokenizeRequest, parse_request
 from .service import Service
+from .traces import MAX_REQUESTS, chrome_trace
 
 __all__ = ["ops_router"]
 
@@ -46,6 +47,11 @@ def ops_router(service: Service) -> APIRouter:
         """Counters and histograms in Prometheus' format."""
         return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
+    @router.get("/requests/{request_id}/trace")
+    async def trace(request: Request, request_id: str) -> Response:
+        """Where the time of one of the caller's latest requests went."""
+        return _trace(service, request, request_id)
+
     @router.get("/limits")
     async def limits() -> Response:
         """Bounds in force."""
@@ -64,7 +70,25 @@ def ops_router(service: Service) -> APIRouter:
     return router
 
 
+def _trace(service: Service, request: Request, request_id: str) -> Response:
+    traces = service.traces.find(request_id, request.state.tenant)
+    if not traces:
+        raise NotFoundError(
+            f"no request {request_id[:64]!r} of this key's is remembered: the id is that of a "
+            f"reply, and the latest {MAX_REQUESTS} are kept",
+            param="request_id",
+        )
+    match request.query_params.get("format", "json"):
+        case "json":
+            block_size = service.engine.config.block_size
+            return json_reply({"prompts": [trace.as_dict(block_size) for trace in traces]})
+        case "chrome":
+            return json_reply(chrome_trace(traces))
+    raise RequestError("format takes json and chrome", param="format")
+
+
 async def _tokenize(service: Service, request: Request) -> Response:
+    service = service.pinned()
     body = await read_object(request, service.limits)
     asked, _ = parse_request(TokenizeRequest, body)
     service.card_named(asked.model)
@@ -81,9 +105,10 @@ async def _tokenize(service: Service, request: Request) -> Response:
 
 async def _ids_of(service: Service, asked: TokenizeRequest) -> list[int]:
     if asked.messages is not None and asked.prompt is None:
-        return await service.prompts.read_messages(
+        prompt = await service.prompts.read_messages(
             asked.messages, add_generation_prompt=asked.add_generation_prompt
         )
+        return prompt.token_ids
     if asked.prompt is not None and asked.messages is None:
         special = asked.add_special_tokens
         return (await service.prompts.read([asked.prompt], add_special_tokens=special))[0]
@@ -91,6 +116,7 @@ async def _ids_of(service: Service, asked: TokenizeRequest) -> list[int]:
 
 
 async def _detokenize(service: Service, request: Request) -> Response:
+    service = service.pinned()
     body = await read_object(request, service.limits)
     asked, _ = parse_request(DetokenizeRequest, body)
     service.card_named(asked.model)

@@ -7,23 +7,38 @@ ones go to a thread, and what cannot possibly fit the context is refused by its 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from llmserve.errors import RequestError, TemplateError
 from llmserve.limits import Limits
 from llmserve.text.chat_template import ChatTemplate
 from llmserve.text.tokenizer import Tokenizer
 
-from .conversations import Message
+from .conversations import CalledFunction, Message
+from .message_parts import THINK_CLOSE, THINK_OPEN
+from .tools_calls import CALL_OPEN
+from .tools_fields import Tool
+from .tools_prompt import with_tools_described
 
-__all__ = ["PromptReader"]
+__all__ = ["ChatPrompt", "PromptReader"]
 
 INLINE_CHARS = 4096
 """Texts up to this length are encoded on the event loop."""
 
 MAX_CHARS_PER_TOKEN = 128
 """More than any token of a known vocabulary stands for, on average over a whole prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation as the model sees it."""
+
+    token_ids: list[int]
+    opens_reasoning: bool
+    """Whether the model's answer begins within its reasoning."""
 
 
 class PromptReader:
@@ -49,31 +64,64 @@ class PromptReader:
         return self._template is not None
 
     async def read(
-        self, prompts: Sequence[str | list[int]], *, add_special_tokens: bool
+        self,
+        prompts: Sequence[str | list[int]],
+        *,
+        add_special_tokens: bool,
+        param: str = "prompt",
+        most: int | None = None,
     ) -> list[list[int]]:
         """Token ids of each prompt; lists of ids are taken as they are.
+
+        `param` names the field that they come from, `most` says how many there may be, if not as
+        many as a completion's prompts.
 
         Raises `RequestError` for too many prompts, an empty one, or a text that cannot be encoded
         or fit.
         """
-        if len(prompts) > self._limits.max_prompts:
+        most = most or self._limits.max_prompts
+        if len(prompts) > most:
             raise RequestError(
-                f"{len(prompts)} prompts; this server allows at most {self._limits.max_prompts}",
-                param="prompt",
+                f"{param} has {len(prompts)} texts; this server allows at most {most}", param=param
             )
         if not all(prompts):
             # A tokenizer may put a first id before nothing: still nobody asked for anything.
-            raise RequestError(
-                "the prompt is empty: give at least one character or id", param="prompt"
-            )
+            raise RequestError(f"{param} is empty: give at least one character or id", param=param)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = iter(await self._encode(texts, add_special_tokens=add_special_tokens))
+        encoded = iter(
+            await self._encode(texts, add_special_tokens=add_special_tokens, param=param)
+        )
         return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
+    @property
+    def marks_reasoning(self) -> bool:
+        """Whether the template knows reasoning, between the marks of `message_parts.py`."""
+        template = self._template
+        return template is not None and THINK_CLOSE in template.source
+
+    @property
+    def marks_calls(self) -> bool:
+        """Whether calls of tools come between marks; else as JSON alone."""
+        template = self._template
+        return template is None or not template.reads("tools") or CALL_OPEN in template.source
+
     async def read_messages(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool
-    ) -> list[int]:
-        """Token ids of a conversation, through the chat template.
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        add_generation_prompt: bool = True,
+        continues_last: bool = False,
+        variables: Mapping[str, object] | None = None,
+    ) -> ChatPrompt:
+        """A conversation through the chat template.
+
+        Args:
+            messages: At least one.
+            tools: Functions that the model may call.
+            add_generation_prompt: Whether the prompt goes on to where the model answers.
+            continues_last: Whether it ends within the last message, which the model goes on with.
+            variables: More values for the template, by name.
 
         Raises `TemplateError` without a template, or where it fails on the messages.
         """
@@ -90,11 +138,19 @@ class PromptReader:
                 param="messages",
             )
         turns = [_as_turn(message) for message in messages]
+        values = dict(variables or {})
+        if template.reads("tools"):
+            values["tools"] = [tool.definition for tool in tools] or None
+        else:
+            turns = with_tools_described(turns, tools)
         # A template is a program of others: never on the event loop.
         text = await asyncio.to_thread(
-            template.render, turns, add_generation_prompt=add_generation_prompt
+            template.render, turns, add_generation_prompt=add_generation_prompt, **values
         )
-        return (await self._encode([text], add_special_tokens=False, param="messages"))[0]
+        if continues_last:
+            text = _cut_after(text, messages[-1].content or "")
+        ids = (await self._encode([text], add_special_tokens=False, param="messages"))[0]
+        return ChatPrompt(ids, opens_reasoning=text.rstrip().endswith(THINK_OPEN))
 
     async def _encode(
         self, texts: list[str], *, add_special_tokens: bool, param: str = "prompt"
@@ -112,8 +168,34 @@ class PromptReader:
         return await asyncio.to_thread(encode)
 
 
-def _as_turn(message: Message) -> dict[str, str]:
+def _as_turn(message: Message) -> dict[str, Any]:
     """What templates know: the newer role `developer` is their `system`."""
     role = "system" if message.role == "developer" else message.role
-    turn = {"role": role, "content": message.content}
-    return turn if message.name is None else {**turn, "name": message.name}
+    turn: dict[str, Any] = {"role": role, "content": message.content or ""}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.reasoning is not None:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        turn["tool_calls"] = [_as_call(call) for call in message.tool_calls]
+    return turn
+
+
+def _as_call(call: CalledFunction) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.call_id, "type": "function", "function": function}
+
+
+def _cut_after(text: str, content: str) -> str:
+    """`text` without what the template puts behind the last message."""
+    content = content.strip()
+    place = text.rfind(content)
+    if not content or place < 0:
+        raise TemplateError(
+            "continue_final_message needs a last message with a content that the chat template "
+            "shows as it is",
+            param="continue_final_message",
+        )
+    return text[: place + len(content)]

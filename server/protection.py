@@ -1,6 +1,7 @@
 """The outermost layer of the application: what every request passes before any route sees it.
 
-Header bounds, the `Host` allow-list, keys (routes find the caller's tenant in `request.state`); on
+Header bounds, the `Host` allow-list, keys (routes find the caller's tenant and account in
+`request.state`); on
 the way out the security headers, the request id, and one line of log that holds neither prompts nor
 keys.
 """
@@ -16,7 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .auth import Access
 from .error_replies import plain_error
+from .rate_budgets import Account, RateBudgets
 from .service import Service
+from .trace_export import HttpSpan, SpanExport
 
 __all__ = ["SECURITY_HEADERS", "Guard"]
 
@@ -47,6 +50,7 @@ class Guard:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
+        self._budgets = RateBudgets(service.settings.keys.budgets())
         self._host_names = frozenset(service.settings.host_names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,9 +80,13 @@ class Guard:
 
         try:
             reply = self._refusal(scope) or self._app
-            await reply(scope, receive, guarded_send)
+            with self._service.visitors.inside():
+                await reply(scope, receive, guarded_send)
         finally:
-            self._account(scope, status, time.monotonic() - started, request_id)
+            ended = time.monotonic()
+            self._account(scope, status, ended - started, request_id)
+            if self._service.spans is not None:
+                self._export(self._service.spans, scope, status, started, ended, request_id)
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
         """The reply to a request that no route may see."""
@@ -107,7 +115,12 @@ class Guard:
         limits = self._service.limits
         caller = self._service.settings.keys.check(scope)
         if caller.access is Access.GRANTED:
-            scope["state"] = {**scope.get("state", {}), "tenant": caller.tenant}
+            account = Account(self._budgets, caller.tenant)
+            scope["state"] = {
+                **scope.get("state", {}),
+                "tenant": caller.tenant,
+                "account": account,
+            }
             return None
         if caller.access is Access.FORBIDDEN:
             return plain_error(limits, 403, "this key is not meant for this route")
@@ -126,7 +139,42 @@ class Guard:
                 status,
                 duration_s * 1e3,
                 request_id.decode(),
+                extra={
+                    "fields": {
+                        "method": _plain(scope["method"]),
+                        "path": _plain(scope["path"]),
+                        "status": int(status),
+                        "duration_ms": round(duration_s * 1e3, 3),
+                        "request_id": request_id.decode(),
+                    }
+                },
             )
+
+    def _export(
+        self,
+        spans: SpanExport,
+        scope: Scope,
+        status: int,
+        started: float,
+        ended: float,
+        request_id: bytes,
+    ) -> None:
+        state = scope.get("state", {})
+        engine_id, tenant = state.get("engine_request_id", ""), state.get("tenant", "")
+        http = HttpSpan(
+            method=_plain(scope["method"]),
+            route=getattr(scope.get("route"), "path", "unmatched"),
+            status=int(status),
+            started=started,
+            ended=ended,
+            request_id=request_id.decode(),
+            headers={
+                name.decode(): value.decode("latin-1")
+                for name, value in scope["headers"]
+                if name in (b"traceparent", b"tracestate")
+            },
+        )
+        spans.export(http, self._service.traces.find(engine_id, tenant))
 
 
 def _request_id(scope: Scope) -> bytes:

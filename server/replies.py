@@ -17,7 +17,7 @@ from llmserve.output import TextDelta
 
 from .generation import Update, Usage
 
-__all__ = ["ReplyFormat", "ReplyHead", "done_event", "event"]
+__all__ = ["ChoicesFormat", "Json", "ReplyFormat", "ReplyHead", "done_event", "event"]
 
 Json = dict[str, object]
 
@@ -46,6 +46,29 @@ done_event = event(b"[DONE]")
 class ReplyFormat(ABC):
     """One request's reply in one route's shape; keeps what its choices need between events."""
 
+    continuous_usage = False
+    """Whether every event of a stream tells the tokens so far."""
+
+    @abstractmethod
+    def whole(self, choices: Sequence[Sequence[Update]], usage: Usage) -> bytes:
+        """The reply to a request that was not streamed; `choices` holds each one's pieces."""
+
+    @abstractmethod
+    def chunk(self, update: Update, usage: Usage | None) -> bytes:
+        """The events for one piece of one choice; nothing while all of it is held back."""
+
+    @abstractmethod
+    def closing(self, usage: Usage, *, include_usage: bool) -> bytes:
+        """The last events of a stream that went well; with the totals where they are asked for."""
+
+    @abstractmethod
+    def failure(self, body: bytes) -> bytes:
+        """The last events of a stream that went wrong; `body` is the error's reply."""
+
+
+class ChoicesFormat(ReplyFormat):
+    """The shape of completions and chat: a list of choices."""
+
     kind: str
     stream_kind: str
     id_prefix: str
@@ -63,7 +86,7 @@ class ReplyFormat(ABC):
         self._event_head = b"data: " + opening + b',"choices":['
 
     def whole(self, choices: Sequence[Sequence[Update]], usage: Usage) -> bytes:
-        """The reply to a request that was not streamed; `choices` holds each one's pieces."""
+        """The reply to a request that was not streamed."""
         bodies = [self._whole_choice(_join(updates)) for updates in choices]
         return orjson.dumps(
             {"object": self.kind, **self._fields, "choices": bodies, "usage": usage.as_dict()}
@@ -71,10 +94,21 @@ class ReplyFormat(ABC):
 
     def chunk(self, update: Update, usage: Usage | None) -> bytes:
         """The event for one piece of one choice."""
+        choice = self._chunk_choice(update)
+        if choice is None:
+            return b""
         tail = b"]}\n\n"
         if usage is not None:
             tail = b'],"usage":' + orjson.dumps(usage.as_dict()) + b"}\n\n"
-        return self._event_head + orjson.dumps(self._chunk_choice(update)) + tail
+        return self._event_head + orjson.dumps(choice) + tail
+
+    def closing(self, usage: Usage, *, include_usage: bool) -> bytes:
+        """The totals, where they are asked for, and the end."""
+        return (self.usage_event(usage) if include_usage else b"") + done_event
+
+    def failure(self, body: bytes) -> bytes:
+        """The error, and the end."""
+        return event(body) + done_event
 
     def usage_event(self, usage: Usage) -> bytes:
         """The event with the totals, sent last and only where it was asked for."""
@@ -85,8 +119,8 @@ class ReplyFormat(ABC):
         """One choice of a whole reply."""
 
     @abstractmethod
-    def _chunk_choice(self, update: Update) -> Json:
-        """One choice of a streamed chunk."""
+    def _chunk_choice(self, update: Update) -> Json | None:
+        """One choice of a streamed chunk; None: there is nothing to tell yet."""
 
 
 def _join(updates: Sequence[Update]) -> Update:

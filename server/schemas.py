@@ -10,23 +10,32 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 
+from llmserve.engine.grammar import Grammar
 from llmserve.errors import RequestError
+from llmserve.limits import Limits
 from llmserve.sampling import SamplingParams
 
 from .conversations import Messages
 from .field_values import LogitBias, Prompts, StopStrings, TokenIds
-from .fields import CHAT_ONLY, COMPLETION_ONLY, UNSUPPORTED, sort_fields
+from .fields import COMPLETION_ONLY, UNSUPPORTED, sort_fields
+from .grammar_fields import ResponseFormat, StructuredOutputs, check_grammar
 from .validation import Strict, first_fault
 
 __all__ = [
-    "ChatRequest",
     "CompletionRequest",
     "DetokenizeRequest",
     "GenerationRequest",
+    "ModelRequest",
     "StreamOptions",
     "TokenizeRequest",
     "parse_request",
@@ -61,10 +70,18 @@ class StreamOptions(Strict):
     continuous_usage_stats: bool = False
 
 
-class GenerationRequest(Strict):
-    """What completions and chat have in common."""
+class ModelRequest(Strict):
+    """What every request has that a model answers."""
 
     model: str | None = None
+
+
+class GenerationRequest(ModelRequest):
+    """What completions and chat have in common."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED
+    """Known fields that are not served, with the values of each that ask for nothing."""
+
     max_tokens: int | None = None
     min_tokens: int = 0
     n: int = 1
@@ -86,6 +103,9 @@ class GenerationRequest(Strict):
     seed: int | None = None
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
     cache_salt: str = ""
+    response_format: ResponseFormat = None
+    structured_outputs: StructuredOutputs = None
+    timing: bool = False
     stream: bool = False
     stream_options: Annotated[
         StreamOptions | None,
@@ -131,6 +151,18 @@ class GenerationRequest(Strict):
             seed=self.seed,
         )
 
+    def grammar(self, limits: Limits) -> Grammar | None:
+        """What the text must match; None: anything.
+
+        Raises `RequestError` where it is asked for in two ways, or above a limit.
+        """
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise RequestError(
+                "response_format and structured_outputs say the same in two ways: give one",
+                param="structured_outputs",
+            )
+        return check_grammar(self.structured_outputs or self.response_format, limits)
+
     def token_budget(self) -> int | None:
         """Most tokens asked for; None: the route's default."""
         return self.max_tokens
@@ -150,6 +182,8 @@ class GenerationRequest(Strict):
 
 class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**UNSUPPORTED, **COMPLETION_ONLY}
 
     prompt: Prompts
     echo: bool = False
@@ -176,38 +210,9 @@ class CompletionRequest(GenerationRequest):
         return max((count for count in asked if count is not None), default=None)
 
 
-class ChatRequest(GenerationRequest):
-    """`POST /v1/chat/completions`."""
-
-    messages: Messages
-    max_completion_tokens: int | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = None
-    add_generation_prompt: bool = True
-
-    def token_budget(self) -> int | None:
-        """`max_completion_tokens`, or its older name."""
-        if self.max_completion_tokens is None:
-            return self.max_tokens
-        if self.max_tokens not in (None, self.max_completion_tokens):
-            raise RequestError(
-                "max_tokens and max_completion_tokens differ: give one", param="max_tokens"
-            )
-        return self.max_completion_tokens
-
-    def num_logprobs(self) -> int | None:
-        """`top_logprobs` where `logprobs` is true."""
-        if self.logprobs:
-            return self.top_logprobs or 0
-        if self.top_logprobs:
-            raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-        return None
-
-
-class TokenizeRequest(Strict):
+class TokenizeRequest(ModelRequest):
     """`POST /tokenize`: a text or a conversation."""
 
-    model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
     add_special_tokens: bool = True
@@ -215,17 +220,16 @@ class TokenizeRequest(Strict):
     return_token_strs: bool = False
 
 
-class DetokenizeRequest(Strict):
+class LoadModelRequest(Strict):
+    """`POST /admin/models/load`: the folder to serve; without one, the served folder anew."""
+
+    model: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+
+
+class DetokenizeRequest(ModelRequest):
     """`POST /detokenize`."""
 
-    model: str | None = None
     tokens: TokenIds
-
-
-_UNSUPPORTED: Mapping[type[BaseModel], Mapping[str, tuple[Any, ...]]] = {
-    CompletionRequest: {**UNSUPPORTED, **COMPLETION_ONLY},
-    ChatRequest: {**UNSUPPORTED, **CHAT_ONLY},
-}
 
 
 def parse_request(
@@ -238,7 +242,7 @@ def parse_request(
     fields, ignored = sort_fields(
         body,
         known=model.model_fields,
-        unsupported=_UNSUPPORTED.get(model, {}),
+        unsupported=getattr(model, "unsupported", {}),
         ignore_unknown=ignore_unknown,
     )
     try:

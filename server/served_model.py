@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmserve.adapters import load_adapter
@@ -12,6 +13,7 @@ from llmserve.checkpoint import Checkpoint
 from llmserve.durable import verify_manifest
 from llmserve.errors import ConfigError, TemplateError
 from llmserve.model_files import check_model_folder
+from llmserve.strict_json import read_json
 from llmserve.text.chat_template import ChatTemplate
 from llmserve.text.tokenizer import Tokenizer
 
@@ -19,6 +21,8 @@ from .model_card import AdapterFacts, names_of
 from .settings import ServerSettings
 
 __all__ = ["Model", "load_template", "open_model"]
+
+RECORDS = ("lineage", "certificate")
 
 _log = logging.getLogger("llmserve.server")
 
@@ -31,6 +35,8 @@ class Model:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     adapters: tuple[AdapterFacts, ...] = ()
+    records: Mapping[str, object] = field(default_factory=dict)
+    """What the folder says of its making and its proof: `lineage` and `certificate`."""
 
 
 def open_model(settings: ServerSettings) -> Model:
@@ -49,7 +55,19 @@ def open_model(settings: ServerSettings) -> Model:
     taken = {adapter.name for adapter in adapters} & set(names_of(checkpoint, settings))
     if taken:
         raise ConfigError(f"{min(taken)!r} is the model's name: give the adapter another")
-    return Model(checkpoint, tokenizer, load_template(tokenizer, settings), adapters)
+    return Model(
+        checkpoint,
+        tokenizer,
+        load_template(tokenizer, settings),
+        adapters,
+        _read_records(checkpoint.path),
+    )
+
+
+def _read_records(folder: Path) -> dict[str, object]:
+    """The folder's records by name; None for one that is not there."""
+    files = {name: folder / f"{name}.json" for name in RECORDS}
+    return {name: read_json(file) if file.is_file() else None for name, file in files.items()}
 
 
 def _open_verified(path: Path) -> tuple[Checkpoint, Tokenizer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -15,12 +16,43 @@ from llmserve.limits import Limits
 from .auth import Key, KeyRing, RouteScope
 from .engine_launch import API_KEY_VARIABLE
 from .messages import EngineSettings
+from .rate_budgets import Budget
 
-__all__ = ["ServerSettings", "is_loopback", "load_keys"]
+__all__ = ["ServerSettings", "SwapSettings", "is_loopback", "load_keys"]
 
+MAX_REPLICAS = 64
 MIN_KEY_CHARS = 8
-KEY_NAME = re.compile(r"name=([A-Za-z0-9._-]{1,64})")
+KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+KEY_COUNTS = ("requests_per_minute", "tokens_per_minute")
 MAX_KEY_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapSettings:
+    """Which models may take the place of the served one."""
+
+    root: Path | None = None
+    """Folder that they must lie in; None: the one that the model at the start lies in."""
+    drains: bool = False
+    """Whether the old model ends before the new one is loaded: no memory for both is needed, and
+    new requests get 503 meanwhile."""
+    probe: Path | None = None
+    """Text that both models read, for the gates."""
+    max_kl: float | None = None
+    """Most divergence from the old model, nats a token; None: any."""
+    max_perplexity: float | None = None
+    """Most perplexity, as a multiple of the old model's; None: any."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_kl", "max_perplexity"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            option = "--swap-" + name.replace("_", "-")
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{option} must be above 0, got {value:g}")
+            if self.probe is None:
+                raise ConfigError(f"{option} needs a text: give --swap-probe FILE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +73,10 @@ class ServerSettings:
     """Bounds on requests and connections."""
     keys: KeyRing = field(default_factory=KeyRing)
     """Who may call."""
+    num_replicas: int = 1
+    """Engine processes."""
+    swap: SwapSettings = field(default_factory=SwapSettings)
+    """Which models may take the place of the first."""
     shares_prefix_cache: bool = False
     """Whether requests of different keys share prefix-cache blocks."""
     allow_unauthenticated: bool = False
@@ -51,10 +87,18 @@ class ServerSettings:
     """Origins whose pages may call; empty: the server's own page alone."""
     ignore_unknown_fields: bool = False
     """Whether unknown request fields are skipped and not refused."""
+    metrics_prefix: str = "llmserve"
+    """`llmserve`, or `vllm` for boards that were made for its names."""
+    otlp_endpoint: str | None = None
+    """URL that OpenTelemetry spans are sent to; None: none are made."""
     http_parser: str = "auto"
     """`httptools`, `h11`, or `auto`: httptools where it is installed."""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.num_replicas <= MAX_REPLICAS:
+            raise ConfigError(
+                f"--replicas must be from 1 to {MAX_REPLICAS}, got {self.num_replicas}"
+            )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be from 0 to 65535, got {self.port}")
         if self.keys.is_empty and not self.allow_unauthenticated and not is_loopback(self.host):
@@ -91,10 +135,11 @@ def load_keys(
 ) -> KeyRing:
     """Keys from files and from the environment.
 
-    A line of a file is `KEY` or `KEY name=NAME`; one that begins with `#` is a comment.
+    A line of a file is `KEY`, and after it what may be said of the key: `name=NAME`,
+    `requests_per_minute=COUNT`, `tokens_per_minute=COUNT`; one that begins with `#` is a comment.
 
-    Raises `ConfigError` for a file without keys, a key that is too short or not printable, or a
-    name that two keys have.
+    Raises `ConfigError` for a file without keys, a key that is too short or not printable, a name
+    that two keys have, or something else said of a key.
     """
     keys = []
     if API_KEY_VARIABLE in os.environ:
@@ -128,22 +173,40 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _parse_line(line: str, scopes: Iterable[RouteScope], source: str) -> Key:
-    secret, _, rest = line.partition(" ")
-    name = KEY_NAME.fullmatch(rest.strip())
-    if not rest:
-        return _key(secret, scopes, source)
-    if name is None:
+    secret, *words = (word for word in line.split(" ") if word)
+    said = dict(word.partition("=")[::2] for word in words)
+    if len(said) < len(words) or said.keys() - {"name", *KEY_COUNTS}:
         raise ConfigError(
-            f"a key in {source} holds a space: write KEY, or KEY name=NAME with a name of up to "
-            "64 letters, digits, '.', '_' and '-'"
+            f"a key in {source} holds a space, or is followed by something else than name=NAME, "
+            f"{KEY_COUNTS[0]}=COUNT or {KEY_COUNTS[1]}=COUNT, each once"
         )
-    return _key(secret, scopes, source, name=name[1])
+    name = said.pop("name", None)
+    if name is not None and not KEY_NAME.fullmatch(name):
+        raise ConfigError(
+            f"a key's name in {source} is empty, holds a space, or is no word of up to 64 letters, "
+            "digits, '.', '_' and '-'"
+        )
+    counts = {word: _parse_count(word, text, source) for word, text in said.items()}
+    return _key(secret, scopes, source, name=name, budget=Budget(**counts) if counts else None)
 
 
-def _key(secret: str, scopes: Iterable[RouteScope], source: str, *, name: str | None = None) -> Key:
+def _parse_count(word: str, text: str, source: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 12):
+        raise ConfigError(f"{word} in {source} takes a whole number, got {text[:20]!r}")
+    return int(text)
+
+
+def _key(
+    secret: str,
+    scopes: Iterable[RouteScope],
+    source: str,
+    *,
+    name: str | None = None,
+    budget: Budget | None = None,
+) -> Key:
     """A usable key. The message never holds the key."""
     if len(secret) < MIN_KEY_CHARS:
         raise ConfigError(f"a key in {source} has fewer than {MIN_KEY_CHARS} characters")
     if not (secret.isascii() and secret.isprintable() and " " not in secret):
         raise ConfigError(f"a key in {source} holds a space or a character outside ASCII")
-    return Key.of(secret, scopes, name=name)
+    return Key.of(secret, scopes, name=name, budget=budget)

@@ -47,7 +47,8 @@ def resolve_max_len(request: Request, max_seq_len: int) -> int:
 
 def draws(request: Request) -> bool:
     """Whether tokens are generated at all."""
-    return request.pooling is None and request.sampling_params.max_tokens != 0
+    is_read = request.pooling is not None or request.scoring is not None
+    return not is_read and request.sampling_params.max_tokens != 0
 
 
 def _check_features(request: Request, info: RunnerInfo, config: EngineConfig) -> None:
@@ -64,10 +65,9 @@ def _check_features(request: Request, info: RunnerInfo, config: EngineConfig) ->
             "engine with the policy priority or fair",
             param="priority",
         )
-    if request.pooling is not None and not info.hidden_size:
-        raise RequestError(f"the {info.runner} runner gives no vectors", param="pooling")
-    if request.pooling is not None and request.sampling_params.n != 1:
-        raise RequestError("a vector has one choice: leave n at 1", param="n")
+    _check_kind(request, info)
+    if request.grammar is not None:
+        _check_grammar(request, info)
     params = request.sampling_params
     ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(info.eos_token_ids))
     allowed = set(params.allowed_token_ids or ()) - set(params.banned_token_ids)
@@ -85,16 +85,60 @@ def _check_features(request: Request, info: RunnerInfo, config: EngineConfig) ->
         )
 
 
+def _check_kind(request: Request, info: RunnerInfo) -> None:
+    """Text, a vector or scores: what the model and its runner give."""
+    if request.pooling is not None and not info.hidden_size:
+        raise RequestError(f"the {info.runner} runner gives no vectors", param="pooling")
+    if request.scoring is not None and not info.labels:
+        raise RequestError(
+            "this model has no head with labels: it cannot classify or find answers", param="model"
+        )
+    is_read = request.pooling is not None or request.scoring is not None
+    if not is_read and info.head is not None:
+        raise RequestError(
+            f"this model has a head ({info.head}) in place of an output layer: it gives scores, "
+            "not text",
+            param="model",
+        )
+    if is_read and request.sampling_params.n != 1:
+        raise RequestError("a vector or a score has one choice: leave n at 1", param="n")
+
+
+def _check_grammar(request: Request, info: RunnerInfo) -> None:
+    """A text that must match something has to be able to end."""
+    params = request.sampling_params
+    if not info.eos_token_ids:
+        raise RequestError(
+            "structured output needs a model with an end id, which this one has not",
+            param=request.grammar.param if request.grammar else None,
+        )
+    if params.ignore_eos or params.min_tokens:
+        name = "ignore_eos" if params.ignore_eos else "min_tokens"
+        raise RequestError(
+            f"structured output ends where its grammar does: leave {name} out", param=name
+        )
+    if not draws(request):
+        raise RequestError("structured output needs at least one token", param="max_tokens")
+
+
 def _check_outputs(request: Request, vocab_size: int, max_seq_len: int) -> None:
-    """A resumed request: as many lists as choices, each short of the request's end."""
-    made = request.output_token_ids
+    """A resumed request: as many lists as choices, each open one short of the request's end."""
+    made, ended = request.output_token_ids, set(request.ended_choices)
+    if ended and not ended < set(range(request.sampling_params.n)):
+        raise RequestError(
+            f"{len(ended)} choices of {request.sampling_params.n} are said to have ended: give "
+            "some of them, and leave one to go on with",
+            param="ended_choices",
+        )
     if made and len(made) != request.sampling_params.n:
         raise RequestError(
             f"{len(made)} lists of output ids were given for {request.sampling_params.n} choices",
             param="output_token_ids",
         )
     most = resolve_max_len(request, max_seq_len) - len(request.prompt_token_ids)
-    for token_ids in made:
+    for index, token_ids in enumerate(made):
+        if index in ended or not token_ids:
+            continue
         if len(token_ids) >= most:
             raise RequestError(
                 f"{len(token_ids)} output ids were given; the request ends at {most}",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..errors import EngineError
-from ..runners.protocol import StepResult, TokenLogprobs
+from ..runners.protocol import DoubleArray, StepResult, TokenLogprobs
 from .request import FinishReason, Pooling, RequestOutput
 from .scheduler import Scheduler
 from .sequence import Sequence
@@ -44,12 +44,12 @@ class Advance:
             )
         outputs = self._advance_decodes(step, result) if num_decodes else []
         prompt_logprobs = iter(result.prompt_logprobs)
-        hidden_sums = iter(result.hidden_sums)
+        hidden_sums, head_scores = iter(result.hidden_sums), iter(result.head_scores)
         index = num_decodes
         for chunk in step.chunks:
             draws = slice(index, index + chunk.num_draws)
             index = draws.stop
-            self._collect_prompt(chunk, prompt_logprobs, hidden_sums)
+            self._collect_prompt(chunk, prompt_logprobs, hidden_sums, head_scores)
             if chunk.sequence.finish_reason is None:
                 output = self._advance_chunk(chunk, result, draws)
                 if output is not None:
@@ -150,7 +150,8 @@ class Advance:
         self,
         chunk: Chunk,
         prompt_logprobs: Iterator[list[TokenLogprobs]],
-        hidden_sums: Iterator[np.ndarray[tuple[int], np.dtype[np.float64]]],
+        hidden_sums: Iterator[DoubleArray],
+        head_scores: Iterator[list[list[float]]],
     ) -> None:
         """Keep what was asked for about the prompt; the iterators follow the batch's order."""
         sequence = chunk.sequence
@@ -158,6 +159,8 @@ class Advance:
             sequence.prompt_logprobs += next(prompt_logprobs)
         if chunk.has_hidden_sum:
             sequence.hidden_sum = next(hidden_sums)
+        if chunk.has_head_rows:
+            sequence.head_scores += next(head_scores)
 
     def _end_without_draw(self, sequence: Sequence) -> RequestOutput:
         output = _output(sequence)
@@ -167,6 +170,9 @@ class Advance:
             if not np.isfinite(vector).all():
                 return self._fail(sequence)
             output.vector = vector.tolist()
+        if not np.isfinite(sequence.head_scores).all():
+            return self._fail(sequence)
+        output.scores = sequence.head_scores
         output.finish_reason = FinishReason.LENGTH
         self._end(sequence, FinishReason.LENGTH)
         return output
@@ -183,7 +189,9 @@ class Advance:
         """End a sequence whose numbers cannot be used; nobody is to find its blocks."""
         self._scheduler.kv.distrust(sequence)
         output = _output(sequence)
-        output.finish_reason, output.error = FinishReason.ERROR, NOT_FINITE
+        constraint = sequence.constraint
+        output.error = (constraint and constraint.error) or NOT_FINITE
+        output.finish_reason = FinishReason.ERROR
         self._end(sequence, FinishReason.ERROR)
         return output
 

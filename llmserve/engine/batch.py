@@ -6,9 +6,9 @@ from itertools import chain
 
 import numpy as np
 
-from ..runners.protocol import Batch, HiddenSum, IntArray, PromptRows, SamplingRow
+from ..runners.protocol import Batch, HeadRows, HiddenSum, IntArray, PromptRows, SamplingRow
 from .kv_cache import KVCache
-from .request import Pooling
+from .request import Pooling, Scoring
 from .running import RunningTable
 from .step import Chunk, Step
 
@@ -47,6 +47,7 @@ def build_batch(step: Step, running: RunningTable, kv: KVCache, block_size: int)
         adapter_ids=_adapter_ids(running.adapter_id[rows]),
         prompt_rows=list(chain.from_iterable(map(_prompt_rows, chunks, _starts(step, offsets)))),
         hidden_sums=list(chain.from_iterable(map(_hidden_sums, chunks, _starts(step, offsets)))),
+        head_rows=list(chain.from_iterable(map(_head_rows, chunks, _starts(step, offsets)))),
     )
 
 
@@ -134,3 +135,13 @@ def _hidden_sums(chunk: Chunk, offset: int) -> list[HiddenSum]:
         return [HiddenSum(start=end - 1, stop=end, carry=None)]
     chunk.has_hidden_sum = False
     return []
+
+
+def _head_rows(chunk: Chunk, offset: int) -> list[HeadRows]:
+    """The tokens of a chunk that the model's head is to score."""
+    scoring = chunk.sequence.request.scoring
+    end = offset + chunk.stop - chunk.start
+    chunk.has_head_rows = scoring is Scoring.EACH or (scoring is Scoring.LAST and chunk.is_last)
+    if not chunk.has_head_rows:
+        return []
+    return [HeadRows(start=offset if scoring is Scoring.EACH else end - 1, stop=end)]

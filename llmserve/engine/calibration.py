@@ -201,8 +201,8 @@ def _full_step(
         groups=[
             _tables(count, len(lengths), positions, config) for count in _num_blocks(info, config)
         ],
-        logits_indices=draws,
-        sampling=[row] * len(lengths),
+        logits_indices=draws if info.head is None else draws[:0],
+        sampling=[row] * len(lengths) if info.head is None else [],
     )
 
 

@@ -19,12 +19,13 @@ from .batch import build_batch
 from .block_keys import BlockKeys, root_key
 from .config import EngineConfig
 from .drafting import Drafter
+from .grammar import Constraint, Matcher, constrain
 from .policies import make_policy
 from .request import FinishReason, Request, RequestOutput
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .speculator import make_speculator
-from .step import Step
+from .step import Step, StepWork
 from .watcher import Watcher
 
 __all__ = ["Engine", "EngineStats"]
@@ -102,6 +103,8 @@ class Engine:
         self._live: dict[str, list[Sequence]] = {}
         self._deadlines: list[tuple[float, str]] = []
         self._in_flight: Step | None = None
+        self.last_work: StepWork | None = None
+        """What the last call of `step` had computed; None: nothing."""
         self._ended: list[RequestOutput] = []
         self._num_sequences = 0
         self._num_steps = 0
@@ -115,19 +118,26 @@ class Engine:
         """Whether a step would do anything."""
         return bool(self._live or self._ended or self._in_flight)
 
-    def add_request(self, request: Request) -> None:
+    def add_request(self, request: Request, matcher: Matcher | None = None) -> None:
         """Queue a request, new or resumed with the output ids already in it.
+
+        Args:
+            request: From now on the engine's own.
+            matcher: The compiled `request.grammar`, at the beginning of a text.
 
         Raises:
             RequestError: it could never be served to its end, or its id is in use.
         """
         check_request(request, self._runner.info, self.config)
+        assert (request.grammar is None) == (matcher is None), "a grammar comes with its matcher"
         if request.request_id in self._live:
             raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
         self._watcher.added(request)
         made = request.output_token_ids or [[] for _ in range(request.sampling_params.n)]
         sequences = [
-            self._make_sequence(request, index, token_ids) for index, token_ids in enumerate(made)
+            self._make_sequence(request, index, token_ids, matcher)
+            for index, token_ids in enumerate(made)
+            if index not in request.ended_choices
         ]
         self._live[request.request_id] = sequences
         for sequence in sequences:
@@ -220,7 +230,9 @@ class Engine:
             scheduler.speculator.drafter.check(running)
             scheduler.speculator.policy.check(running)
 
-    def _make_sequence(self, request: Request, index: int, made: list[int]) -> Sequence:
+    def _make_sequence(
+        self, request: Request, index: int, made: list[int], matcher: Matcher | None
+    ) -> Sequence:
         info, params = self._runner.info, request.sampling_params
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
@@ -241,11 +253,20 @@ class Engine:
             shares_blocks=info.shares_blocks and (self.config.has_prefix_cache or params.n > 1),
             num_cached_tokens=request.num_cached_tokens,
             owes_prompt_logprobs=params.prompt_logprobs is not None and index == 0 and not made,
+            constraint=None if matcher is None else self._constraint(request, matcher),
+        )
+
+    def _constraint(self, request: Request, matcher: Matcher) -> Constraint:
+        return Constraint(
+            matcher.copy(),
+            num_prompt_tokens=len(request.prompt_token_ids),
+            vocab_size=self._runner.info.vocab_size,
         )
 
     def _submit(self, now: float) -> None:
         step = self._scheduler.schedule(now)
         self._watcher.scheduled(step)
+        self.last_work = None if step.is_empty else StepWork.of(step)
         if step.is_empty:
             return
         self._num_decode_tokens += len(step.decodes)
@@ -257,6 +278,7 @@ class Engine:
         self._num_steps += 1
         self._in_flight = step
         scheduler = self._scheduler
+        constrain(step)
         batch = build_batch(step, scheduler.running, scheduler.kv, self.config.block_size)
         self._runner.submit(batch)
 

@@ -1,14 +1,14 @@
 """Plays a step log again and says whether everything comes out as it was.
 
-Without a model the recorded draws stand for the runner, so that the engine's decisions are checked
-alone, in no time; with one, its draws are checked too. The guesses of a speculating run are the
-recorded ones; how many there were is decided anew.
+Without a model the recorded draws stand for the runner, and grammars allow everything, so that the
+engine's decisions are checked alone, in no time; with one, its draws are checked too. The guesses
+of a speculating run are the recorded ones; how many there were is decided anew.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, EngineError, RequestError
-from ..runners.protocol import Batch, Runner, RunnerInfo, StepResult, TokenLogprobs
+from ..runners.protocol import Batch, MaskArray, Runner, RunnerInfo, StepResult, TokenLogprobs
 from .drafting import DraftRequest
 from .engine import Engine
+from .grammar import Grammar, Matcher
 from .request import FinishReason
 from .step import Step
 from .step_log import drawn_record, parse_engine, parse_request, read_log, work_record
@@ -45,20 +46,31 @@ class ReplayReport:
     """Where the run first went another way; None: it did not."""
 
 
-def replay(path: Path, runner: Runner | None = None) -> ReplayReport:
+Compile = Callable[[Grammar], Matcher]
+
+
+def replay(
+    path: Path, runner: Runner | None = None, compile_grammar: Compile | None = None
+) -> ReplayReport:
     """Play the log at `path` again, with the recorded draws or with those of `runner`.
+
+    Args:
+        path: The log.
+        runner: None: nothing is computed.
+        compile_grammar: Beside a runner, for the requests that have grammars.
 
     Raises:
         DataError: the file is no step log, or was cut in the middle of a step's records.
         ConfigError: the runner's cache groups are not those of the recorded engine.
     """
-    return _Replay(path, runner).run()
+    return _Replay(path, runner, compile_grammar or _Unmasked).run()
 
 
 class _Replay:
     """One pass over a log."""
 
-    def __init__(self, path: Path, runner: Runner | None) -> None:
+    def __init__(self, path: Path, runner: Runner | None, compile_grammar: Compile) -> None:
+        self._compile = compile_grammar
         self._records = read_log(path)
         first = next(self._records, None)
         if first is None:
@@ -102,7 +114,9 @@ class _Replay:
     def _add(self, values: dict[str, Any]) -> None:
         self._num_requests += 1
         try:
-            self._engine.add_request(parse_request(values))
+            request = parse_request(values)
+            grammar = request.grammar
+            self._engine.add_request(request, None if grammar is None else self._compile(grammar))
         except RequestError as error:
             self._outcome.differ(f"a request is refused now: {error}")
 
@@ -199,6 +213,25 @@ class _Outcome(Watcher):
             self.differ(f"then {then}, now {record}")
 
 
+class _Unmasked:
+    """Allows every token: the recorded ones are drawn anyway. Implements `Matcher`."""
+
+    def __init__(self, _grammar: Grammar) -> None:
+        """Whatever the grammar is."""
+
+    def copy(self) -> Matcher:
+        return self
+
+    def advance(self, token_ids: list[int]) -> None:
+        """Nothing is kept."""
+
+    def mask(self) -> MaskArray:
+        return np.empty(0, dtype=np.uint32)
+
+    def error(self) -> str | None:
+        return None
+
+
 class _RecordedRunner:
     """Draws what was drawn then, or lets another runner draw. Implements `Runner`."""
 
@@ -248,6 +281,7 @@ def _result(record: Record, batch: Batch) -> StepResult:
             [TokenLogprobs(0.0, ())] * len(rows.targets) for rows in batch.prompt_rows
         ],
         hidden_sums=[np.zeros(1) for _ in batch.hidden_sums],
+        head_scores=[[[0.0]] * (rows.stop - rows.start) for rows in batch.head_rows],
     )
 
 

@@ -12,8 +12,9 @@ from enum import StrEnum
 
 from ..runners.protocol import TokenLogprobs
 from ..sampling import SamplingParams
+from .grammar import Grammar
 
-__all__ = ["FinishReason", "Pooling", "Request", "RequestOutput"]
+__all__ = ["FinishReason", "Pooling", "Request", "RequestOutput", "Scoring"]
 
 
 class FinishReason(StrEnum):
@@ -40,6 +41,15 @@ class Pooling(StrEnum):
     """The mean over all tokens."""
 
 
+class Scoring(StrEnum):
+    """Which tokens of a prompt the model's head scores."""
+
+    LAST = "last"
+    """The last one: a classifier's verdict on the whole."""
+    EACH = "each"
+    """Every one."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Request:
     """One prompt with everything needed to answer it, or to take the answer up again."""
@@ -62,8 +72,12 @@ class Request:
     """Requests share prefix-cache blocks only with those of the same salt."""
     adapter: str | None = None
     """Name of a LoRA adapter of the runner; None: the base model."""
+    grammar: Grammar | None = None
+    """What the text of every choice must match; None: anything."""
     pooling: Pooling | None = None
     """Return a vector of the prompt and generate nothing; None: generate."""
+    scoring: Scoring | None = None
+    """Return what the model's head makes of the prompt and generate nothing; None: generate."""
     block_keys: list[int] | None = None
     """Identities of the prompt's blocks in place of their tokens', for replayed traces: one for
     each block, the last of which may be partial."""
@@ -71,6 +85,8 @@ class Request:
     """Time on the engine's clock at which the request ends as `timeout`."""
     output_token_ids: list[list[int]] = field(default_factory=list)
     """Ids already made, one list per choice; empty for a new request."""
+    ended_choices: list[int] = field(default_factory=list)
+    """Choices that had ended before the request was resumed: they are not taken up again."""
     num_cached_tokens: int | None = None
     """Prefix-cache hit as first reported, kept when the request is resumed; None: not yet known."""
 
@@ -101,3 +117,7 @@ class RequestOutput:
     first, which nothing precedes."""
     vector: list[float] | None = None
     """For a request with `pooling`: [hidden_size], on its only output."""
+    scores: list[list[float]] = field(default_factory=list)
+    """For a request with `scoring`: [tokens scored, labels], on its only output."""
+    error_param: str | None = None
+    """For `FinishReason.ERROR` where the request itself is to blame: its field at fault, or ''."""

@@ -216,6 +216,7 @@ class Scheduler:
         self.kv.clear(sequence.row)
         self.running.remove(sequence)
         sequence.hidden_sum = None
+        sequence.head_scores = []
         if self.speculator is not None:
             self.speculator.forget(sequence)
 

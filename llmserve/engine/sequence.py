@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ..runners.protocol import DoubleArray, SamplingRow, TokenLogprobs
 from .admission import draws
 from .block_keys import BlockKeys
+from .grammar import Constraint
 from .request import FinishReason, Request
 
 __all__ = ["Sequence"]
@@ -43,6 +44,8 @@ class Sequence:
     """Tokens of the first prefix-cache hit; None: never admitted."""
     scheduled_time: float | None = None
     """When its first token was scheduled, on the engine's clock."""
+    constraint: Constraint | None = None
+    """What says which token may come next; None: any may."""
     finish_reason: FinishReason | None = None
     owes_prompt_logprobs: bool = False
     """Whether log-probabilities of the prompt are asked for and not given out yet."""
@@ -50,6 +53,8 @@ class Sequence:
     """Collected so far, where asked for: entry i is of prompt token i + 1."""
     hidden_sum: DoubleArray | None = None
     """Where a vector is asked for: sum of the final hidden states so far, [E]."""
+    head_scores: list[list[float]] = field(default_factory=list)
+    """Where a head's scores are asked for: those so far."""
     request_id: str = field(init=False)
     sampling: SamplingRow = field(init=False)
     """How its next token is to be drawn; lives as long as the sequence."""
@@ -78,7 +83,10 @@ class Sequence:
     @property
     def takes_hits(self) -> bool:
         """Whether blocks may come from the prefix cache: not where every token must be computed."""
-        is_whole = self.request.pooling is not None or self.owes_prompt_logprobs
+        request = self.request
+        is_whole = (
+            request.pooling is not None or request.scoring is not None or self.owes_prompt_logprobs
+        )
         return self.shares_blocks and not is_whole
 
     def end_after(self, token_id: int) -> FinishReason | None:

@@ -40,7 +40,9 @@ class Speculator:
         )
         requests, places = [], []
         for place, (sequence, count) in enumerate(zip(step.decodes, counts, strict=True)):
-            room = self._make_room(sequence, min(count, budget), kv) if count else 0
+            # A grammar's mask is known for the next token alone.
+            is_free = count and sequence.constraint is None
+            room = self._make_room(sequence, min(count, budget), kv) if is_free else 0
             if room > 0:
                 budget -= room
                 places.append(place)

@@ -9,7 +9,7 @@ import numpy as np
 from ..runners.protocol import IntArray
 from .sequence import Sequence
 
-__all__ = ["Chunk", "Step"]
+__all__ = ["Chunk", "Step", "StepWork"]
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +27,8 @@ class Chunk:
     """Whether the batch asks for log-probabilities of prompt tokens in it."""
     has_hidden_sum: bool = False
     """Whether the batch asks for its hidden states."""
+    has_head_rows: bool = False
+    """Whether the batch asks for the head's scores of it."""
 
     @property
     def num_tokens(self) -> int:
@@ -71,3 +73,29 @@ class Step:
     def sequences(self) -> list[Sequence]:
         """All that take part, in the order of the batch."""
         return [*self.decodes, *(chunk.sequence for chunk in self.chunks)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWork:
+    """What a step computed, for whoever wants to know where time went."""
+
+    num_sequences: int
+    num_tokens: int
+    chunks: list[tuple[str, int, int, int]]
+    """Prompt tokens computed: request id, choice, first and last token + 1."""
+    preempted: list[tuple[str, int]]
+    """Request id and choice of sequences that gave up their blocks."""
+
+    @classmethod
+    def of(cls, step: Step) -> StepWork:
+        """The work of a step, which may be empty."""
+        return cls(
+            num_sequences=len(step.decodes) + len(step.chunks),
+            num_tokens=step.num_tokens,
+            chunks=[
+                (chunk.sequence.request_id, chunk.sequence.choice_index, chunk.start, chunk.stop)
+                for chunk in step.chunks
+                if not chunk.draft_ids
+            ],
+            preempted=[(one.request_id, one.choice_index) for one in step.preempted],
+        )

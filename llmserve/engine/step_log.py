@@ -29,7 +29,8 @@ from ..errors import ConfigError, DataError
 from ..runners.protocol import CacheGroup, RunnerInfo, StepResult
 from ..sampling import SamplingParams
 from .config import EngineConfig, SpeculationConfig, StepCost
-from .request import FinishReason, Pooling, Request
+from .grammar import Grammar, GrammarKind
+from .request import FinishReason, Pooling, Request, Scoring
 from .step import Step
 from .watcher import Watcher
 
@@ -154,6 +155,7 @@ def parse_engine(record: Record) -> tuple[RunnerInfo, EngineConfig, bool]:
         info, config = dict(record[2]), dict(record[3])
         info["eos_token_ids"] = tuple(info["eos_token_ids"])
         info["adapters"] = tuple(info["adapters"])
+        info["labels"] = tuple(info.get("labels", ()))
         info["cache_groups"] = tuple(CacheGroup(**group) for group in info["cache_groups"])
         config["num_blocks"] = tuple(config["num_blocks"])
         for name, kind in (
@@ -176,12 +178,17 @@ def parse_request(values: Mapping[str, Any]) -> Request:
         for name, value in params.items():
             if isinstance(value, list):
                 params[name] = tuple(value)
-        pooling = values["pooling"]
+        pooling, scoring = values["pooling"], values.get("scoring")
+        grammar = values.get("grammar")
+        if grammar is not None:
+            grammar = Grammar(GrammarKind(grammar["kind"]), grammar["text"], grammar["param"])
         return Request(
             **{
                 **values,
                 "sampling_params": SamplingParams(**params),
                 "pooling": None if pooling is None else Pooling(pooling),
+                "scoring": None if scoring is None else Scoring(scoring),
+                "grammar": grammar,
             }
         )
     except (KeyError, TypeError, ValueError) as error:

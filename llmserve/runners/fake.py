@@ -24,6 +24,7 @@ from .protocol import (
     Batch,
     CacheGroup,
     DoubleArray,
+    HeadRows,
     HiddenSum,
     IntArray,
     PromptRows,
@@ -32,6 +33,7 @@ from .protocol import (
     StepResult,
     TokenLogprobs,
 )
+from .sampler import unpack_mask
 
 __all__ = ["Context", "FakeRunner", "next_token"]
 
@@ -86,6 +88,8 @@ class FakeRunner:
             fingerprint=fingerprint,
             hidden_size=HIDDEN_SIZE,
             adapters=adapters,
+            head=None if config.head is None else config.head.kind,
+            labels=() if config.head is None else config.head.labels,
         )
         return cls(info, step_s=step_s, script=script)
 
@@ -105,14 +109,19 @@ class FakeRunner:
         self._store(batch)
         rows = zip(batch.logits_indices.tolist(), batch.sampling, strict=True)
         tokens = [self._draw(batch, index, row) for index, row in rows]
+        is_finite = np.array([token is not None for token in tokens], dtype=np.bool_)
         self._result = StepResult(
-            token_ids=np.array(tokens, dtype=np.int64),
+            token_ids=np.array([token or 0 for token in tokens], dtype=np.int64),
+            is_finite=None if is_finite.all() else is_finite,
             logprobs=[
-                None if row.params.logprobs is None else self._logprobs(token, row.params.logprobs)
+                None
+                if token is None or row.params.logprobs is None
+                else self._logprobs(token, row.params.logprobs)
                 for token, row in zip(tokens, batch.sampling, strict=True)
             ],
             prompt_logprobs=[self._prompt_logprobs(batch, rows) for rows in batch.prompt_rows],
             hidden_sums=[self._hidden_sum(batch, wanted) for wanted in batch.hidden_sums],
+            head_scores=[self._head_scores(batch, rows) for rows in batch.head_rows],
         )
 
     def collect(self) -> StepResult:
@@ -157,7 +166,7 @@ class FakeRunner:
             digest = zlib.crc32(context.tobytes(), digest)
         return digest
 
-    def _draw(self, batch: Batch, index: int, row: SamplingRow) -> int:
+    def _draw(self, batch: Batch, index: int, row: SamplingRow) -> int | None:
         token_id = self._script(row) if self._script is not None else None
         if token_id is not None:
             return token_id
@@ -182,6 +191,14 @@ class FakeRunner:
             digest = self._digest(batch, index)
             total += [digest % 7, digest % 11, digest % 13]
         return total
+
+    def _head_scores(self, batch: Batch, rows: HeadRows) -> list[list[float]]:
+        """A token's score under a label: a digit of its digest."""
+        digests = [self._digest(batch, index) for index in range(rows.start, rows.stop)]
+        return [
+            [float(digest >> 3 * place & 7) for place in range(len(self.info.labels))]
+            for digest in digests
+        ]
 
     def _logprobs(self, token_id: int, num_top: int) -> TokenLogprobs:
         """The token first, the ids after it below, each with half the probability of the last."""
@@ -241,15 +258,22 @@ def _adapter_of(batch: Batch, sequence: int) -> int:
     return 0 if batch.adapter_ids is None else int(batch.adapter_ids[sequence])
 
 
-def _choose(digest: int, row: SamplingRow, vocab_size: int) -> int:
-    """The digest's token; sampled rows mix their key in, masked ids give way to the next one."""
+def _choose(digest: int, row: SamplingRow, vocab_size: int) -> int | None:
+    """The digest's token; sampled rows mix their key in, masked ids give way to the next one.
+
+    None where the masks leave no id.
+    """
     params = row.params
     if not params.is_greedy:
         key = np.array([row.seed, row.choice_index, row.position], dtype=np.int64)
         digest = zlib.crc32(key.tobytes(), digest)
     banned = {*row.banned_token_ids, *params.banned_token_ids}
-    allowed = range(vocab_size) if params.allowed_token_ids is None else params.allowed_token_ids
+    allowed: Sequence[int] = range(vocab_size)
+    if params.allowed_token_ids is not None:
+        allowed = params.allowed_token_ids
+    if row.allowed_mask is not None:
+        banned |= set(np.flatnonzero(~unpack_mask(row.allowed_mask, vocab_size)).tolist())
     if not banned:
         return allowed[digest % len(allowed)]
     choices = [token_id for token_id in allowed if token_id not in banned]
-    return choices[digest % len(choices)]
+    return choices[digest % len(choices)] if choices else None

@@ -93,7 +93,8 @@ class NativeRunner:
             adapters=adapters,
         )
         self._path = path
-        self._handle = self._kernels.new(path, threads, *self._model.program.tables())
+        self._threads = threads
+        self._handle: Any = None
         self._cache_dtype = options.cache_dtype
         if options.cache_dtype == "auto":
             self._cache_dtype = _cache_type(checkpoint, floats, dtype)
@@ -102,7 +103,6 @@ class NativeRunner:
         self._result: StepResult | None = None
         checkpoint.drop_pages()
         self.info = self._describe(checkpoint, path, adapters)
-        self._grow_rotary(min(checkpoint.config.max_seq_len, _FIRST_ROTARY_ROWS))
 
     def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
         """Make the KV cache; its memory becomes resident as it is written.
@@ -115,6 +115,7 @@ class NativeRunner:
                 f"the native runner takes blocks of a multiple of {BLOCK_TOKENS} tokens, got "
                 f"{block_size}"
             )
+        self._make_executor()
         config = self._config
         self._cache = []
         for layer in range(config.num_layers):
@@ -157,7 +158,8 @@ class NativeRunner:
     def close(self) -> None:
         """Drop weights and cache."""
         self._cache = []
-        del self._handle, self._model
+        self._handle = None
+        del self._model
 
     def logits(self, tokens: range) -> npt.NDArray[np.float32]:
         """Raw logits of tokens of the last step, by packed index, [n, V]. For who compares models:
@@ -165,6 +167,14 @@ class NativeRunner:
         indices = np.arange(tokens.start, tokens.stop, tokens.step)
         view = self._kernels.head(self._handle, indices, self._model.logits)
         return self._rows(view, self._config.vocab_size).copy()
+
+    def _make_executor(self) -> None:
+        """Not before the cache: a process that loads a model may fork until then, and its threads
+        would not follow."""
+        if self._handle is None:
+            tables = self._model.program.tables()
+            self._handle = self._kernels.new(self._path, self._threads, *tables)
+            self._grow_rotary(min(self._config.max_seq_len, _FIRST_ROTARY_ROWS))
 
     def _prompt_logprobs(self, rows: PromptRows) -> list[TokenLogprobs]:
         """In slices, so that the logits of a long prompt are never held at once."""

@@ -19,7 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ..sampling import SamplingParams
-from .protocol import BoolArray, DoubleArray, IntArray, SamplingRow, StepResult, TokenLogprobs
+from .protocol import (
+    BoolArray,
+    DoubleArray,
+    IntArray,
+    MaskArray,
+    SamplingRow,
+    StepResult,
+    TokenLogprobs,
+)
 
 __all__ = ["DrawnRows", "LogprobArrays", "PackedRows", "pack_rows"]
 
@@ -149,6 +157,7 @@ def _has_edits(row: SamplingRow) -> bool:
         params.logit_bias
         or params.allowed_token_ids is not None
         or params.banned_token_ids
+        or row.allowed_mask is not None
         or (params.min_tokens and row.end_token_ids)
         or _has_count_penalties(params)
         or params.repetition_penalty != 1.0
@@ -184,20 +193,37 @@ class _RowEdits:
         seen, generated = self._seen, self._generated
         seen.count(row.token_ids)
         generated.count(row.token_ids)
-        counts = (self._num_bias, self._num_allowed, len(banned), len(seen.ids), len(generated.ids))
+        listed, num_allowed = self._listed, self._num_allowed
+        if row.allowed_mask is not None:
+            listed = _allowed_ids(row.allowed_mask, None if num_allowed < 0 else listed)
+            num_allowed = len(listed)
+        counts = (self._num_bias, num_allowed, len(banned), len(seen.ids), len(generated.ids))
         if counts == _NOTHING:
             return []
-        num_ids = self._num_bias + len(self._listed) + len(banned) + len(seen.ids)
+        num_ids = self._num_bias + len(listed) + len(banned) + len(seen.ids)
         return [
             array("i", (index, *counts)),
             self._bias,
-            self._listed,
+            listed,
             banned,
             seen.ids,
             generated.ids,
             generated.counts,
             _PADDING[: num_ids % 2],
         ]
+
+
+def _allowed_ids(mask: MaskArray, listed: array[int] | None) -> array[int]:
+    """The ids that a mask allows, of those listed where some are. O(V), V / 8 bytes read."""
+    bits = np.unpackbits(mask.astype("<u4", copy=False).view(np.uint8), bitorder="little")
+    allowed = bits.view(np.bool_)
+    if listed is not None:
+        is_listed = np.zeros_like(allowed)
+        is_listed[np.frombuffer(listed, dtype=np.int32)] = True
+        allowed = allowed & is_listed
+    ids = array("i")
+    ids.frombytes(allowed.nonzero()[0].astype(np.int32).tobytes())
+    return ids
 
 
 class _Occurrences:

@@ -18,7 +18,9 @@ __all__ = [
     "Batch",
     "CacheGroup",
     "GroupTables",
+    "HeadRows",
     "HiddenSum",
+    "MaskArray",
     "PromptRows",
     "Runner",
     "RunnerInfo",
@@ -30,6 +32,8 @@ __all__ = [
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 DoubleArray = npt.NDArray[np.float64]
+MaskArray = npt.NDArray[np.uint32]
+"""[ceil(V / 32)] one bit for each token id: bit i % 32 of word i // 32."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,6 +56,9 @@ class SamplingRow:
     """How many of `token_ids` are the prompt's."""
     end_token_ids: tuple[int, ...] = ()
     """Ids that end the sequence; they must not be drawn before `min_tokens`."""
+    allowed_mask: MaskArray | None = field(default=None, compare=False)
+    """The only ids that may be drawn now, as a grammar asks; a new one before each step. None for
+    its whole life: no grammar rules the row."""
     runner_state: Any = field(default=None, init=False, repr=False, compare=False)
     """The runner's own: what it derived from the fields above and keeps for the next step."""
 
@@ -101,6 +108,14 @@ class HiddenSum:
 
 
 @dataclass(slots=True, kw_only=True)
+class HeadRows:
+    """A request for what the model's head makes of packed tokens `start`..`stop - 1`."""
+
+    start: int
+    stop: int
+
+
+@dataclass(slots=True, kw_only=True)
 class Batch:
     """One step: every sequence's new tokens packed one after another.
 
@@ -118,6 +133,7 @@ class Batch:
     """[S] 0: the base model; i: entry i - 1 of `RunnerInfo.adapters`. None: all 0."""
     prompt_rows: list[PromptRows] = field(default_factory=list)
     hidden_sums: list[HiddenSum] = field(default_factory=list)
+    head_rows: list[HeadRows] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -148,6 +164,8 @@ class StepResult:
     """For each entry of `Batch.prompt_rows`, one per target."""
     hidden_sums: list[DoubleArray] = field(default_factory=list)
     """For each entry of `Batch.hidden_sums`, [E]."""
+    head_scores: list[list[list[float]]] = field(default_factory=list)
+    """For each entry of `Batch.head_rows`, [n, labels]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +209,10 @@ class RunnerInfo:
     """Whether sequences may hold the same block; False: no prefix cache, each computes its own."""
     adapters: tuple[str, ...] = ()
     """Names of the LoRA adapters loaded beside the model."""
+    head: str | None = None
+    """`Head.kind` of a model that gives scores or vectors and no text; None: it gives text."""
+    labels: tuple[str, ...] = ()
+    """Names of the head's scores."""
 
     @property
     def cache_bytes_per_token(self) -> int:

@@ -13,7 +13,7 @@ from ..errors import ConfigError, MissingDependencyError
 from .native_options import NativeOptions, obstacle_to_native
 from .protocol import Runner
 
-__all__ = ["RUNNERS", "load_runner", "use_torch_threads"]
+__all__ = ["RUNNERS", "import_torch_runner", "load_runner", "survives_fork", "use_torch_threads"]
 
 _log = logging.getLogger("llmserve.engine")
 
@@ -104,6 +104,34 @@ def _load_onnx(checkpoint: Checkpoint, threads: int | None, given: Sequence[str]
     from .onnx_runner import OnnxRunner
 
     return OnnxRunner(checkpoint, threads=threads)
+
+
+def survives_fork(
+    runner: str,
+    checkpoint: Checkpoint,
+    *,
+    dtype: str | None = None,
+    device: str = "cpu",
+    block_size: int | None = None,
+) -> bool:
+    """Whether a process may load the model with `load_runner` and fork before it makes a cache.
+
+    The native runner may. The torch one has threads by then, and perhaps a GPU, which no child
+    process inherits; ONNX Runtime has threads too.
+    """
+    if runner in ("torch", "onnx"):
+        return False
+    obstacle = obstacle_to_native(checkpoint, dtype=dtype, device=device, block_size=block_size)
+    return obstacle is None
+
+
+def import_torch_runner() -> None:
+    """Import what a model on torch will need, before a fork: that does survive it.
+
+    Where torch is not installed nothing happens; `load_runner` says so.
+    """
+    if find_spec("torch") is not None:
+        from . import torch_runner  # noqa: F401 - for what importing it leaves behind
 
 
 def _load_torch(

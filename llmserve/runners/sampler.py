@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .philox import random_number
-from .protocol import SamplingRow, StepResult, TokenLogprobs
+from .protocol import BoolArray, MaskArray, SamplingRow, StepResult, TokenLogprobs
 from .token_weights import (
     MAX_VOCAB_SIZE,
     by_mass,
@@ -26,7 +26,7 @@ from .token_weights import (
     weights_at,
 )
 
-__all__ = ["prompt_logprobs", "sample"]
+__all__ = ["prompt_logprobs", "sample", "unpack_mask"]
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -67,6 +67,12 @@ def prompt_logprobs(logits: Floats, targets: list[int], num_top: int) -> list[To
     return [_logprobs(raw, target, num_top) for raw, target in zip(logits, targets, strict=True)]
 
 
+def unpack_mask(mask: MaskArray, vocab_size: int) -> BoolArray:
+    """[V] which ids a packed mask allows."""
+    bits = np.unpackbits(mask.astype("<u4").view(np.uint8), count=vocab_size, bitorder="little")
+    return bits.view(np.bool_)
+
+
 def _changes_logits(row: SamplingRow) -> bool:
     params = row.params
     return bool(
@@ -76,6 +82,7 @@ def _changes_logits(row: SamplingRow) -> bool:
         or params.repetition_penalty != 1.0
         or params.allowed_token_ids is not None
         or params.banned_token_ids
+        or row.allowed_mask is not None
         or (params.min_tokens and row.banned_token_ids)
     )
 
@@ -132,6 +139,8 @@ def _penalize(raw: Floats, row: SamplingRow) -> Floats:
 def _mask(logits: Floats, row: SamplingRow) -> Floats:
     """Minus infinity at ids that are banned, or not among the allowed."""
     params = row.params
+    if row.allowed_mask is not None:
+        logits[~unpack_mask(row.allowed_mask, len(logits))] = -np.inf
     if params.allowed_token_ids is not None:
         allowed = np.array(params.allowed_token_ids, dtype=np.int64)
         masked = np.full_like(logits, -np.inf)

@@ -63,16 +63,9 @@ class TorchRunner:
             adapters: LoRA adapters that requests may name.
 
         Raises:
-            ConfigError: an unknown type, a mode that the device does not have, or a model that
-                does not write text.
+            ConfigError: an unknown type, or a mode that the device does not have.
             CheckpointError: an adapter does not fit the model.
         """
-        head = checkpoint.config.head
-        if head is not None:
-            raise ConfigError(
-                f"{checkpoint.path}: the model has a head ({head.kind}) in place of an output "
-                "layer: it gives scores, not text"
-            )
         self._device = torch.device(device)
         if self._device.type == "cpu":
             keep_freed_memory()
@@ -134,6 +127,9 @@ class TorchRunner:
             sum_hidden(hidden[wanted.start : wanted.stop].double().cpu().numpy(), wanted)
             for wanted in batch.hidden_sums
         ]
+        result.head_scores = [
+            self._head_scores(hidden[rows.start : rows.stop]) for rows in batch.head_rows
+        ]
         self._result = result
 
     def collect(self) -> StepResult:
@@ -172,6 +168,11 @@ class TorchRunner:
             entries += prompt_logprobs(logits, targets, rows.num_top)
         return entries
 
+    def _head_scores(self, hidden: Tensor) -> list[list[float]]:
+        """Row by row: a score does not depend on how many are asked for at once."""
+        scores: list[list[float]] = [self._model.scores(row).tolist() for row in hidden]
+        return scores
+
     def _logits(self, hidden: Tensor) -> npt.NDArray[np.float32]:
         logits: npt.NDArray[np.float32] = self._forward.logits(hidden).cpu().numpy()
         return logits
@@ -198,6 +199,8 @@ class TorchRunner:
             fingerprint=fingerprint_of(checkpoint, adapters),
             hidden_size=config.hidden_size,
             adapters=tuple(adapter.name for adapter in adapters),
+            head=None if config.head is None else config.head.kind,
+            labels=() if config.head is None else config.head.labels,
         )
 
 

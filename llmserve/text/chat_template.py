@@ -8,6 +8,7 @@ their names become special ids wherever they stand in the text, in a user's mess
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -45,6 +46,7 @@ class ChatTemplate:
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         limits = limits or Limits()
+        self.source = source
         if (size := len(source.encode("utf-8", "replace"))) > limits.max_template_bytes:
             raise TemplateError(
                 f"the chat template has {size} bytes; at most {limits.max_template_bytes}"
@@ -76,6 +78,10 @@ class ChatTemplate:
             )
         names = tuple(sorted(tokenizer.special_tokens.items()))
         return _compile(source, names, limits or Limits())
+
+    def reads(self, name: str) -> bool:
+        """Whether the template speaks of a variable of that name."""
+        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
 
     def render(
         self,

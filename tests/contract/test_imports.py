@@ -78,6 +78,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "bitsandbytes": ("llmserve/quant/bnb.py",),
     "fastapi": ("server/*",),
     "jinja2": ("llmserve/text/*",),
+    "llguidance": ("llmserve/engine/grammar_compiler.py",),
     "matplotlib": ("training/curve.py",),
     "msgspec": ("server/*",),
     "numpy": (
@@ -99,6 +100,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnxruntime_genai": ("benchmarks/peer_onnxruntime.py",),
     "openvino": ("benchmarks/peer_openvino.py",),
     "openvino_genai": ("benchmarks/peer_openvino.py",),
+    "opentelemetry": ("server/trace_export.py",),
     "orjson": ("benchmarks/*", "server/*"),
     "prometheus_client": ("server/*",),
     "pyarrow": ("training/data_parquet.py",),

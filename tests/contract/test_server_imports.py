@@ -14,7 +14,7 @@ import pytest
     ("module", "absent"),
     [
         ("lifecycle", {"torch", "transformers"}),
-        ("engine_process", {"torch", "transformers", "fastapi", "tokenizers", "uvicorn"}),
+        ("engine_loader", {"torch", "transformers", "fastapi", "tokenizers", "uvicorn"}),
         ("cli_serve", {"torch", "fastapi", "msgspec", "numpy", "uvicorn"}),
         ("engine_options", {"torch", "fastapi", "msgspec", "numpy", "uvicorn"}),
         ("messages", {"torch", "fastapi", "starlette"}),

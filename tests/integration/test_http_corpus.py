@@ -20,6 +20,13 @@ LIMITS = Limits()
 ROUTES = {
     "/v1/completions": {"prompt": "x", "max_tokens": 1},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+    "/v1/responses": {"input": "x", "max_output_tokens": 1},
+    "/v1/messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+    "/v1/embeddings": {"input": "x"},
+    "/v1/score": {"text_1": "x", "text_2": "y"},
+    "/v1/rerank": {"query": "x", "documents": ["y"]},
+    "/v1/classify": {"input": "x"},
+    "/v1/answers": {"question": "x", "context": "y"},
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [5]},
 }
@@ -56,6 +63,10 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 FIELDS = [
+    "response_format", "structured_outputs", "tools", "tool_choice", "parallel_tool_calls",
+    "include_reasoning", "chat_template_kwargs", "continue_final_message", "input", "text_1",
+    "text_2", "query", "documents", "top_n", "return_documents", "question", "context",
+    "encoding_format", "pooling", "normalize", "max_answer_tokens",
     "model", "max_tokens", "min_tokens", "n", "temperature", "top_k", "top_p", "min_p",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "logprobs",
     "stop", "stop_token_ids", "ignore_eos", "seed", "stream", "stream_options", "prompt",

@@ -134,7 +134,7 @@ def test_no_field_is_left_out() -> None:
     elsewhere = {
         "stop", "include_stop_str_in_output", "stop_token_ids", "min_tokens", "ignore_eos",
         "banned_token_ids", "model", "stream", "stream_options", "priority", "cache_salt",
-        "add_special_tokens",
+        "add_special_tokens", "response_format", "structured_outputs", "timing",
     }  # fmt: skip
     assert CompletionRequest.model_fields.keys() == CHANGES.keys() | elsewhere
 

@@ -1,19 +1,14 @@
-"""`llmserve serve` as a process: its start, its refusals, its end, and what its clients see when
-the engine fails (R14, R16)."""
+"""`llmserve serve` as a process: its start, its refusals and its end (R16); `test_restarts.py` has
+what happens when engines die."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,7 +22,7 @@ from llmserve.cli import main
 from llmserve.server import lifecycle
 from support.adapter_folders import make_adapter_folder
 from support.models import make_model_folder
-from support.serving import ServeProcess, serving
+from support.serving import assert_clean_end, get, in_threads, metric, post, serving
 
 pytestmark = pytest.mark.http
 
@@ -37,49 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model_folder(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def post(url: str, body: dict[str, object], timeout: float = 30.0) -> tuple[int, bytes]:
-    request = urllib.request.Request(  # noqa: S310
-        url + "/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    return _open(request, timeout)
-
-
-def get(url: str, path: str) -> int:
-    return _open(urllib.request.Request(url + path), 10)[0]  # noqa: S310
-
-
-def _open(request: urllib.request.Request, timeout: float) -> tuple[int, bytes]:
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as reply:  # noqa: S310
-            return reply.status, reply.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read()
-
-
-def in_threads(count: int, work: Callable[[int], None]) -> list[threading.Thread]:
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(count)]
-    for thread in threads:
-        thread.start()
-    return threads
-
-
-def assert_clean_end(server: ServeProcess, url: str, code: int = 0) -> None:
-    """The exit code, no traceback, the port free, no process left."""
-    assert server.wait() == code, server.output
-    assert "Traceback" not in server.output
-    address = (urlsplit(url).hostname, urlsplit(url).port)
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    marker = "llmserve.server.engine_process"
-    for process in psutil.process_iter(["cmdline", "ppid"]):
-        is_engine = marker in (process.info["cmdline"] or ())
-        assert not (is_engine and process.info["ppid"] == 1), "an orphan engine"
-
-
-UNTRIED = ("--runner", "fake", "--max-num-batched-tokens", "512")
-"""No steps at the start to find the size of one: the first steps are those of requests."""
 STREAM = {"prompt": "x", "stream": True, "ignore_eos": True, "max_tokens": 120}
 
 
@@ -171,17 +123,18 @@ def test_every_option_of_the_engine_is_honoured_and_the_run_plays_again(
 
 
 def test_drain_lets_streams_end_and_waits_for_nobody_else(folder: Path) -> None:
+    """R16."""
     with serving(folder, "--runner", "fake:0.01", "--limit", "drain_s=15") as server:
         url = server.wait_until_ready()
         replies: dict[int, tuple[int, bytes]] = {}
-        threads = in_threads(16, lambda index: replies.__setitem__(index, post(url, STREAM)))
+        threads = in_threads(32, lambda index: replies.__setitem__(index, post(url, STREAM)))
         host, port = urlsplit(url).hostname, urlsplit(url).port
-        held = [socket.create_connection((host, port), 5) for _ in range(20)]
+        held = [socket.create_connection((host, port), 5) for _ in range(50)]
         for index, connection in enumerate(held):
             connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n")
             if index % 2:
                 connection.sendall(b"content-type: application/json\r\ncontent-length: 9\r\n\r\n{")
-        while get_running(url) < 16:
+        while get_running(url) < 32:
             time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
         started = time.monotonic()
@@ -192,7 +145,7 @@ def test_drain_lets_streams_end_and_waits_for_nobody_else(folder: Path) -> None:
         assert post(url, {"prompt": "x"})[0] == 503
         for thread in threads:
             thread.join(20)
-        assert [status for status, _ in replies.values()] == [200] * 16
+        assert [status for status, _ in replies.values()] == [200] * 32
         for _, body in replies.values():
             assert body.endswith(b"data: [DONE]\n\n")
             assert b'"finish_reason":"length"' in body
@@ -204,9 +157,15 @@ def test_drain_lets_streams_end_and_waits_for_nobody_else(folder: Path) -> None:
 
 
 def get_running(url: str) -> int:
-    with urllib.request.urlopen(url + "/metrics", timeout=10) as reply:  # noqa: S310
-        text = reply.read().decode()
-    return int(float(text.partition("\nllmserve_num_requests_running ")[2].split("\n")[0]))
+    return int(metric(url, "llmserve_num_requests_running"))
+
+
+def test_engines_write_their_log_in_the_form_that_was_asked_for(folder: Path) -> None:
+    options = ("--runner", "fake:0.01", "--max-step-ms", "1", "--log-format", "json")
+    with serving(folder, *options) as server:
+        server.wait_until_ready()
+        (line,) = [line for line in server.lines if "the least there is" in line]
+        assert json.loads(line)["logger"] == "llmserve.engine"
 
 
 def test_what_is_not_done_by_the_drain_budget_is_told_so(folder: Path) -> None:
@@ -242,62 +201,12 @@ def test_a_second_signal_ends_it_at_once(folder: Path) -> None:
         thread.join(10)
 
 
-def test_a_failed_step_ends_its_requests_and_no_others(folder: Path) -> None:
-    environment = {"LLMSERVE_FAILPOINTS": "engine.forward=raise@10"}
-    with serving(folder, *UNTRIED, environment=environment) as server:
-        url = server.wait_until_ready()
-        status, body = post(url, {**STREAM, "stream": False})
-        assert status == 500
-        assert json.loads(body)["error"]["type"] == "engine_error"
-        for _ in range(20):
-            assert post(url, {"prompt": "x", "max_tokens": 3})[0] == 200
-        assert get(url, "/health") == 200
-        assert get_running(url) == 0
-        server.process.send_signal(signal.SIGTERM)
-        assert server.wait() == 0
-
-
-def test_three_failed_steps_end_the_server_with_a_code(folder: Path) -> None:
-    environment = {"LLMSERVE_FAILPOINTS": "engine.forward=raise"}
-    with serving(folder, *UNTRIED, environment=environment) as server:
-        url = server.wait_until_ready()
-        statuses = []
-        for _ in range(3):
-            with contextlib.suppress(OSError):
-                statuses.append(post(url, {"prompt": "x", "max_tokens": 3})[0])
-        assert statuses[:2] == [500, 500]
-        assert set(statuses) <= {500, 503}
-        assert server.wait() == 1
-        assert "3 steps in a row failed" in server.lines[-1]
-
-
-def test_a_killed_engine_is_told_to_clients_and_ends_the_server(folder: Path) -> None:
-    with serving(folder, "--runner", "fake:0.02") as server:
-        url = server.wait_until_ready()
-        replies: dict[int, tuple[int, bytes]] = {}
-        threads = in_threads(4, lambda index: replies.__setitem__(index, post(url, STREAM)))
-        while get_running(url) < 4:
-            time.sleep(0.01)
-        server.engine().kill()
-        started = time.monotonic()
-        for thread in threads:
-            thread.join(10)
-        assert time.monotonic() - started < 5
-        assert any(status == 200 for status, _ in replies.values())
-        for status, body in replies.values():
-            assert b'"error"' in body
-            # A stream that had no token yet still has its status line to say so.
-            assert status == 503 or body.endswith(b"data: [DONE]\n\n")
-        assert_clean_end(server, url, code=1)
-        assert "engine process ended" in server.lines[-1]
-
-
 def test_the_engine_ends_when_the_server_is_killed(folder: Path) -> None:
     with serving(folder, "--runner", "fake") as server:
         server.wait_until_ready()
-        engine = server.engine()
+        processes = [server.loader(), server.engine()]
         server.process.kill()
-        engine.wait(10)
+        assert not psutil.wait_procs(processes, timeout=10)[1]
 
 
 @pytest.mark.parametrize("delay_s", [0.4, 0.9, 1.4])
@@ -368,6 +277,7 @@ def test_a_damaged_model_is_one_line_naming_the_file(
         (["--api-key-file", "/no/such/file"], "cannot be read"),
         (["--chat-template", "/no/such/file"], "cannot be read"),
         (["--port", "70000"], "port"),
+        (["--replicas", "0"], "--replicas must be from 1"),
         (["--max-step-ms", "9", "--max-num-batched-tokens", "9"], "leave one out"),
         (["--speculative-config", '{"method": "ngram", "n": 3}'], "no key 'n'; known: method"),
         (["--tenant-weight", "ann=1"], "no effect under the scheduling policy fcfs"),

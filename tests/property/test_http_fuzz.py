@@ -14,7 +14,19 @@ from hypothesis import strategies as st
 from support.models import make_model_folder
 from support.servers import LocalServer, local_server
 
-ROUTES = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
+ROUTES = (
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/embeddings",
+    "/v1/score",
+    "/v1/rerank",
+    "/v1/classify",
+    "/v1/answers",
+    "/tokenize",
+    "/detokenize",
+)
 
 numbers = st.integers(-3, 20) | st.integers() | st.floats()
 scalars = st.none() | st.booleans() | numbers | st.text(max_size=8)
@@ -48,6 +60,28 @@ plausible: dict[str, st.SearchStrategy[Any]] = {
     "stop_token_ids": ids,
     "stream_options": st.fixed_dictionaries({"include_usage": st.booleans()}),
     "ignore_eos": st.booleans(),
+    "input": st.text(max_size=20) | ids | st.lists(st.text(max_size=8), max_size=3),
+    "text_1": st.text(max_size=8) | st.lists(st.text(max_size=8), max_size=2),
+    "text_2": st.text(max_size=8) | st.lists(st.text(max_size=8), max_size=2),
+    "query": st.text(max_size=8),
+    "documents": st.lists(st.text(max_size=8), max_size=3),
+    "question": st.text(max_size=8),
+    "context": st.text(max_size=8),
+    "top_n": st.integers(0, 3),
+    "response_format": st.sampled_from(
+        [{"type": "text"}, {"type": "json_object"}, {"type": "json_schema", "json_schema": {}}]
+    ),
+    "structured_outputs": st.fixed_dictionaries({"regex": st.text(max_size=6)}),
+    "tools": st.lists(
+        st.fixed_dictionaries(
+            {
+                "type": st.just("function"),
+                "function": st.fixed_dictionaries({"name": st.text(max_size=3)}),
+            }
+        ),
+        max_size=2,
+    ),
+    "tool_choice": st.sampled_from(["auto", "none", "required"]),
 }
 
 

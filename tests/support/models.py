@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from llmserve.checkpoint import save_model
-from llmserve.config import ModelConfig
+from llmserve.config import Head, ModelConfig
 from llmserve.layouts import expected_tensors
 from llmserve.text.tokenizer import Tokenizer
 
@@ -22,7 +22,9 @@ TEMPLATE = (
 MAX_SEQ_LEN = 256
 
 
-def make_model_folder(folder: Path, *, seed: int = 0) -> Path:
+def make_model_folder(
+    folder: Path, *, seed: int = 0, max_seq_len: int = MAX_SEQ_LEN, head: Head | None = None
+) -> Path:
     """Write the model and return its folder."""
     tokenizer = Tokenizer.train("bpe", [TEXT] * 4, vocab_size=320)
     config = ModelConfig(
@@ -33,9 +35,10 @@ def make_model_folder(folder: Path, *, seed: int = 0) -> Path:
         num_kv_heads=2,
         head_dim=8,
         intermediate_size=48,
-        max_seq_len=MAX_SEQ_LEN,
+        max_seq_len=max_seq_len,
         bos_token_id=0,
         eos_token_ids=(0,),
+        head=head,
     )
     generator = np.random.default_rng(seed)
     tensors = {

@@ -78,11 +78,13 @@ def processed(logits: Sequence[float], row: SamplingRow) -> list[float]:
     for i, bias in params.logit_bias.items():
         values[i] = float32(values[i] + bias)
     banned = set(params.banned_token_ids)
+    mask = row.allowed_mask
     if len(generated) < params.min_tokens:
         banned |= set(row.end_token_ids)
     for i in range(len(values)):
         is_allowed = params.allowed_token_ids is None or i in params.allowed_token_ids
-        if i in banned or not is_allowed:
+        is_masked = mask is not None and not (int(mask[i // 32]) >> (i % 32)) & 1
+        if i in banned or is_masked or not is_allowed:
             values[i] = -math.inf
     return values
 

@@ -9,7 +9,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from llmserve.errors import RequestError
-from llmserve.runners.protocol import SamplingRow
+from llmserve.runners.protocol import MaskArray, SamplingRow
 from llmserve.sampling import MAX_SEED, SamplingParams
 
 __all__ = ["batches", "sampling_rows"]
@@ -63,7 +63,17 @@ def sampling_rows(draw: st.DrawFn, vocab_size: int) -> SamplingRow:
         token_ids=tokens,
         num_prompt_tokens=draw(st.integers(1, len(tokens))),
         end_token_ids=draw(ids),
+        allowed_mask=draw(st.none() | st.none() | masks(vocab_size)),
     )
+
+
+@st.composite
+def masks(draw: st.DrawFn, vocab_size: int) -> MaskArray:
+    """A grammar's: any set of ids, none and all among them."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, dtype=np.uint8)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    bits[:vocab_size] = rng.random(vocab_size) < draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
+    return np.packbits(bits, bitorder="little").view(np.uint32)
 
 
 @st.composite

@@ -21,13 +21,24 @@ from typing import Any, TypeVar
 import uvicorn
 
 from llmserve.engine.engine import Engine
+from llmserve.engine.request import RequestOutput
+from llmserve.errors import LLMServeError
 from llmserve.limits import Limits
 from llmserve.runners.fake import FakeRunner, Script
 from llmserve.server.app import create_app, protect
 from llmserve.server.engine_handle import EngineHandle
-from llmserve.server.engine_setup import LoadedEngine, engine_options, loaded_engine
+from llmserve.server.engine_process import refusals
+from llmserve.server.engine_setup import (
+    LoadedEngine,
+    LoadedModels,
+    grammar_queue,
+    loaded_engine,
+    started_engine,
+)
+from llmserve.server.folder_stamp import stamp_of
+from llmserve.server.grammar_queue import GrammarQueue
 from llmserve.server.http_protocol import protocol_for
-from llmserve.server.lifecycle import build_service
+from llmserve.server.lifecycle import build_service, serve_model
 from llmserve.server.messages import (
     Abort,
     AddRequest,
@@ -40,17 +51,25 @@ from llmserve.server.messages import (
 from llmserve.server.served_model import Model, open_model
 from llmserve.server.service import Service
 from llmserve.server.settings import ServerSettings
-from llmserve.startup import start_engine
+from llmserve.server.swap import Swapper
 
 T = TypeVar("T")
 
 
 class LocalEngine(EngineHandle):
-    """An engine stepped by a task of the server's own loop. `hold` stops it between steps."""
+    """An engine stepped by a task of the server's own loop.
 
-    def __init__(self, engine: Engine, ready: Ready, limits: Limits, step_s: float) -> None:
+    `running`, when cleared, stops it between steps; `trouble` is what it says of its health.
+    """
+
+    def __init__(
+        self, engine: Engine, ready: Ready, limits: Limits, step_s: float, grammars: GrammarQueue
+    ) -> None:
         super().__init__(ready, limits=limits)
         self.engine = engine
+        self.trouble: str | None = None
+        self._grammars = grammars
+        self._refused: list[RequestOutput] = []
         self.running = asyncio.Event()
         self.running.set()
         self._step_s = step_s
@@ -59,15 +78,22 @@ class LocalEngine(EngineHandle):
 
     def send(self, command: Command) -> None:
         match command:
+            case AddRequest(request=request) if request.grammar is not None:
+                self._grammars.add(request)
             case AddRequest(request=request):
                 self.engine.add_request(request)
             case Abort(request_id=request_id):
+                self._grammars.forget(request_id)
                 self.engine.abort(request_id)
             case Finish(request_id=request_id, choice_index=choice_index):
                 self.engine.finish(request_id, choice_index)
         self._commands.set()
 
+    def stall(self) -> str | None:
+        return self.trouble
+
     async def close(self) -> None:
+        self._grammars.close()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -75,13 +101,25 @@ class LocalEngine(EngineHandle):
         while True:
             await self._commands.wait()
             await self.running.wait()
+            self._take_in()
             started = time.monotonic()
-            outputs = self.engine.step(started)
+            outputs = self._refused + self.engine.step(started)
+            self._refused = []
             self.engine.check()
-            self.receive(Outputs(outputs, self.engine.stats(), time.monotonic() - started))
-            if not self.engine.has_work:
+            step_s, self.stats = time.monotonic() - started, self.engine.stats()
+            self.on_outputs(Outputs(outputs, self.stats, step_s, started, self.engine.last_work))
+            self.requests.deliver(outputs)
+            if not self.engine.has_work and not self._grammars.is_busy:
                 self._commands.clear()
             await asyncio.sleep(self._step_s)
+
+    def _take_in(self) -> None:
+        """Requests whose grammars are compiled."""
+        for request, matcher in self._grammars.ready():
+            if isinstance(matcher, LLMServeError):
+                self._refused += refusals(request, matcher)
+            else:
+                self.engine.add_request(request, matcher)
 
 
 @dataclass
@@ -243,8 +281,8 @@ def local_server(
             loaded = stack.enter_context(loaded_engine(asked))
         else:
             runner = FakeRunner.for_config(model.checkpoint.config, script=script)
-            stepped = start_engine(runner, engine_options(asked))
-            loaded = LoadedEngine(engine=stepped, info=runner.info, draft_info=None)
+            models = LoadedModels(runner=runner, draft=None, stamp=stamp_of(asked))
+            loaded = stack.enter_context(started_engine(asked, models))
         yield stack.enter_context(_running(values, model, loaded, step_s))
 
 
@@ -258,9 +296,10 @@ def _running(
 
     async def start() -> tuple[LocalEngine, Service, Any, Any]:
         ready = Ready(loaded.info, loaded.engine.config, loaded.draft_info)
-        handle = LocalEngine(loaded.engine, ready, values.limits, step_s)
+        grammars = grammar_queue(values.engine, loaded)
+        handle = LocalEngine(loaded.engine, ready, values.limits, step_s, grammars)
         service = build_service(values, model, handle)
-        app = create_app(service)
+        app = create_app(service, Swapper(service, serve_model))
         return handle, service, protect(app, service), app.routes
 
     handle, service, app, routes = asyncio.run_coroutine_threadsafe(start(), loop).result(10)

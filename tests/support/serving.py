@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -56,9 +61,24 @@ class ServeProcess:
             time.sleep(0.02)
         raise AssertionError(f"the server did not start:\n{self.output}")
 
-    def engine(self) -> psutil.Process:
-        """The engine's process."""
+    def loader(self) -> psutil.Process:
+        """The process that engines are forked from."""
         (child,) = psutil.Process(self.process.pid).children()
+        return child
+
+    def process_tree(self) -> list[psutil.Process]:
+        """All its processes, without itself."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def engines(self) -> list[psutil.Process]:
+        """The engines' processes; none for the moment in which one is replaced."""
+        return [
+            child for child in self.loader().children() if child.status() != psutil.STATUS_ZOMBIE
+        ]
+
+    def engine(self) -> psutil.Process:
+        """The only engine's process."""
+        (child,) = self.engines()
         return child
 
     def wait(self, timeout: float = 20.0) -> int:
@@ -86,3 +106,62 @@ def serving(
         server.wait()
         assert server.process.stdout is not None
         server.process.stdout.close()
+
+
+def post(
+    url: str, body: dict[str, object], timeout: float = 30.0, *, route: str = "completions"
+) -> tuple[int, bytes]:
+    """A completion, or another route below /v1: status and body."""
+    request = urllib.request.Request(  # noqa: S310
+        f"{url}/v1/{route}", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    return _open(request, timeout)
+
+
+def get(url: str, path: str) -> int:
+    """The status of a route."""
+    return _open(urllib.request.Request(url + path), 10)[0]  # noqa: S310
+
+
+def read(url: str, path: str) -> str:
+    """What a route says, which must be 200."""
+    status, body = _open(urllib.request.Request(url + path), 10)  # noqa: S310
+    assert status == 200, body
+    return body.decode()
+
+
+def metric(url: str, name: str) -> float:
+    """One number of `/metrics` without labels."""
+    (line,) = [line for line in read(url, "/metrics").splitlines() if line.startswith(name + " ")]
+    return float(line.split()[1])
+
+
+def _open(request: urllib.request.Request, timeout: float) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as reply:  # noqa: S310
+            return reply.status, reply.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def in_threads(count: int, work: Callable[[int], None]) -> list[threading.Thread]:
+    """Start `work` with each index in a thread of its own."""
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def assert_clean_end(server: ServeProcess, url: str, code: int = 0) -> None:
+    """The exit code, no traceback, the port free, no process left."""
+    assert server.wait() == code, server.output
+    assert "Traceback" not in server.output
+    address = (urlsplit(url).hostname, urlsplit(url).port)
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    marker = "llmserve.server.engine_loader"
+    for process in psutil.process_iter(["cmdline", "ppid"]):
+        is_engine = marker in (process.info["cmdline"] or ())
+        assert not (is_engine and process.info["ppid"] == 1), "an orphan engine"

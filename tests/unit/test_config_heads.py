@@ -17,7 +17,6 @@ from llmserve.errors import ConfigError
 from llmserve.families import family_of, parse_config, render_config
 from llmserve.layouts import expected_tensors, stored_name, written_name
 from llmserve.model.transformer import Transformer
-from llmserve.runners.torch_runner import TorchRunner
 from support.published import parse_minimal
 from support.variants import GEMMA2, GPT2, LLAMA, OLMO2, random_tensors
 
@@ -169,10 +168,3 @@ def test_model_has_scores_or_logits_and_says_which() -> None:
         Transformer(LLAMA).scores(hidden)
     embedding = Transformer(with_head(LLAMA, EMBEDDING)).bfloat16()
     assert torch.equal(embedding.scores(hidden.bfloat16()), hidden.bfloat16().float())
-
-
-def test_runner_of_text_refuses_a_classifier(tmp_path: Path) -> None:
-    config = with_head(LLAMA, CLASSIFIER)
-    save_model(tmp_path / "m", config, random_tensors(config))
-    with pytest.raises(ConfigError, match="gives scores, not text"):
-        TorchRunner(Checkpoint.open(tmp_path / "m"))

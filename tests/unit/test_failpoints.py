@@ -66,16 +66,36 @@ def test_bad_spec_is_refused(spec: str) -> None:
         failpoints.arm(spec)
 
 
-def test_environment_arms_and_kill_ends_the_process() -> None:
+@pytest.mark.parametrize(
+    ("action", "number"), [("kill", signal.SIGKILL), ("abort", signal.SIGABRT)]
+)
+def test_environment_arms_and_the_process_ends(action: str, number: signal.Signals) -> None:
     code = (
         "from llmserve import failpoints as f; f.hit('a.b'); print('one', flush=True); f.hit('a.b')"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, failpoints.VARIABLE: "a.b=kill@2"},
+        env={**os.environ, failpoints.VARIABLE: f"a.b={action}@2"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.stdout == "one\n"
-    assert result.returncode == -signal.SIGKILL
+    assert result.returncode == -number
+
+
+def test_hang_never_returns() -> None:
+    code = "from llmserve import failpoints as f; print('one', flush=True); f.hit('a.b'); print(2)"
+    environment = {**os.environ, failpoints.VARIABLE: "a.b=hang"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"one\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.kill()
+        assert process.stdout.read() == b""

@@ -49,6 +49,20 @@ def test_request_with_output_ids_goes_on_where_it_was() -> None:
     assert tokens_by_choice(run(engine))["a", 0] == expected([4, 5], 8)[3:]
 
 
+def test_choices_that_had_ended_are_not_taken_up_again() -> None:
+    whole = make_engine()
+    whole.add_request(make_request("a", [9], n=3, temperature=1.0))
+    wanted = tokens_by_choice(run(whole))
+    engine = make_engine()
+    made = [wanted["a", 0][:5], wanted["a", 1], []]
+    engine.add_request(
+        make_request("a", [9], n=3, temperature=1.0, output_token_ids=made, ended_choices=[1])
+    )
+    outputs = run(engine)
+    assert tokens_by_choice(outputs) == {("a", 0): wanted["a", 0][5:], ("a", 2): wanted["a", 2]}
+    assert sorted(out.choice_index for out in outputs if out.finish_reason) == [0, 2]
+
+
 def test_choices_draw_different_tokens_and_each_ends_once() -> None:
     engine = make_engine()
     engine.add_request(make_request("a", [9], n=3, temperature=1.0))
@@ -178,6 +192,20 @@ def test_fail_running_makes_the_engine_usable_after_a_runner_error() -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompt", "changes"),
+    [([1] * 100, {"max_tokens": 0}), ([1] * 128, {"max_tokens": None, "pooling": Pooling.MEAN})],
+    ids=["scored", "pooled"],
+)
+def test_a_prompt_that_is_only_read_may_be_taken_up_again(
+    prompt: list[int], changes: dict[str, object]
+) -> None:
+    engine = make_engine()
+    engine.add_request(make_request("a", prompt, output_token_ids=[[]], **changes))  # type: ignore[arg-type]
+    (output,) = run(engine)
+    assert output.finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
     ("changes", "param"),
     [
         ({"prompt": []}, "prompt"),
@@ -189,6 +217,8 @@ def test_fail_running_makes_the_engine_usable_after_a_runner_error() -> None:
         ({"output_token_ids": [[1], [2]]}, "output_token_ids"),
         ({"output_token_ids": [[1] * 8]}, "output_token_ids"),
         ({"output_token_ids": [[97]]}, "output_token_ids"),
+        ({"ended_choices": [0]}, "ended_choices"),
+        ({"ended_choices": [3], "n": 2}, "ended_choices"),
         ({"allowed_token_ids": (5, 6), "min_tokens": 1, "stop_token_ids": (5, 6, 7)}, "min_tokens"),
         ({"adapter": "unknown"}, "model"),
         ({"priority": 1}, "priority"),

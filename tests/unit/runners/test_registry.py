@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from llmserve.errors import ConfigError
 from llmserve.quant.groups import quantize_rtn
 from llmserve.runners import native_options
 from llmserve.runners.native_options import NativeOptions, obstacle_to_native
-from llmserve.runners.registry import load_runner
+from llmserve.runners.registry import load_runner, survives_fork
 from llmserve.server.engine_setup import loaded_engine
 from llmserve.server.messages import EngineSettings
 from support.models import make_model_folder
@@ -48,6 +49,10 @@ def saved(folder: Path, config: ModelConfig, groups: dict[str, int] | None = Non
             tensors[name] = quantize_rtn(value, bits=4, group_size=sizes[0])
     save_model(folder, config, tensors)
     return Checkpoint.open(folder)
+
+
+def thread_ids() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
 
 
 class TestNative:
@@ -131,6 +136,18 @@ class TestNative:
         else:
             assert obstacle is None
             assert load_runner("native", experts).info.runner == "native"
+
+    def test_it_may_be_forked_until_it_has_a_cache(self, checkpoint: Checkpoint) -> None:
+        assert survives_fork("auto", checkpoint)
+        assert not survives_fork("torch", checkpoint)
+        assert not survives_fork("auto", checkpoint, block_size=8), "that is torch's to run"
+        before = thread_ids()
+        runner = load_runner("native", checkpoint, threads=4)
+        while not thread_ids() <= before:  # those that packed are about to be gone
+            pass
+        runner.allocate_cache((4,), 16)
+        assert len(thread_ids() - before) == 3, "these would not follow a fork"
+        runner.close()
 
     def test_blocks_that_it_does_not_have_go_to_torch_in_a_server_too(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

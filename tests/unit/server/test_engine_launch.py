@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from llmserve.server.engine_launch import API_KEY_VARIABLE, EngineLaunch
-from llmserve.server.messages import EngineSettings, Event, Failed, Ready, event_decoder
+from llmserve.server.messages import (
+    EngineSettings,
+    Event,
+    Failed,
+    Fork,
+    FrameDecoder,
+    Ready,
+    encode_frame,
+    event_decoder,
+    loader_event_decoder,
+)
+
+E = TypeVar("E")
 
 
 def first_event(launch: EngineLaunch) -> Event:
-    launch.connection.settimeout(20)
-    decoder = event_decoder()
+    """Have an engine forked, and wait for what it says first."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        socket.send_fds(launch.connection, [encode_frame(Fork(0))], [theirs.fileno()])
+    with ours:
+        return read_event(ours, event_decoder())
+
+
+def read_event(connection: socket.socket, decoder: FrameDecoder[E]) -> E:
+    connection.settimeout(20)
     while True:
-        data = launch.connection.recv(1 << 16)
-        assert data, "the engine ended without a word"
+        data = connection.recv(1 << 16)
+        assert data, "it ended without a word"
         for event in decoder.feed(data):
             return event
 
@@ -29,7 +51,6 @@ def settings(folder: Path) -> EngineSettings:
 def test_it_loads_serves_and_ends_with_the_launch(model_folder: Path) -> None:
     with EngineLaunch() as launch:
         launch.load(settings(model_folder))
-        launch.start()
         assert isinstance(first_event(launch), Ready)
         assert launch.process.poll() is None
     assert launch.process.poll() is not None
@@ -39,8 +60,7 @@ def test_why_it_failed_is_read_after_it_has_gone(tmp_path: Path) -> None:
     with EngineLaunch() as launch:
         launch.load(settings(tmp_path / "none"))
         assert launch.process.wait(20) == 1
-        launch.start()
-        event = first_event(launch)
+        event = read_event(launch.connection, loader_event_decoder())
     assert isinstance(event, Failed)
     assert "none" in event.message
 
@@ -51,7 +71,6 @@ def test_it_does_not_get_the_key(model_folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("ANOTHER_VARIABLE", "seen")
     with EngineLaunch() as launch:
         launch.load(settings(model_folder))
-        launch.start()
         first_event(launch)  # it runs our code, with its own environment
         environment = Path(f"/proc/{launch.process.pid}/environ").read_bytes()
     assert b"a-long-secret" not in environment

@@ -7,7 +7,9 @@ import pytest
 
 from llmserve.engine.config import SpeculationConfig
 from llmserve.errors import ConfigError
+from llmserve.limits import Limits
 from llmserve.runners.native_options import NativeOptions
+from llmserve.runners.native_runner import default_threads
 from llmserve.server.auth import Key, KeyRing, RouteScope
 from llmserve.server.engine_options import add_engine_arguments, engine_settings
 from llmserve.server.engine_setup import engine_options, loaded_engine
@@ -17,12 +19,12 @@ from llmserve.server.settings import ServerSettings
 ANN = Key.of("a-key-of-ann", {RouteScope.USER}, name="ann")
 
 
-def settings(*arguments: str) -> EngineSettings:
+def settings(*arguments: str, log_format: str = "text") -> EngineSettings:
     parser = argparse.ArgumentParser()
     add_engine_arguments(parser)
     args = parser.parse_args(arguments)
-    args.model = "run/model"
-    return engine_settings(args, KeyRing([ANN]))
+    args.model, args.log_format = "run/model", log_format
+    return engine_settings(args, KeyRing([ANN]), Limits())
 
 
 def test_defaults_are_those_of_the_settings() -> None:
@@ -38,9 +40,11 @@ def test_every_option_reaches_its_setting() -> None:
         "--no-enable-prefix-caching", "--max-num-seqs", "5", "--max-step-ms", "20",
         "--scheduling-policy", "fair", "--tenant-weight", "ann=2.5", "--record", "steps.log",
         "--speculative-config", '{"method": "draft", "model": "small", "always": true}',
+        log_format="json",
     )  # fmt: skip
     assert found == EngineSettings(
         model="run/model",
+        log_format="json",
         runner="fake",
         dtype="float16",
         device="cuda",
@@ -115,6 +119,12 @@ def test_every_engine_option_of_the_settings_reaches_the_engine() -> None:
 def test_options_that_cannot_be_meant_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settings(*arguments)
+
+
+def test_replicas_share_the_cores() -> None:
+    assert settings("--replicas", "2", "--threads", "3").threads == 3
+    assert settings("--replicas", str(2 * default_threads())).threads == 1
+    assert settings("--replicas", "1").threads is None
 
 
 def test_sharing_a_cache_that_is_off_is_refused() -> None:

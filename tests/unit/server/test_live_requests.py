@@ -100,6 +100,25 @@ def test_abort_ends_every_open_choice_at_once() -> None:
     assert table.live.is_idle
 
 
+def test_a_hold_keeps_the_table_from_counting_as_idle() -> None:
+    async def main() -> None:
+        table = Table()
+        table.live.hold()
+        table.submit(request("a"))
+        idle = asyncio.create_task(table.live.wait_idle())
+        table.live.abort("a")
+        await asyncio.sleep(0)
+        assert not idle.done(), "more of the same is to come"
+        table.submit(request("b"))
+        table.live.release()
+        await asyncio.sleep(0)
+        assert not idle.done()
+        table.live.abort("b")
+        await asyncio.wait_for(idle, 1)
+
+    asyncio.run(main())
+
+
 def test_fail_all_ends_everything_and_refuses_what_comes() -> None:
     table = Table()
     table.submit(request("a"), request("b"))
@@ -165,7 +184,7 @@ def test_nothing_that_an_output_tells_is_lost_by_joining() -> None:
     mailbox.put(output("a", 1))
     logprobs = [TokenLogprobs(-1.0, ((1, -1.0),))]
     told = RequestOutput(
-        "a", 0, [2], logprobs, FinishReason.STOP, 2, 16, 1.5, "error", logprobs, [0.5]
+        "a", 0, [2], logprobs, FinishReason.STOP, 2, 16, 1.5, "error", logprobs, [0.5], [[0.5]], "n"
     )
     assert all(getattr(told, name) for name in RequestOutput.__slots__ if name != "choice_index")
     mailbox.put(told)

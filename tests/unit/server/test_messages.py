@@ -17,12 +17,15 @@ from llmserve.server.messages import (
     EngineSettings,
     Failed,
     Finish,
+    Fork,
     Load,
-    Start,
+    LoaderCommand,
     command_decoder,
     encode_frame,
     event_decoder,
+    loader_command_decoder,
 )
+from support.engines import make_config
 
 REQUEST = Request(
     request_id="r",
@@ -39,6 +42,7 @@ REQUEST = Request(
     block_keys=[2**63, 1],
     deadline=12.5,
     output_token_ids=[[4], []],
+    ended_choices=[1],
     num_cached_tokens=16,
 )
 SETTINGS = EngineSettings(
@@ -51,8 +55,6 @@ SETTINGS = EngineSettings(
     max_batched_tokens=None,
 )
 COMMANDS: list[Command] = [
-    Load(SETTINGS),
-    Start(),
     AddRequest(REQUEST),
     Abort("r"),
     Finish("r", 1),
@@ -70,6 +72,11 @@ def test_commands_survive_any_cut_of_their_bytes(cuts: list[int]) -> None:
         start += length
     received += decoder.feed(data[start:])
     assert received == COMMANDS
+
+
+def test_what_the_loader_is_told_survives() -> None:
+    commands: list[LoaderCommand] = [Load(SETTINGS), Fork(3, make_config())]
+    assert list(loader_command_decoder().feed(b"".join(map(encode_frame, commands)))) == commands
 
 
 def test_outputs_keep_infinite_logprobs_and_reasons() -> None:

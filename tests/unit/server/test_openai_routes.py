@@ -8,7 +8,7 @@ import pytest
 from llmserve.runners.fake import next_token
 from llmserve.runners.protocol import SamplingRow
 from llmserve.text.tokenizer import Tokenizer
-from support.models import MAX_SEQ_LEN
+from support.models import MAX_SEQ_LEN, make_model_folder
 from support.servers import LocalServer, local_server
 
 VOCAB = 320
@@ -314,8 +314,6 @@ def test_neutral_values_of_known_fields_are_accepted(
         ("best_of", 2),
         ("best_of", True),
         ("suffix", "end"),
-        ("response_format", {"type": "json_object"}),
-        ("structured_outputs", {"regex": "a"}),
         ("bad_words", ["x"]),
         ("truncate_prompt_tokens", 3),
         ("skip_special_tokens", False),
@@ -393,7 +391,7 @@ def test_models_list_their_facts_under_every_name(model_folder: Path) -> None:
         listed = server.get("/v1/models").json()["data"]
         assert [model["id"] for model in listed] == ["a", "org/b"]
         one = server.get("/v1/models/org/b").json()
-        assert one == listed[1]
+        assert {**listed[1], "lineage": None, "certificate": None} == one
         assert one["root"] == str(model_folder)
         assert one["max_model_len"] == MAX_SEQ_LEN
         assert {"executed_form", "cache_dtype", "quantization", "runner"} <= one.keys()
@@ -476,3 +474,21 @@ def test_a_deadline_ends_the_request(model_folder: Path) -> None:
         events = server.complete(prompt="x", max_tokens=200, stream=True).events()
         assert events[-1]["choices"][0]["finish_reason"] == "timeout"
         server.wait_idle()
+
+
+def test_a_model_tells_of_its_lineage_and_certificate(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / "m")
+    (folder / "lineage.json").write_text('{"run": {"sha256": "abc"}}')
+    (folder / "certificate.json").write_text('{"kl": 0.01}')
+    with local_server(folder) as server:
+        card = server.get("/v1/models/m").json()
+        (listed,) = server.get("/v1/models").json()["data"]
+    assert card["lineage"] == {"run": {"sha256": "abc"}}
+    assert card["certificate"] == {"kl": 0.01}
+    assert (card["root"], card["max_model_len"]) == (str(folder), MAX_SEQ_LEN)
+    assert {**listed, "lineage": card["lineage"], "certificate": card["certificate"]} == card
+
+
+def test_a_model_without_records_says_so(server: LocalServer) -> None:
+    card = server.get("/v1/models/tiny").json()
+    assert (card["lineage"], card["certificate"]) == (None, None)

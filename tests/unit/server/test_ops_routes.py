@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import asyncio
-import time
+import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -132,27 +132,15 @@ def test_probes_answer_and_limits_are_the_ones_in_force(server: LocalServer) -> 
     assert server.get("/limits").json() == asdict(Limits())
 
 
-def test_health_follows_progress(model_folder: Path) -> None:
+def test_health_is_the_engine_s_word(model_folder: Path) -> None:
     with local_server(model_folder) as server:
-        engine = server.engine
-        now = time.monotonic()
-        assert engine.problem(now + 1000) is None, "an idle engine is healthy for ever"
-        server.loop.call_soon_threadsafe(engine.running.clear)
-        reply = server.run(_ask_and_look(server))
-        assert reply == (None, True)
-
-
-async def _ask_and_look(server: LocalServer) -> tuple[str | None, bool]:
-    """A held engine with work: well at first, not well when it stays silent."""
-    body = b'{"prompt":"x","max_tokens":1}'
-    asking = asyncio.create_task(call(server.app, "POST", "/v1/completions", body))
-    while server.engine.requests.is_idle:
-        await asyncio.sleep(0.001)
-    now = time.monotonic()
-    soon, late = server.engine.problem(now), server.engine.problem(now + 11)
-    server.engine.running.set()
-    assert (await asking).status == 200
-    return soon, late is not None
+        server.engine.trouble = "the engine has work and has made no step for 9 s"
+        for path in ("/health", "/ready"):
+            reply = server.get(path)
+            assert reply.status == 503
+            assert "no step for 9 s" in reply.json()["error"]["message"]
+        server.engine.trouble = None
+        assert server.get("/health").status == 200
 
 
 def test_readiness_ends_when_the_server_drains(model_folder: Path) -> None:
@@ -202,3 +190,33 @@ def test_openapi_describes_every_post_route(server: LocalServer) -> None:
         assert content["application/json"]["schema"]["properties"]
     assert "$ref" not in str(document["paths"]["/v1/chat/completions"]["post"]["requestBody"])
     assert server.get("/docs").status == 404
+
+
+def test_names_of_vllm_with_its_labels(model_folder: Path) -> None:
+    with local_server(model_folder, metrics_prefix="vllm") as server:
+        server.complete(prompt=[5] * 20, max_tokens=3)
+        server.wait_idle()
+        text = server.get("/metrics").body.decode()
+    label = '{engine="0",model_name="tiny"}'
+    for line in (
+        f"vllm:prompt_tokens_total{label} 20.0",
+        f"vllm:generation_tokens_total{label} 3.0",
+        f"vllm:num_requests_running{label} 0.0",
+        f"vllm:time_to_first_token_seconds_count{label} 1.0",
+        f"vllm:request_prompt_tokens_sum{label} 20.0",
+        f"vllm:iteration_tokens_total_sum{label} 22.0",
+    ):
+        assert line in text
+    assert 'vllm:request_success_total{engine="0",finished_reason="length"' in text
+    assert "llmserve_" not in text
+
+
+def test_every_name_of_the_board_is_served(server: LocalServer) -> None:
+    text = server.get("/metrics").body.decode()
+    board = (Path(__file__).parents[3] / "docs" / "grafana.json").read_text(encoding="utf-8")
+    names = set(re.findall(r"llmserve_\w+", board))
+    assert len(names) > 12
+    for name in names:
+        assert re.search(rf"^{name}(\{{| )", text, re.MULTILINE), name
+    panels = json.loads(board)["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)

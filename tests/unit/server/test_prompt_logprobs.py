@@ -15,7 +15,6 @@ from llmserve.runners.fake import next_token
 from llmserve.runners.protocol import TokenLogprobs
 from llmserve.sampling import SamplingParams
 from llmserve.server.generation import Generation, Update
-from llmserve.server.metrics import ServerMetrics
 from llmserve.text.tokenizer import Tokenizer
 from support.servers import LocalServer, local_server
 
@@ -193,7 +192,7 @@ class _Feed:
         self.generation = Generation(
             server.engine,
             service.tokenizer,
-            ServerMetrics(server.engine.config, lambda: None),
+            service.metrics,
             requests=[self.request],
             limits=service.limits,
         )

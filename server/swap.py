@@ -1,0 +1,234 @@
+"""Puts another model in the place of the served one, with no request lost and no reply mixed.
+
+The new model's engines start beside the old ones and prove themselves on a prompt, and where gates
+were set on a text (`swap_gate.py`). Only then do new requests go to them; those under way end on
+the old weights, which are given up with the last of them. Whatever goes wrong before leaves the old
+model serving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from llmserve.errors import EngineDeadError, LLMServeError
+
+from .engine_handle import EngineHandle
+from .engine_launch import EngineLaunch
+from .probes import ask, least_request
+from .served_model import Model, open_model
+from .service import ServedModel, Service
+from .settings import ServerSettings
+from .supervisor import start_engines
+from .swap_gate import Reading, SwapGate, SwapRefusedError, Verdict
+from .swap_memory import check_memory
+
+__all__ = ["SwapReport", "Swapper"]
+
+SMOKE_TIMEOUT_S = 60.0
+"""Time that a new engine gets for its first tokens."""
+
+_log = logging.getLogger("llmserve.server")
+
+ServeModel = Callable[[ServerSettings, Model, EngineHandle], ServedModel]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapReport:
+    """What took whose place."""
+
+    model: str
+    """The name, which stays."""
+    root: str
+    """The folder that is served now."""
+    fingerprint: str
+    previous_fingerprint: str
+    verdict: Verdict | None
+    """What the gates measured; None: none were set."""
+
+
+class Swapper:
+    """Swaps one server's model, one swap at a time."""
+
+    def __init__(self, service: Service, serve_model: ServeModel) -> None:
+        """`serve_model` makes what routes work with from an opened model and its engine."""
+        self._service = service
+        self._serve_model = serve_model
+        self._gate = SwapGate(service.settings.swap)
+        self._turn = asyncio.Lock()
+        self._num_swaps = 0
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def swap(self, folder: str | None) -> SwapReport:
+        """Serve the model in `folder`; None: the folder that is served, as it is now.
+
+        Raises:
+            SwapRefusedError: the folder is not allowed or cannot be used, the memory does not hold
+                both models, the new one does not answer or is worse than the gates allow, or
+                another swap is under way.
+        """
+        if self._turn.locked():
+            raise SwapRefusedError("another swap is under way: try again when it has ended")
+        async with self._turn:
+            try:
+                return await self._swap(self._allowed(folder))
+            except SwapRefusedError as error:
+                _log.warning("no swap: %s", error)
+                raise
+            except (LLMServeError, TimeoutError) as error:
+                _log.warning("no swap: %s", error)
+                raise SwapRefusedError(f"the model was not swapped: {error}") from error
+
+    async def close(self) -> None:
+        """End what is left of earlier models."""
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        for engine in self._service.retired:
+            await engine.close()
+
+    def _allowed(self, folder: str | None) -> str:
+        """The folder to load, which must lie in the root that the operator set."""
+        settings = self._service.settings
+        if folder is None:
+            return self._service.card.root
+        root = settings.swap.root or Path(settings.engine.model).resolve().parent
+        try:
+            path = (root / folder).resolve()
+        except (OSError, ValueError) as error:
+            raise SwapRefusedError(f"the folder cannot be used: {error}") from error
+        if not path.is_relative_to(root.resolve()):
+            raise SwapRefusedError(
+                "the folder is outside the one that models may be loaded from (see --swap-root)"
+            )
+        return str(path)
+
+    async def _swap(self, folder: str) -> SwapReport:
+        old = self._service.model
+        settings = self._settings_for(folder)
+        model = await asyncio.to_thread(open_model, settings)
+        if model.checkpoint.config == old.opened.checkpoint.config:
+            settings = _with_step_size(settings, old.engine)
+        if settings.swap.drains:
+            verdict = await self._swap_drained(settings, model, old)
+        else:
+            check_memory(model.checkpoint, settings)
+            before = await self._gate.read(old, _shorter(model, old))
+            new, verdict = await self._start(settings, model, old, before)
+            self._put(new)
+        _log.info("the model in %s is served now", folder)
+        card = self._service.card
+        return SwapReport(
+            model=card.names[0],
+            root=folder,
+            fingerprint=card.fingerprint,
+            previous_fingerprint=old.card.fingerprint,
+            verdict=verdict,
+        )
+
+    async def _swap_drained(
+        self, settings: ServerSettings, model: Model, old: ServedModel
+    ) -> Verdict | None:
+        """Let the old model's requests end and close it before the new one is loaded; new requests
+        get 503 meanwhile. Should the new one fail, the old one is loaded again."""
+        service = self._service
+        before = await self._gate.read(old, _shorter(model, old))
+        service.is_loading = True
+        try:
+            await old.engine.requests.wait_idle()
+            await old.engine.close()
+            try:
+                new, verdict = await self._start(settings, model, old, before)
+                service.put(new)
+            except Exception:
+                service.put(await self._start_again(old))
+                raise
+        except BaseException:
+            if service.model is old:
+                old.engine.lose("the old model could not be loaded again")
+            raise
+        finally:
+            service.is_loading = False
+            service.note_swap()
+        return verdict
+
+    async def _start_again(self, old: ServedModel) -> ServedModel:
+        again, _ = await self._start(old.settings, old.opened, old, None)
+        if again.engine.info != old.engine.info:
+            await again.engine.close()
+            raise EngineDeadError("the old model's folder holds another model now")
+        return again
+
+    async def _start(
+        self, settings: ServerSettings, model: Model, old: ServedModel,
+        before: Reading | None,
+    ) -> tuple[ServedModel, Verdict | None]:  # fmt: skip
+        """A model with engines that answer, and what the gates, if there are any, say of it."""
+        with EngineLaunch() as launch:
+            launch.load(settings.engine)
+            engine = await start_engines(
+                launch, settings.engine, limits=settings.limits, num_replicas=settings.num_replicas
+            )
+            try:
+                new = self._serve_model(settings, model, engine)
+                await asyncio.wait_for(ask(engine, [least_request(engine.info)]), SMOKE_TIMEOUT_S)
+                verdict = None
+                if before is not None:
+                    after = await self._gate.read(new, _shorter(model, old))
+                    assert after is not None, "a gate for one of two models"
+                    verdict = self._gate.compare(before, after)
+            except BaseException:
+                await engine.close()
+                raise
+            launch.release()
+        return new, verdict
+
+    def _settings_for(self, folder: str) -> ServerSettings:
+        """The server's own, for another folder under the names that clients know."""
+        settings, names = self._service.settings, self._service.card.names
+        self._num_swaps += 1
+        record = settings.engine.record
+        engine = msgspec.structs.replace(
+            settings.engine,
+            model=folder,
+            record=None if record is None else f"{record}.swap{self._num_swaps}",
+        )
+        return replace(settings, engine=engine, served_model_names=names)
+
+    def _put(self, new: ServedModel) -> None:
+        service = self._service
+        old = service.engine
+        service.put(new)
+        service.retired.append(old)
+        era = service.visitors.begin_era()
+        service.note_swap()
+        task = asyncio.create_task(self._retire(old, era))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, engine: EngineHandle, era: int) -> None:
+        """Close an engine when everybody is gone who might ask it."""
+        await self._service.visitors.wait_left(era)
+        await engine.requests.wait_idle()
+        await engine.close()
+        self._service.retired.remove(engine)
+
+
+def _with_step_size(settings: ServerSettings, old: EngineHandle) -> ServerSettings:
+    """The step size found for the same shape: trials now would time the old model's work too."""
+    if settings.engine.max_batched_tokens is not None:
+        return settings
+    engine = msgspec.structs.replace(
+        settings.engine, max_batched_tokens=old.config.max_batched_tokens
+    )
+    return replace(settings, engine=engine)
+
+
+def _shorter(model: Model, old: ServedModel) -> int:
+    """The context that both models have."""
+    return min(model.checkpoint.config.max_seq_len, old.engine.config.max_seq_len)
