@@ -36,7 +36,7 @@ def alone(text: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 
 
 def recipe(parallel: str) -> TrainingRecipe:
-    return tiny_recipe(parallel=parallel, ema_decay=0.9, log_every=1)
+    return tiny_recipe(parallel=parallel, packing="documents", ema_decay=0.9, log_every=1)
 
 
 def train(text: Path, out: Path, settings: TrainingRecipe) -> None:
