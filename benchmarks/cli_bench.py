@@ -1,6 +1,7 @@
 """`llmserve bench`: `serve` loads a running server, `throughput` times a model in process, `engine`
 the engine without one, `kernels` the operations alone, `quality` tells what quantized forms cost;
-`cli_offline.py` has the verbs that compare us with other engines."""
+`cli_load.py` has what is made of saved load tests, `cli_offline.py` the verbs that compare us with
+other engines."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 from llmserve.native.kernels import INSTRUCTION_SETS
 from llmserve.runner_arguments import add_runner_arguments, add_verify_argument
 
+from .cli_load import add_load_verbs
 from .cli_offline import add_offline_verbs
 from .cli_verbs import add_verb
 
@@ -101,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_sampling(serve)
     _add_figures(serve)
     serve.set_defaults(sub_run=_run_serve)
+    add_load_verbs(verbs)
     throughput = add_verb(
         verbs, "throughput", "time a model offline", THROUGHPUT_DESCRIPTION, THROUGHPUT_EXAMPLES
     )

@@ -25,6 +25,7 @@ from llmserve.errors import ConfigError, LLMServeError
 
 from .arrivals import arrival_offsets
 from .client import CHAT_ENDPOINT, Client, ServerError, Target
+from .intervals import load_intervals
 from .load import LoadState, drive_closed_loop, drive_open_loop
 from .metrics import compute_metrics
 from .options import ServeOptions
@@ -215,10 +216,23 @@ def _report(options: ServeOptions, run: Run, *, is_interrupted: bool) -> int:
         percentiles=options.percentiles,
         slos_ms=options.slos_ms,
     )
-    result = serve_result(
-        options, run.model, metrics, state.records, now=now, is_interrupted=is_interrupted
+    intervals = load_intervals(
+        state.records,
+        start_s=state.start_s,
+        duration_s=end_s - state.start_s,
+        percentiles=options.percentiles,
+        slos_ms=options.slos_ms,
     )
-    print(load_table(options, run.model, metrics))
+    result = serve_result(
+        options,
+        run.model,
+        metrics,
+        state.records,
+        intervals,
+        now=now,
+        is_interrupted=is_interrupted,
+    )
+    print(load_table(options, run.model, metrics, intervals))
     print(orjson.dumps(result).decode(), flush=True)
     if options.save_result:
         details = (
