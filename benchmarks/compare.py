@@ -24,7 +24,14 @@ __all__ = ["Comparison", "bench_compare", "compare_results", "read_results"]
 
 LATENCY_KEY = re.compile(r"(mean|median|p[\d.]+)_\w+_ms")
 # What the load was: figures of different loads say nothing about the servers.
-LOAD_KEYS = ("num_prompts", "request_rate", "burstiness", "max_concurrency", "endpoint_type")
+LOAD_KEYS = (
+    "num_prompts",
+    "traffic",
+    "request_rate",
+    "burstiness",
+    "max_concurrency",
+    "endpoint_type",
+)
 
 Result = Mapping[str, Any]
 

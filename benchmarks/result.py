@@ -11,11 +11,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
+from .arrivals import Ramp, Steps
 from .machine import command_line, machine, versions
 from .metrics import LoadMetrics, statistics_of
 from .options import ServeOptions
 from .record import RequestRecord
 from .statistics import Interval
+from .traffic import Traffic
 
 __all__ = [
     "DETAILED_KEYS",
@@ -70,11 +72,12 @@ def serve_result(
         "tokenizer_id": None,
         "base_url": options.base_url,
         "endpoint": options.endpoint,
-        "num_prompts": options.num_prompts,
+        "num_prompts": options.traffic.num_prompts,
         "seed": options.seed,
-        "request_rate": options.request_rate if math.isfinite(options.request_rate) else "inf",
-        "burstiness": options.burstiness,
-        "max_concurrency": options.max_concurrency,
+        "traffic": str(options.traffic),
+        "request_rate": _rate(options.traffic),
+        "burstiness": options.traffic.burstiness,
+        "max_concurrency": options.traffic.max_concurrency,
         "interrupted": is_interrupted,
         "duration": metrics.duration_s,
         "completed": metrics.completed,
@@ -124,11 +127,12 @@ def result_filename(options: ServeOptions, model: str, now: datetime) -> str:
     """The name asked for, or one made of label, rate, concurrency, model and date."""
     if options.result_filename:
         return options.result_filename
-    concurrency = f"-concurrency{options.max_concurrency}" if options.max_concurrency else ""
+    limit = options.traffic.max_concurrency
+    concurrency = f"-concurrency{limit}" if limit else ""
     name = "".join(c if c.isalnum() or c in "._-" else "_" for c in model.split("/")[-1])
     date = now.strftime("%Y%m%d-%H%M%S")
     label = options.label or options.backend
-    return f"{label}-{options.request_rate}qps{concurrency}-{name}-{date}.json"
+    return f"{label}-{_rate(options.traffic)}qps{concurrency}-{name}-{date}.json"
 
 
 def load_table(
@@ -158,15 +162,14 @@ def _output_lens_from(records: Sequence[RequestRecord]) -> str:
 
 def _heading(options: ServeOptions, model: str) -> Iterator[str]:
     yield f"{model} at {options.base_url}{options.endpoint}"
-    limit = options.max_concurrency
-    if not options.is_open_loop:
-        yield f"closed loop: {limit} at a time"
-    elif math.isinf(options.request_rate):
-        yield "open loop: every request due at once"
-    else:
-        shape = "Poisson" if options.burstiness == 1 else f"gamma, shape {options.burstiness:g}"
-        capped = f", at most {limit} at a time" if limit else ""
-        yield f"open loop: {options.request_rate:g} requests/s ({shape}){capped}"
+    yield str(options.traffic)
+
+
+def _rate(traffic: Traffic) -> float | str:
+    """A number where it is one: `inf` is none in JSON, and a ramp or a trace has many."""
+    if traffic.trace is not None or isinstance(traffic.request_rate, Ramp | Steps):
+        return "varying"
+    return traffic.request_rate if math.isfinite(traffic.request_rate) else "inf"
 
 
 def _rates(metrics: LoadMetrics, intervals: Mapping[str, Interval]) -> Iterator[str]:

@@ -31,7 +31,8 @@ from .metrics import compute_metrics
 from .options import ServeOptions
 from .ready import ServedModel, align_all, choose_model, first_request, list_models
 from .result import detailed_result, load_table, result_filename, serve_result
-from .workload import Prompt, random_prompts, sample_ids, text_prompts
+from .trace_prompts import trace_prompts
+from .workload import Prompt, RandomLengths, random_prompts, sample_ids, text_prompts
 
 __all__ = ["bench_serve"]
 
@@ -80,9 +81,10 @@ async def _run(options: ServeOptions, run: Run) -> None:
         run.model = served.name
         client.target = replace(client.target, model=served.name)
         prompts = await _make_prompts(client, options, served)
-        prompts = await _settle(client, prompts, options.num_prompts, deadline_s)
-        await _warm_up(client, options, prompts[options.num_prompts + 1 :])
-        await _measure(client, options, run, prompts[: options.num_prompts])
+        num_prompts = options.traffic.num_prompts
+        prompts = await _settle(client, prompts, num_prompts, deadline_s)
+        await _warm_up(client, options, prompts[num_prompts + 1 :])
+        await _measure(client, options, run, prompts[:num_prompts])
 
 
 async def _served_model(client: Client, options: ServeOptions, deadline_s: float) -> ServedModel:
@@ -97,21 +99,36 @@ async def _served_model(client: Client, options: ServeOptions, deadline_s: float
 
 async def _make_prompts(client: Client, options: ServeOptions, served: ServedModel) -> list[Prompt]:
     """The measured prompts, then one for the first request, then the warm-ups'."""
-    count = options.num_prompts + 1 + options.num_warmups
+    count = 1 + options.num_warmups
     if options.dataset_path is not None:
-        output_len = options.lengths.output_len
-        return text_prompts(options.dataset_path, count, output_len=output_len)
-    limit = served.max_model_len
-    if limit is not None and options.lengths.most > limit:
-        raise ConfigError(
-            f"the longest prompt and answer make {options.lengths.most} tokens; the context of "
-            f"{served.name} is {limit}: lower --random-input-len or --random-output-len"
+        num_prompts = options.traffic.num_prompts + count
+        return text_prompts(
+            options.dataset_path, num_prompts, output_len=options.lengths.output_len
         )
+    _check_lengths(options, served)
     ids = await _known_ids(client, options, served)
-    prompts = random_prompts(count, options.lengths, ids, seed=options.seed)
+    if (trace := options.traffic.trace) is not None:
+        recorded = trace_prompts(trace, ids, seed=options.seed)
+        lengths = RandomLengths(input_len=len(recorded[0].content), output_len=1)
+        prompts = recorded + random_prompts(count, lengths, ids, seed=options.seed)
+    else:
+        count += options.traffic.num_prompts
+        prompts = random_prompts(count, options.lengths, ids, seed=options.seed)
     if options.endpoint == CHAT_ENDPOINT:
         return await align_all(client, prompts, _announce)
     return prompts
+
+
+def _check_lengths(options: ServeOptions, served: ServedModel) -> None:
+    """Refuse what cannot fit before anything is sent."""
+    trace, limit = options.traffic.trace, served.max_model_len
+    longest = options.lengths.most if trace is None else trace.size(1).max_len
+    if limit is not None and longest > limit:
+        cure = "--random-input-len or --random-output-len" if trace is None else "--length-scale"
+        raise ConfigError(
+            f"the longest prompt and answer make {longest} tokens; the context of "
+            f"{served.name} is {limit}: lower {cure}"
+        )
 
 
 async def _known_ids(client: Client, options: ServeOptions, served: ServedModel) -> Sequence[int]:
@@ -142,7 +159,7 @@ async def _settle(
 
 async def _warm_up(client: Client, options: ServeOptions, prompts: Sequence[Prompt]) -> None:
     state = LoadState()
-    concurrency = options.max_concurrency or max(1, len(prompts))
+    concurrency = options.traffic.max_concurrency or max(1, len(prompts))
     await drive_closed_loop(prompts, client.complete, state, max_concurrency=concurrency)
     failed = [record for record in state.records if not record.is_success]
     if failed:
@@ -169,19 +186,28 @@ async def _measure(
 async def _drive(
     client: Client, options: ServeOptions, state: LoadState, prompts: Sequence[Prompt]
 ) -> None:
-    limit = options.max_concurrency
-    if limit is not None and not options.is_open_loop:
+    traffic, limit = options.traffic, options.traffic.max_concurrency
+    if limit is not None and not traffic.is_open_loop:
         await drive_closed_loop(prompts, client.complete, state, max_concurrency=limit)
         return
-    offsets_s = arrival_offsets(
-        len(prompts),
-        request_rate=options.request_rate,
-        burstiness=options.burstiness,
-        seed=options.seed,
-    )
+    offsets_s = _offsets(options, len(prompts))
     await drive_open_loop(
-        prompts, client.complete, state, offsets_s=offsets_s.tolist(), max_concurrency=limit
+        prompts, client.complete, state, offsets_s=offsets_s, max_concurrency=limit
     )
+
+
+def _offsets(options: ServeOptions, count: int) -> list[float]:
+    """Seconds after the start at which each request is due."""
+    traffic = options.traffic
+    if traffic.trace is not None:
+        return [request.arrival_s for request in traffic.trace]
+    offsets_s: list[float] = arrival_offsets(
+        count,
+        request_rate=traffic.request_rate,
+        burstiness=traffic.burstiness,
+        seed=options.seed,
+    ).tolist()
+    return offsets_s
 
 
 async def _display(state: LoadState, num_prompts: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.benchmarks.arrivals import Ramp
 from llmserve.benchmarks.metrics import compute_metrics
 from llmserve.benchmarks.options import ServeOptions
 from llmserve.benchmarks.record import RequestRecord
@@ -19,10 +20,12 @@ from llmserve.benchmarks.result import (
     serve_result,
 )
 from llmserve.benchmarks.statistics import Interval
+from llmserve.benchmarks.traffic import Traffic
 from llmserve.benchmarks.workload import RandomLengths
 from support.records import make_failure, make_record
 
 DOCS = Path(__file__).parents[3] / "docs" / "benchmarks.md"
+TRAFFIC = ("request_rate", "burstiness", "max_concurrency")
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 
 # Out of order, as they end: the second prompt of the workload ended first.
@@ -34,6 +37,8 @@ RECORDS = [
 
 
 def make_options(**changes: object) -> ServeOptions:
+    traffic = {name: changes.pop(name) for name in TRAFFIC if name in changes}
+    changes["traffic"] = Traffic(**traffic)  # type: ignore[arg-type]
     values = {"base_url": "http://h:1", "endpoint": "/v1/completions", "model": None, **changes}
     return ServeOptions(**values)  # type: ignore[arg-type]
 
@@ -174,6 +179,13 @@ def test_intervals_stand_beside_their_figures() -> None:
 
 def test_rate_is_a_number_when_finite() -> None:
     assert math.isfinite(make_result(make_options(request_rate=3.0), RECORDS)["request_rate"])  # type: ignore[arg-type]
+
+
+def test_rate_that_changes_is_told_in_words() -> None:
+    ramp = Ramp(strategy="linear", start=1.0, end=5.0)
+    result = make_result(make_options(request_rate=ramp), RECORDS)
+    assert result["request_rate"] == "varying"
+    assert result["traffic"] == "open loop: linear ramp from 1 to 5 requests/s (Poisson)"
 
 
 def test_lengths_default_to_the_documented_ones() -> None:
