@@ -58,6 +58,7 @@ def serve_result(
     metrics: LoadMetrics,
     records: Sequence[RequestRecord],
     intervals: Mapping[str, Interval],
+    noise: Mapping[str, object],
     *,
     now: datetime,
     is_interrupted: bool,
@@ -98,6 +99,7 @@ def serve_result(
             for key, interval in intervals.items()
             if key in RATES or key in latencies
         },
+        "noise": noise,
         "machine": machine(),
         "versions": versions(PACKAGES),
         "command": command_line(),

@@ -12,7 +12,6 @@ import gc
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ from .client import CHAT_ENDPOINT, Client, ServerError, Target
 from .intervals import load_intervals
 from .load import LoadState, drive_closed_loop, drive_open_loop
 from .metrics import compute_metrics
+from .noise import NoiseMeter, warnings_of
 from .options import ServeOptions
 from .ready import ServedModel, align_all, choose_model, first_request, list_models
 from .result import detailed_result, load_table, result_filename, serve_result
@@ -46,6 +46,8 @@ class Run:
 
     model: str = ""
     state: LoadState = field(default_factory=LoadState)
+    noise: NoiseMeter = field(default_factory=NoiseMeter)
+    """Counts from the run's making; made anew when the load begins."""
 
 
 def bench_serve(options: ServeOptions) -> int:
@@ -173,13 +175,17 @@ async def _measure(
 ) -> None:
     gc.collect()
     gc.freeze()  # what exists now need not be walked again while chunks are stamped
-    display = asyncio.create_task(_display(run.state, len(prompts)))
+    run.noise = NoiseMeter()
+    beside = [
+        asyncio.create_task(_display(run.state, len(prompts))),
+        asyncio.create_task(run.noise.lag.run()),
+    ]
     try:
         await _drive(client, options, run.state, prompts)
     finally:
-        display.cancel()
-        with suppress(asyncio.CancelledError):
-            await display
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         gc.unfreeze()
 
 
@@ -234,7 +240,7 @@ def _note(state: LoadState) -> str:
 
 def _report(options: ServeOptions, run: Run, *, is_interrupted: bool) -> int:
     """Print and save what the run found; the exit code."""
-    now, state = datetime.now(), run.state
+    now, state, noise = datetime.now(), run.state, run.noise.report()
     end_s = time.perf_counter() if state.end_s is None else state.end_s
     metrics = compute_metrics(
         state.records,
@@ -255,6 +261,7 @@ def _report(options: ServeOptions, run: Run, *, is_interrupted: bool) -> int:
         metrics,
         state.records,
         intervals,
+        noise,
         now=now,
         is_interrupted=is_interrupted,
     )
@@ -265,6 +272,8 @@ def _report(options: ServeOptions, run: Run, *, is_interrupted: bool) -> int:
             detailed_result(state.records, start_s=state.start_s) if options.save_detailed else {}
         )
         _save(options, result_filename(options, run.model, now), result | details)
+    for warning in warnings_of(noise):
+        _announce(f"warning: {warning}")
     for kind, number in metrics.errors_by_kind.items():
         example = next(r.error for r in state.records if r.error_kind == kind)
         print(f"{number} requests failed ({kind}), the first so: {example}", file=sys.stderr)

@@ -47,7 +47,7 @@ def make_result(options: ServeOptions, records: list[RequestRecord]) -> dict[str
     metrics = compute_metrics(
         records, duration_s=4.0, percentiles=options.percentiles, slos_ms=options.slos_ms
     )
-    return serve_result(options, "org/m", metrics, records, {}, now=NOW, is_interrupted=False)
+    return serve_result(options, "org/m", metrics, records, {}, {}, now=NOW, is_interrupted=False)
 
 
 def documented_keys(heading: str) -> set[str]:
@@ -165,7 +165,7 @@ def test_intervals_stand_beside_their_figures() -> None:
         "mean_itl_ms": Interval(1.0, 2.0),
     }
     result = serve_result(
-        options, "m", metrics, RECORDS, intervals, now=NOW, is_interrupted=False
+        options, "m", metrics, RECORDS, intervals, {}, now=NOW, is_interrupted=False
     )  # fmt: skip
     assert result["intervals"] == {
         "output_throughput": [0.5, 1.25],
