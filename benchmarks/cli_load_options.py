@@ -208,4 +208,7 @@ def add_figures_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="file (default: LABEL-RATEqps-MODEL-DATE.json)",
     )
+    group.add_argument(
+        "--html", metavar="FILE", type=Path, help="write a page of figures and plots for people"
+    )
     group.add_argument("--label", metavar="NAME", help="kept in the result and in its file's name")

@@ -56,6 +56,8 @@ class ServeOptions:
     save_detailed: bool = False
     result_dir: Path | None = None
     result_filename: str | None = None
+    html: Path | None = None
+    """Where the page for people is written; None: nowhere."""
 
     @property
     def backend(self) -> str:
@@ -96,6 +98,7 @@ def options_from(args: argparse.Namespace) -> ServeOptions:
         save_detailed=args.save_detailed,
         result_dir=args.result_dir,
         result_filename=args.result_filename,
+        html=args.html,
     )
 
 

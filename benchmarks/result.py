@@ -211,7 +211,7 @@ def _grid(
 
 
 def _row(title: str, cells: Sequence[str]) -> str:
-    return f"{title:<26}{''.join(f'{cell:>14}' for cell in cells)}".rstrip()
+    return f"{title:<26}{''.join(f'{cell:>16}' for cell in cells)}".rstrip()
 
 
 def _number(value: float | None) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 import orjson
 
 from llmserve.console import console, progress
-from llmserve.durable import write_json
+from llmserve.durable import write_bytes
 from llmserve.errors import ConfigError, LLMServeError
 
 from .arrivals import arrival_offsets
@@ -29,6 +29,7 @@ from .load import LoadState, drive_closed_loop, drive_open_loop
 from .metrics import compute_metrics
 from .noise import NoiseMeter, warnings_of
 from .options import ServeOptions
+from .page import load_page
 from .ready import ServedModel, align_all, choose_model, first_request, list_models
 from .result import detailed_result, load_table, result_filename, serve_result
 from .trace_prompts import trace_prompts
@@ -271,20 +272,24 @@ def _report(options: ServeOptions, run: Run, *, is_interrupted: bool) -> int:
         details = (
             detailed_result(state.records, start_s=state.start_s) if options.save_detailed else {}
         )
-        _save(options, result_filename(options, run.model, now), result | details)
-    for warning in warnings_of(noise):
+        path = (options.result_dir or Path()) / result_filename(options, run.model, now)
+        _save(path, orjson.dumps(result | details, option=orjson.OPT_INDENT_2))
+    warnings = list(warnings_of(noise))
+    for warning in warnings:
         _announce(f"warning: {warning}")
+    if options.html is not None:
+        page = load_page(result, state.records, warnings, start_s=state.start_s)
+        _save(options.html, page.encode())
     for kind, number in metrics.errors_by_kind.items():
         example = next(r.error for r in state.records if r.error_kind == kind)
         print(f"{number} requests failed ({kind}), the first so: {example}", file=sys.stderr)
     return 1 if metrics.failed else 0
 
 
-def _save(options: ServeOptions, name: str, result: dict[str, object]) -> None:
-    path = (options.result_dir or Path()) / name
+def _save(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, result)
+        write_bytes(path, data)
     except OSError as error:
         raise LLMServeError(f"cannot save the result as {path}: {error}") from error
     _announce(f"saved as {path}")

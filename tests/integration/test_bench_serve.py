@@ -146,8 +146,12 @@ def test_result_is_saved_with_details(tmp_path: Path, capsys: Captured) -> None:
             server.base_url,
             *("--num-prompts", "4", "--max-concurrency", "2", "--save-result", "--save-detailed"),
             *("--result-dir", str(tmp_path / "results"), "--result-filename", "r.json"),
+            *("--html", str(tmp_path / "pages" / "r.html")),
         )
     assert code == 0
+    page = (tmp_path / "pages" / "r.html").read_text(encoding="utf-8")
+    assert "Load test of scripted" in page
+    assert page.count("<svg") == 4
     saved = json.loads((tmp_path / "results" / "r.json").read_text(encoding="utf-8"))
     printed = last_json(capsys)
     assert saved["input_lens"] == [6] * 4

@@ -174,7 +174,7 @@ def test_intervals_stand_beside_their_figures() -> None:
     lines = load_table(options, "m", metrics, intervals).splitlines()
     assert "output tokens/s           1.0  (95 %: 0.5-1.25)" in lines
     assert lines[-1].split() == ["95", "%", "1600-1800"]
-    assert lines[-1].index("1600-1800") + len("1600-1800") == 26 + 2 * 14  # under the median
+    assert lines[-1].index("1600-1800") + len("1600-1800") == 26 + 2 * 16  # under the median
 
 
 def test_rate_is_a_number_when_finite() -> None:
