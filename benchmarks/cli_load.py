@@ -1,4 +1,5 @@
-"""`llmserve bench serve` loads a server, `compare` says which of two load tests was faster."""
+"""`llmserve bench serve` loads a server, `capacity` finds what it carries, `compare` says which of
+two load tests was faster."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from .cli_load_options import (
     add_figures_arguments,
     add_prompts_arguments,
     add_sampling_arguments,
+    add_search_arguments,
     add_server_arguments,
     add_traffic_arguments,
 )
@@ -56,6 +58,49 @@ examples:
 """
 
 
+CAPACITY_DESCRIPTION = """\
+Find the highest rate of requests at which a server still meets its objectives: open-loop load tests
+at rates that double, and then close in on the knee from both sides. A rate meets the objectives
+when --attainment of its requests do, counted from their intended send; failed requests do not.
+
+Prints every rate tried and, as the last line, one JSON document. Exits with 0 when a rate was
+found, 1 when none tried meets the objectives, 130 when interrupted.
+"""
+
+CAPACITY_EXAMPLES = """\
+examples:
+  llmserve bench capacity --slo ttft:500,tpot:50
+  llmserve bench capacity --slo e2el:5000 --start-rate 4 --input-len 256 --output-len 64
+"""
+
+# A probe's traffic is the search's own; its figures are the share in time and the goodput.
+PROBE_DEFAULTS: dict[str, object] = {
+    "num_prompts": None,
+    "request_rate": float("inf"),
+    "max_concurrency": None,
+    "ramp_up_strategy": None,
+    "ramp_up_start_rps": None,
+    "ramp_up_end_rps": None,
+    "rate_steps": None,
+    "burstiness": None,
+    "trace": None,
+    "trace_format": None,
+    "time_scale": 1.0,
+    "length_scale": "1",
+    "num_requests": None,
+    "start": 0.0,
+    "percentile_metrics": None,
+    "metric_percentiles": "50",
+    "goodput": [],
+    "save_result": False,
+    "save_detailed": False,
+    "result_dir": None,
+    "result_filename": None,
+    "html": None,
+    "label": None,
+}
+
+
 def add_load_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Declare the verbs and their options."""
     serve = add_verb(verbs, "serve", "load-test a server", SERVE_DESCRIPTION, SERVE_EXAMPLES)
@@ -66,6 +111,14 @@ def add_load_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_sampling_arguments(serve)
     add_figures_arguments(serve)
     serve.set_defaults(sub_run=_run_serve)
+    capacity = add_verb(
+        verbs, "capacity", "the highest rate in time", CAPACITY_DESCRIPTION, CAPACITY_EXAMPLES
+    )
+    add_search_arguments(capacity)
+    add_server_arguments(capacity)
+    add_prompts_arguments(capacity)
+    add_sampling_arguments(capacity)
+    capacity.set_defaults(sub_run=_run_capacity, **PROBE_DEFAULTS)
     compare = add_verb(
         verbs, "compare", "which load test was faster", COMPARE_DESCRIPTION, COMPARE_EXAMPLES
     )
@@ -79,6 +132,21 @@ def _run_serve(args: argparse.Namespace) -> int:
     from .serve import bench_serve
 
     return bench_serve(options_from(args))
+
+
+def _run_capacity(args: argparse.Namespace) -> int:
+    from .capacity import CapacityOptions, bench_capacity
+    from .metrics import parse_slos
+    from .options import options_from
+
+    wanted = CapacityOptions(
+        slos_ms=parse_slos(args.slo.split(","), option="--slo"),
+        attainment=args.attainment,
+        start_rate=args.start_rate,
+        probe_s=args.probe_seconds,
+        tolerance=args.tolerance,
+    )
+    return bench_capacity(options_from(args), wanted)
 
 
 def _run_compare(args: argparse.Namespace) -> int:

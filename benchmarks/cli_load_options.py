@@ -9,6 +9,7 @@ __all__ = [
     "add_figures_arguments",
     "add_prompts_arguments",
     "add_sampling_arguments",
+    "add_search_arguments",
     "add_server_arguments",
     "add_traffic_arguments",
 ]
@@ -212,3 +213,56 @@ def add_figures_arguments(parser: argparse.ArgumentParser) -> None:
         "--html", metavar="FILE", type=Path, help="write a page of figures and plots for people"
     )
     group.add_argument("--label", metavar="NAME", help="kept in the result and in its file's name")
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a capacity is and how closely it is found."""
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--slo",
+        metavar="NAME:MS,NAME:MS",
+        required=True,
+        help="objectives of a request: ttft, tpot, e2el in milliseconds",
+    )
+    group.add_argument(
+        "--attainment",
+        metavar="SHARE",
+        type=float,
+        default=0.9,
+        help="share of the requests that must meet them (default: 0.9)",
+    )
+    group.add_argument(
+        "--start-rate",
+        metavar="R",
+        type=float,
+        default=1.0,
+        help="requests/s of the first probe (default: 1)",
+    )
+    group.add_argument(
+        "--probe-seconds",
+        metavar="S",
+        type=float,
+        default=30.0,
+        help="seconds in which a probe's requests are due, at least 20 of them (default: 30)",
+    )
+    group.add_argument(
+        "--tolerance",
+        metavar="SHARE",
+        type=float,
+        default=0.1,
+        help="how near the rates met and missed must be at the end (default: 0.1)",
+    )
+    group.add_argument(
+        "--num-warmups",
+        metavar="N",
+        type=int,
+        default=0,
+        help="requests sent before each probe (default: 0; one is always sent)",
+    )
+    group.add_argument(
+        "--seed",
+        metavar="N",
+        type=int,
+        default=0,
+        help="of prompts, lengths and times (default: 0)",
+    )

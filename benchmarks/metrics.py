@@ -131,8 +131,8 @@ def samples_by_request(good: Sequence[RequestRecord]) -> dict[str, list[list[flo
     }
 
 
-def parse_slos(pairs: Sequence[str]) -> dict[str, float]:
-    """Upper bounds in milliseconds by `SLO_NAMES`, from texts like `ttft:200`.
+def parse_slos(pairs: Sequence[str], *, option: str = "--goodput") -> dict[str, float]:
+    """Upper bounds in milliseconds by `SLO_NAMES`, from texts like `ttft:200` given as `option`.
 
     Raises:
         ConfigError: an unknown name, or no number of at least 0.
@@ -146,7 +146,7 @@ def parse_slos(pairs: Sequence[str]) -> dict[str, float]:
             slos[name] = math.nan
         if name not in SLO_NAMES or not slos[name] >= 0:
             raise ConfigError(
-                f"--goodput takes NAME:MILLISECONDS with {', '.join(SLO_NAMES)}, got {pair!r}"
+                f"{option} takes NAME:MILLISECONDS with {', '.join(SLO_NAMES)}, got {pair!r}"
             )
     return slos
 

@@ -35,7 +35,7 @@ from .result import detailed_result, load_table, result_filename, serve_result
 from .trace_prompts import trace_prompts
 from .workload import Prompt, RandomLengths, random_prompts, sample_ids, text_prompts
 
-__all__ = ["bench_serve"]
+__all__ = ["Run", "bench_serve", "run_load"]
 
 # The display is drawn on the thread that stamps the chunks: seldom, and only on a terminal.
 REFRESH_S = 0.5
@@ -62,7 +62,7 @@ def bench_serve(options: ServeOptions) -> int:
     """
     run = Run()
     try:
-        asyncio.run(_run(options, run))
+        asyncio.run(run_load(options, run))
     except KeyboardInterrupt:
         if run.state.records:
             _report(options, run, is_interrupted=True)
@@ -70,7 +70,12 @@ def bench_serve(options: ServeOptions) -> int:
     return _report(options, run, is_interrupted=False)
 
 
-async def _run(options: ServeOptions, run: Run) -> None:
+async def run_load(options: ServeOptions, run: Run) -> None:
+    """Prepare and drive the load; `run` holds what came of it, also when this is cancelled.
+
+    Raises:
+        LLMServeError: the load could not begin.
+    """
     target = Target(
         base_url=options.base_url,
         endpoint=options.endpoint,
