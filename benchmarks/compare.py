@@ -129,6 +129,8 @@ def _read_result(path: Path) -> Result:
         raise DataError(f"cannot read the result {path}: {error}") from error
     if not isinstance(result, dict) or "request_throughput" not in result:
         raise DataError(f"{path} is not the result of a load test: it has no request_throughput")
+    if not isinstance(result.get("intervals", {}), dict):
+        raise DataError(f"{path}: intervals must be an object of [low, high] by key")
     return result
 
 

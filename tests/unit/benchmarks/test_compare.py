@@ -75,7 +75,12 @@ def test_runs_of_different_loads_are_no_repeats() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "cannot read"), ("[]", "not the result"), ('{"a": 1}', "no request_throughput")],
+    [
+        ("{", "cannot read"),
+        ("[]", "not the result"),
+        ('{"a": 1}', "no request_throughput"),
+        ('{"request_throughput": 1, "intervals": []}', "intervals must be"),
+    ],
 )
 def test_file_that_is_no_result_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "r.json").write_text(text)
