@@ -1,6 +1,6 @@
-"""`llmserve bench`: `serve` loads a running server, `throughput` times a model in process, `engine`
-the engine without one, `kernels` the operations alone, `quality` tells what quantized forms cost;
-`cli_offline.py` and `cli_train_speed.py` have the verbs that compare us with others."""
+"""`llmserve bench`: `throughput` times a model in process, `engine` the engine without one,
+`kernels` the operations alone, `quality` tells what quantized forms cost; `cli_load.py` has the
+verbs that load a server, `cli_offline.py` and `cli_train_speed.py` those that compare us with others."""
 
 from __future__ import annotations
 
@@ -10,32 +10,12 @@ from pathlib import Path
 from llmserve.native.kernels import INSTRUCTION_SETS
 from llmserve.runner_arguments import add_runner_arguments, add_verify_argument
 
+from .cli_load import add_load_verbs
 from .cli_offline import add_offline_verbs
 from .cli_train_speed import add_train_verb
 from .cli_verbs import add_verb
 
 __all__ = ["add_arguments", "run"]
-
-SERVE_DESCRIPTION = """\
-Send requests to any OpenAI-compatible server and measure how it answers.
-
-Closed loop: --max-concurrency N with the default rate: N clients, each sending its next request
-when its last was answered. Open loop: --request-rate R: requests are due at random times (a
-Poisson process) whether or not the server keeps up, and their latency counts from then.
-
-Prints a table and, as the last line, one JSON document with the keys of `vllm bench serve`.
-Exits with 0 when every request succeeded, 1 when some failed, 130 when interrupted (what had
-ended by then is still printed). The key is read from OPENAI_API_KEY.
-"""
-
-SERVE_EXAMPLES = """\
-examples:
-  llmserve bench serve --max-concurrency 16 --num-prompts 64
-  llmserve bench serve --base-url http://127.0.0.1:8080 --request-rate 4 --num-prompts 200 \\
-      --random-input-len 256 --random-output-len 64 --goodput ttft:200 tpot:50
-  llmserve bench serve --endpoint /v1/chat/completions --dataset-name text \\
-      --dataset-path prompts.txt --max-concurrency 4 --save-result --result-dir results
-"""
 
 THROUGHPUT_DESCRIPTION = """\
 Generate from random prompts in this process, without a server, at several concurrencies, and
@@ -95,13 +75,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-verbs and their options."""
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    serve = add_verb(verbs, "serve", "load-test a server", SERVE_DESCRIPTION, SERVE_EXAMPLES)
-    _add_server(serve)
-    _add_traffic(serve)
-    _add_prompts(serve)
-    _add_sampling(serve)
-    _add_figures(serve)
-    serve.set_defaults(sub_run=_run_serve)
+    add_load_verbs(verbs)
     throughput = add_verb(
         verbs, "throughput", "time a model offline", THROUGHPUT_DESCRIPTION, THROUGHPUT_EXAMPLES
     )
@@ -130,13 +104,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the sub-verb chosen; the exit code."""
     code: int = args.sub_run(args)
     return code
-
-
-def _run_serve(args: argparse.Namespace) -> int:
-    from .options import options_from
-    from .serve import bench_serve
-
-    return bench_serve(options_from(args))
 
 
 def _run_throughput(args: argparse.Namespace) -> int:
@@ -176,178 +143,6 @@ def _add_quality(parser: argparse.ArgumentParser) -> None:
         "--max-tokens", type=int, default=6144, metavar="N",
         help="most tokens of the text (default: 6144)",
     )  # fmt: skip
-
-
-def _add_server(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("server")
-    group.add_argument("--base-url", metavar="URL", help="scheme, host and port, without /v1")
-    group.add_argument("--host", help="instead of --base-url (default: 127.0.0.1)")
-    group.add_argument(
-        "--port", metavar="N", type=int, help="instead of --base-url (default: 8000)"
-    )
-    group.add_argument(
-        "--endpoint",
-        choices=("/v1/completions", "/v1/chat/completions"),
-        default="/v1/completions",
-        help="route to load (default: %(default)s)",
-    )
-    group.add_argument(
-        "--model", metavar="NAME", help="name in requests (default: the first of /v1/models)"
-    )
-    group.add_argument(
-        "--header",
-        metavar="NAME=VALUE",
-        nargs="+",
-        default=[],
-        help="headers of each request; they win over OPENAI_API_KEY",
-    )
-    group.add_argument(
-        "--ready-check-timeout-sec",
-        metavar="S",
-        type=int,
-        default=0,
-        help="seconds to wait for a server that is not ready yet (default: 0, do not wait)",
-    )
-    group.add_argument(
-        "--request-timeout-sec",
-        metavar="S",
-        type=float,
-        default=600.0,
-        help="seconds from a request's send to its end, then it failed (default: 600)",
-    )
-
-
-def _add_traffic(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("traffic")
-    group.add_argument(
-        "--num-prompts", metavar="N", type=int, default=1000, help="requests (default: 1000)"
-    )
-    group.add_argument(
-        "--num-warmups",
-        metavar="N",
-        type=int,
-        default=0,
-        help="requests sent before the clock starts (default: 0; one is always sent)",
-    )
-    group.add_argument(
-        "--max-concurrency",
-        metavar="N",
-        type=int,
-        help="most requests under way at a time (default: no limit)",
-    )
-    group.add_argument(
-        "--request-rate",
-        metavar="R",
-        type=float,
-        default=float("inf"),
-        help="requests/s, at random times (default: inf, all at once or closed loop)",
-    )
-    group.add_argument(
-        "--burstiness",
-        metavar="SHAPE",
-        type=float,
-        help="shape of the gamma distributed gaps (default: 1, Poisson; below 1 burstier)",
-    )
-    group.add_argument(
-        "--seed",
-        metavar="N",
-        type=int,
-        default=0,
-        help="of prompts, lengths and times (default: 0)",
-    )
-
-
-def _add_prompts(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("prompts")
-    group.add_argument(
-        "--dataset-name",
-        choices=("random", "text"),
-        default="random",
-        help="random token ids, or the lines of a file (default: random)",
-    )
-    group.add_argument(
-        "--dataset-path",
-        metavar="FILE",
-        type=Path,
-        help='text: a prompt on each line, or .jsonl with "prompt" and maybe "output_len"',
-    )
-    group.add_argument(
-        "--random-input-len",
-        "--input-len",
-        metavar="N",
-        type=int,
-        help="random: tokens of a prompt (default: 128)",
-    )
-    group.add_argument(
-        "--random-output-len",
-        "--output-len",
-        metavar="N",
-        type=int,
-        help="tokens of an answer; for text the most of them (default: 128)",
-    )
-    group.add_argument(
-        "--random-range-ratio",
-        metavar="R",
-        type=float,
-        help="random: lengths vary by this share to either side, 0 to 1 (default: 0)",
-    )
-    group.add_argument(
-        "--vocab-size",
-        metavar="N",
-        type=int,
-        help="random: ids are 0 to N-1 (default: what the server says)",
-    )
-
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--ignore-eos",
-        action=argparse.BooleanOptionalAction,
-        help="generate on past end tokens (default: for random prompts)",
-    )
-    group.add_argument(
-        "--temperature", metavar="T", type=float, help="0 is greedy (default: the server's)"
-    )
-    group.add_argument("--top-p", metavar="P", type=float, help="0 to 1 (default: the server's)")
-    group.add_argument(
-        "--extra-body", metavar="JSON", help='more fields of each request, as {"top_k": 5}'
-    )
-
-
-def _add_figures(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("figures")
-    group.add_argument(
-        "--percentile-metrics",
-        metavar="NAMES",
-        help="latencies to report (default: ttft,tpot,itl,e2el; see docs/benchmarks.md)",
-    )
-    group.add_argument(
-        "--metric-percentiles",
-        metavar="PERCENTS",
-        default="50,90,99",
-        help="percentiles to report (default: 50,90,99)",
-    )
-    group.add_argument(
-        "--goodput",
-        metavar="NAME:MS",
-        nargs="+",
-        default=[],
-        help="objectives: ttft, tpot, e2el in milliseconds; counts requests that meet all",
-    )
-    group.add_argument("--save-result", action="store_true", help="save the JSON document")
-    group.add_argument(
-        "--save-detailed", action="store_true", help="with lists of every request's figures"
-    )
-    group.add_argument(
-        "--result-dir", metavar="DIR", type=Path, help="folder (default: the current one)"
-    )
-    group.add_argument(
-        "--result-filename",
-        metavar="NAME",
-        help="file (default: LABEL-RATEqps-MODEL-DATE.json)",
-    )
-    group.add_argument("--label", metavar="NAME", help="kept in the result and in its file's name")
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:

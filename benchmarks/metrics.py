@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -27,6 +28,7 @@ __all__ = [
     "compute_metrics",
     "meets_slos",
     "parse_slos",
+    "samples_by_request",
     "statistics_of",
     "summarize",
 ]
@@ -109,12 +111,28 @@ def compute_metrics(
         total_token_throughput=(input_tokens + output_tokens) / duration_s,
         max_output_tokens_per_s=_peak_tokens(good),
         max_concurrent_requests=_peak_concurrency(good),
-        latencies={name: summarize(values, percentiles) for name, values in _samples(good).items()},
+        latencies={
+            name: summarize(list(chain.from_iterable(samples)), percentiles)
+            for name, samples in samples_by_request(good).items()
+        },
     )
 
 
-def parse_slos(pairs: Sequence[str]) -> dict[str, float]:
-    """Upper bounds in milliseconds by `SLO_NAMES`, from texts like `ttft:200`.
+def samples_by_request(good: Sequence[RequestRecord]) -> dict[str, list[list[float]]]:
+    """Seconds by name of `LATENCIES`, as each request gave them: one value, none, or all gaps."""
+    return {
+        "ttft": [[record.ttft_s] for record in good],
+        "tpot": [[] if (tpot := record.tpot_s) is None else [tpot] for record in good],
+        "itl": [record.itls_s for record in good],
+        "e2el": [[record.e2e_s] for record in good],
+        "ttft_from_send": [[record.ttft_s - record.client_queue_s] for record in good],
+        "e2el_from_send": [[record.e2e_s - record.client_queue_s] for record in good],
+        "client_queue_time": [[record.client_queue_s] for record in good],
+    }
+
+
+def parse_slos(pairs: Sequence[str], *, option: str = "--goodput") -> dict[str, float]:
+    """Upper bounds in milliseconds by `SLO_NAMES`, from texts like `ttft:200` given as `option`.
 
     Raises:
         ConfigError: an unknown name, or no number of at least 0.
@@ -128,7 +146,7 @@ def parse_slos(pairs: Sequence[str]) -> dict[str, float]:
             slos[name] = math.nan
         if name not in SLO_NAMES or not slos[name] >= 0:
             raise ConfigError(
-                f"--goodput takes NAME:MILLISECONDS with {', '.join(SLO_NAMES)}, got {pair!r}"
+                f"{option} takes NAME:MILLISECONDS with {', '.join(SLO_NAMES)}, got {pair!r}"
             )
     return slos
 
@@ -162,19 +180,6 @@ def statistics_of(
         yield name, None if summary is None else getattr(summary, name)
     for q in percentiles:
         yield f"p{q:g}", None if summary is None else summary.percentiles[q]
-
-
-def _samples(good: Sequence[RequestRecord]) -> dict[str, list[float]]:
-    """Seconds by name of `LATENCIES`: one per request, and for `itl` one per gap of them all."""
-    return {
-        "ttft": [record.ttft_s for record in good],
-        "tpot": [tpot for record in good if (tpot := record.tpot_s) is not None],
-        "itl": [gap for record in good for gap in record.itls_s],
-        "e2el": [record.e2e_s for record in good],
-        "ttft_from_send": [record.ttft_s - record.client_queue_s for record in good],
-        "e2el_from_send": [record.e2e_s - record.client_queue_s for record in good],
-        "client_queue_time": [record.client_queue_s for record in good],
-    }
 
 
 def _meets(record: RequestRecord, slos_ms: Mapping[str, float]) -> bool:

@@ -17,6 +17,7 @@ from llmserve.errors import ConfigError
 
 from .client import CHAT_ENDPOINT
 from .metrics import LATENCIES, parse_slos
+from .traffic import Traffic, traffic_from
 from .workload import RandomLengths
 
 __all__ = ["ServeOptions", "options_from"]
@@ -38,12 +39,8 @@ class ServeOptions:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, object] = field(default_factory=dict)
     """Fields of each request beside prompt and length."""
-    num_prompts: int = 1000
+    traffic: Traffic = field(default_factory=Traffic)
     num_warmups: int = 0
-    request_rate: float = math.inf
-    """Requests per second."""
-    burstiness: float = 1.0
-    max_concurrency: int | None = None
     dataset_name: Literal["random", "text"] = "random"
     dataset_path: Path | None = None
     lengths: RandomLengths = field(default_factory=RandomLengths)
@@ -59,11 +56,8 @@ class ServeOptions:
     save_detailed: bool = False
     result_dir: Path | None = None
     result_filename: str | None = None
-
-    @property
-    def is_open_loop(self) -> bool:
-        """Whether requests are due at times fixed beforehand."""
-        return _is_open_loop(self.max_concurrency, self.request_rate)
+    html: Path | None = None
+    """Where the page for people is written; None: nowhere."""
 
     @property
     def backend(self) -> str:
@@ -79,19 +73,16 @@ def options_from(args: argparse.Namespace) -> ServeOptions:
     """
     _check_unused(args)
     dataset_name: Literal["random", "text"] = args.dataset_name
-    is_open_loop = _is_open_loop(args.max_concurrency, args.request_rate)
-    extra = OPEN_LOOP_LATENCIES if is_open_loop else ()
+    traffic = traffic_from(args)
+    extra = OPEN_LOOP_LATENCIES if traffic.is_open_loop else ()
     return ServeOptions(
         base_url=_base_url(args),
         endpoint=args.endpoint,
         model=args.model,
         headers=_headers(args.header),
         body=_body(args),
-        num_prompts=_at_least("--num-prompts", args.num_prompts, 1),
+        traffic=traffic,
         num_warmups=_at_least("--num-warmups", args.num_warmups, 0),
-        request_rate=args.request_rate,
-        burstiness=1.0 if args.burstiness is None else args.burstiness,
-        max_concurrency=_count("--max-concurrency", args.max_concurrency),
         dataset_name=dataset_name,
         dataset_path=args.dataset_path,
         lengths=_lengths(args),
@@ -107,11 +98,8 @@ def options_from(args: argparse.Namespace) -> ServeOptions:
         save_detailed=args.save_detailed,
         result_dir=args.result_dir,
         result_filename=args.result_filename,
+        html=args.html,
     )
-
-
-def _is_open_loop(max_concurrency: int | None, request_rate: float) -> bool:
-    return max_concurrency is None or math.isfinite(request_rate)
 
 
 def _check_unused(args: argparse.Namespace) -> None:
@@ -125,12 +113,23 @@ def _check_unused(args: argparse.Namespace) -> None:
             for name, value in (
                 ("--random-input-len", args.random_input_len),
                 ("--random-range-ratio", args.random_range_ratio),
+                ("--random-prefix-len", args.random_prefix_len),
                 ("--vocab-size", args.vocab_size),
             )
         ),
+        *(
+            (args.trace is not None and value is not None, f"{name}: a trace says the lengths")
+            for name, value in (
+                ("--random-input-len", args.random_input_len),
+                ("--random-output-len", args.random_output_len),
+                ("--random-range-ratio", args.random_range_ratio),
+                ("--random-prefix-len", args.random_prefix_len),
+                ("--dataset-path", args.dataset_path),
+            )
+        ),
         (
-            args.burstiness is not None and math.isinf(args.request_rate),
-            "--burstiness needs a finite --request-rate",
+            args.random_num_prefixes is not None and not args.random_prefix_len,
+            "--random-num-prefixes needs --random-prefix-len",
         ),
         (args.save_detailed and not args.save_result, "--save-detailed needs --save-result"),
         (
@@ -204,6 +203,8 @@ def _lengths(args: argparse.Namespace) -> RandomLengths:
         "input_len": args.random_input_len,
         "output_len": args.random_output_len,
         "range_ratio": args.random_range_ratio,
+        "prefix_len": args.random_prefix_len,
+        "num_prefixes": args.random_num_prefixes,
     }
     return RandomLengths(**{name: value for name, value in given.items() if value is not None})
 

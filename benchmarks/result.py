@@ -8,15 +8,25 @@ a saved result, with `--save-detailed`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
+from .arrivals import Ramp, Steps
 from .machine import command_line, machine, versions
 from .metrics import LoadMetrics, statistics_of
 from .options import ServeOptions
 from .record import RequestRecord
+from .statistics import Interval
+from .traffic import Traffic
 
-__all__ = ["DETAILED_KEYS", "detailed_result", "load_table", "result_filename", "serve_result"]
+__all__ = [
+    "DETAILED_KEYS",
+    "RATES",
+    "detailed_result",
+    "load_table",
+    "result_filename",
+    "serve_result",
+]
 
 DETAILED_KEYS = (
     "input_lens",
@@ -30,6 +40,7 @@ DETAILED_KEYS = (
     "errors",
 )
 PACKAGES = ("aiohttp", "numpy")
+RATES = ("request_throughput", "request_goodput", "output_throughput", "total_token_throughput")
 LATENCY_TITLES = {
     "ttft": "TTFT: first token",
     "tpot": "TPOT: per token after it",
@@ -46,6 +57,8 @@ def serve_result(
     model: str,
     metrics: LoadMetrics,
     records: Sequence[RequestRecord],
+    intervals: Mapping[str, Interval],
+    noise: Mapping[str, object],
     *,
     now: datetime,
     is_interrupted: bool,
@@ -60,11 +73,12 @@ def serve_result(
         "tokenizer_id": None,
         "base_url": options.base_url,
         "endpoint": options.endpoint,
-        "num_prompts": options.num_prompts,
+        "num_prompts": options.traffic.num_prompts,
         "seed": options.seed,
-        "request_rate": options.request_rate if math.isfinite(options.request_rate) else "inf",
-        "burstiness": options.burstiness,
-        "max_concurrency": options.max_concurrency,
+        "traffic": str(options.traffic),
+        "request_rate": _rate(options.traffic),
+        "burstiness": options.traffic.burstiness,
+        "max_concurrency": options.traffic.max_concurrency,
         "interrupted": is_interrupted,
         "duration": metrics.duration_s,
         "completed": metrics.completed,
@@ -79,7 +93,13 @@ def serve_result(
         "total_token_throughput": metrics.total_token_throughput,
         "max_output_tokens_per_s": metrics.max_output_tokens_per_s,
         "max_concurrent_requests": metrics.max_concurrent_requests,
-        **dict(_latency_items(options, metrics)),
+        **(latencies := dict(_latency_items(options, metrics))),
+        "intervals": {
+            key: [interval.low, interval.high]
+            for key, interval in intervals.items()
+            if key in RATES or key in latencies
+        },
+        "noise": noise,
         "machine": machine(),
         "versions": versions(PACKAGES),
         "command": command_line(),
@@ -109,18 +129,20 @@ def result_filename(options: ServeOptions, model: str, now: datetime) -> str:
     """The name asked for, or one made of label, rate, concurrency, model and date."""
     if options.result_filename:
         return options.result_filename
-    concurrency = f"-concurrency{options.max_concurrency}" if options.max_concurrency else ""
+    limit = options.traffic.max_concurrency
+    concurrency = f"-concurrency{limit}" if limit else ""
     name = "".join(c if c.isalnum() or c in "._-" else "_" for c in model.split("/")[-1])
     date = now.strftime("%Y%m%d-%H%M%S")
     label = options.label or options.backend
-    return f"{label}-{options.request_rate}qps{concurrency}-{name}-{date}.json"
+    return f"{label}-{_rate(options.traffic)}qps{concurrency}-{name}-{date}.json"
 
 
-def load_table(options: ServeOptions, model: str, metrics: LoadMetrics) -> str:
+def load_table(
+    options: ServeOptions, model: str, metrics: LoadMetrics, intervals: Mapping[str, Interval]
+) -> str:
     """The run for a person to read: what was done, rates, and latencies in milliseconds."""
-    return "\n".join(
-        [*_heading(options, model), "", *_rates(metrics), "", *_grid(options, metrics)]
-    )
+    rates, grid = _rates(metrics, intervals), _grid(options, metrics, intervals)
+    return "\n".join([*_heading(options, model), "", *rates, "", *grid])
 
 
 def _latency_items(options: ServeOptions, metrics: LoadMetrics) -> Iterator[tuple[str, object]]:
@@ -142,40 +164,54 @@ def _output_lens_from(records: Sequence[RequestRecord]) -> str:
 
 def _heading(options: ServeOptions, model: str) -> Iterator[str]:
     yield f"{model} at {options.base_url}{options.endpoint}"
-    limit = options.max_concurrency
-    if not options.is_open_loop:
-        yield f"closed loop: {limit} at a time"
-    elif math.isinf(options.request_rate):
-        yield "open loop: every request due at once"
-    else:
-        shape = "Poisson" if options.burstiness == 1 else f"gamma, shape {options.burstiness:g}"
-        capped = f", at most {limit} at a time" if limit else ""
-        yield f"open loop: {options.request_rate:g} requests/s ({shape}){capped}"
+    yield str(options.traffic)
 
 
-def _rates(metrics: LoadMetrics) -> Iterator[str]:
+def _rate(traffic: Traffic) -> float | str:
+    """A number where it is one: `inf` is none in JSON, and a ramp or a trace has many."""
+    if traffic.trace is not None or isinstance(traffic.request_rate, Ramp | Steps):
+        return "varying"
+    return traffic.request_rate if math.isfinite(traffic.request_rate) else "inf"
+
+
+def _rates(metrics: LoadMetrics, intervals: Mapping[str, Interval]) -> Iterator[str]:
+    def sure(key: str) -> str:
+        interval = intervals.get(key)
+        return f"  (95 %: {interval.low:.4g}-{interval.high:.4g})" if interval else ""
+
     counts = f"{metrics.completed} completed, {metrics.failed} failed"
+    goodput = _number(metrics.request_goodput) + sure("request_goodput")
+    total = f"{metrics.total_token_throughput:.1f}{sure('total_token_throughput')}"
     rows = [
         ("requests", f"{counts} in {metrics.duration_s:.2f} s"),
         ("failures", ", ".join(f"{n} x {kind}" for kind, n in metrics.errors_by_kind.items())),
         ("tokens", f"{metrics.total_input_tokens} in, {metrics.total_output_tokens} out"),
-        ("requests/s", f"{metrics.request_throughput:.2f}"),
-        ("goodput, requests/s", _number(metrics.request_goodput)),
-        ("output tokens/s", f"{metrics.output_throughput:.1f}"),
+        ("requests/s", f"{metrics.request_throughput:.2f}{sure('request_throughput')}"),
+        ("goodput, requests/s", goodput),
+        ("output tokens/s", f"{metrics.output_throughput:.1f}{sure('output_throughput')}"),
         ("peak output tokens/s", f"{metrics.max_output_tokens_per_s:.1f}"),
-        ("input + output tokens/s", f"{metrics.total_token_throughput:.1f}"),
+        ("input + output tokens/s", total),
         ("most requests at once", f"{metrics.max_concurrent_requests}"),
     ]
     return (f"{name:<26}{value}" for name, value in rows if value not in ("", "-"))
 
 
-def _grid(options: ServeOptions, metrics: LoadMetrics) -> Iterator[str]:
+def _grid(
+    options: ServeOptions, metrics: LoadMetrics, intervals: Mapping[str, Interval]
+) -> Iterator[str]:
+    """A line of figures for each latency, and under it their intervals where there are any."""
     names = [name for name, _ in statistics_of(None, options.percentiles)]
-    yield f"{'milliseconds':<26}" + "".join(f"{name:>10}" for name in names)
+    yield _row("milliseconds", names)
     for latency in options.latencies:
         values = statistics_of(metrics.latencies[latency], options.percentiles)
-        cells = "".join(f"{_number(value):>10}" for _, value in values)
-        yield f"{LATENCY_TITLES[latency]:<26}{cells}"
+        yield _row(LATENCY_TITLES[latency], [_number(value) for _, value in values])
+        sure = [intervals.get(f"{name}_{latency}_ms") for name in names]
+        if any(sure):
+            yield _row("  95 %", [f"{i.low:.4g}-{i.high:.4g}" if i else "" for i in sure])
+
+
+def _row(title: str, cells: Sequence[str]) -> str:
+    return f"{title:<26}{''.join(f'{cell:>16}' for cell in cells)}".rstrip()
 
 
 def _number(value: float | None) -> str:

@@ -12,7 +12,6 @@ import gc
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,19 +19,23 @@ from pathlib import Path
 import orjson
 
 from llmserve.console import console, progress
-from llmserve.durable import write_json
+from llmserve.durable import write_bytes
 from llmserve.errors import ConfigError, LLMServeError
 
 from .arrivals import arrival_offsets
 from .client import CHAT_ENDPOINT, Client, ServerError, Target
+from .intervals import load_intervals
 from .load import LoadState, drive_closed_loop, drive_open_loop
 from .metrics import compute_metrics
+from .noise import NoiseMeter, warnings_of
 from .options import ServeOptions
+from .page import load_page
 from .ready import ServedModel, align_all, choose_model, first_request, list_models
 from .result import detailed_result, load_table, result_filename, serve_result
-from .workload import Prompt, random_prompts, sample_ids, text_prompts
+from .trace_prompts import trace_prompts
+from .workload import Prompt, RandomLengths, random_prompts, sample_ids, text_prompts
 
-__all__ = ["bench_serve"]
+__all__ = ["Run", "bench_serve", "run_load"]
 
 # The display is drawn on the thread that stamps the chunks: seldom, and only on a terminal.
 REFRESH_S = 0.5
@@ -44,6 +47,8 @@ class Run:
 
     model: str = ""
     state: LoadState = field(default_factory=LoadState)
+    noise: NoiseMeter = field(default_factory=NoiseMeter)
+    """Counts from the run's making; made anew when the load begins."""
 
 
 def bench_serve(options: ServeOptions) -> int:
@@ -57,7 +62,7 @@ def bench_serve(options: ServeOptions) -> int:
     """
     run = Run()
     try:
-        asyncio.run(_run(options, run))
+        asyncio.run(run_load(options, run))
     except KeyboardInterrupt:
         if run.state.records:
             _report(options, run, is_interrupted=True)
@@ -65,7 +70,12 @@ def bench_serve(options: ServeOptions) -> int:
     return _report(options, run, is_interrupted=False)
 
 
-async def _run(options: ServeOptions, run: Run) -> None:
+async def run_load(options: ServeOptions, run: Run) -> None:
+    """Prepare and drive the load; `run` holds what came of it, also when this is cancelled.
+
+    Raises:
+        LLMServeError: the load could not begin.
+    """
     target = Target(
         base_url=options.base_url,
         endpoint=options.endpoint,
@@ -79,9 +89,10 @@ async def _run(options: ServeOptions, run: Run) -> None:
         run.model = served.name
         client.target = replace(client.target, model=served.name)
         prompts = await _make_prompts(client, options, served)
-        prompts = await _settle(client, prompts, options.num_prompts, deadline_s)
-        await _warm_up(client, options, prompts[options.num_prompts + 1 :])
-        await _measure(client, options, run, prompts[: options.num_prompts])
+        num_prompts = options.traffic.num_prompts
+        prompts = await _settle(client, prompts, num_prompts, deadline_s)
+        await _warm_up(client, options, prompts[num_prompts + 1 :])
+        await _measure(client, options, run, prompts[:num_prompts])
 
 
 async def _served_model(client: Client, options: ServeOptions, deadline_s: float) -> ServedModel:
@@ -96,21 +107,36 @@ async def _served_model(client: Client, options: ServeOptions, deadline_s: float
 
 async def _make_prompts(client: Client, options: ServeOptions, served: ServedModel) -> list[Prompt]:
     """The measured prompts, then one for the first request, then the warm-ups'."""
-    count = options.num_prompts + 1 + options.num_warmups
+    count = 1 + options.num_warmups
     if options.dataset_path is not None:
-        output_len = options.lengths.output_len
-        return text_prompts(options.dataset_path, count, output_len=output_len)
-    limit = served.max_model_len
-    if limit is not None and options.lengths.most > limit:
-        raise ConfigError(
-            f"the longest prompt and answer make {options.lengths.most} tokens; the context of "
-            f"{served.name} is {limit}: lower --random-input-len or --random-output-len"
+        num_prompts = options.traffic.num_prompts + count
+        return text_prompts(
+            options.dataset_path, num_prompts, output_len=options.lengths.output_len
         )
+    _check_lengths(options, served)
     ids = await _known_ids(client, options, served)
-    prompts = random_prompts(count, options.lengths, ids, seed=options.seed)
+    if (trace := options.traffic.trace) is not None:
+        recorded = trace_prompts(trace, ids, seed=options.seed)
+        lengths = RandomLengths(input_len=len(recorded[0].content), output_len=1)
+        prompts = recorded + random_prompts(count, lengths, ids, seed=options.seed)
+    else:
+        count += options.traffic.num_prompts
+        prompts = random_prompts(count, options.lengths, ids, seed=options.seed)
     if options.endpoint == CHAT_ENDPOINT:
         return await align_all(client, prompts, _announce)
     return prompts
+
+
+def _check_lengths(options: ServeOptions, served: ServedModel) -> None:
+    """Refuse what cannot fit before anything is sent."""
+    trace, limit = options.traffic.trace, served.max_model_len
+    longest = options.lengths.most if trace is None else trace.size(1).max_len
+    if limit is not None and longest > limit:
+        cure = "--random-input-len or --random-output-len" if trace is None else "--length-scale"
+        raise ConfigError(
+            f"the longest prompt and answer make {longest} tokens; the context of "
+            f"{served.name} is {limit}: lower {cure}"
+        )
 
 
 async def _known_ids(client: Client, options: ServeOptions, served: ServedModel) -> Sequence[int]:
@@ -141,7 +167,7 @@ async def _settle(
 
 async def _warm_up(client: Client, options: ServeOptions, prompts: Sequence[Prompt]) -> None:
     state = LoadState()
-    concurrency = options.max_concurrency or max(1, len(prompts))
+    concurrency = options.traffic.max_concurrency or max(1, len(prompts))
     await drive_closed_loop(prompts, client.complete, state, max_concurrency=concurrency)
     failed = [record for record in state.records if not record.is_success]
     if failed:
@@ -155,32 +181,45 @@ async def _measure(
 ) -> None:
     gc.collect()
     gc.freeze()  # what exists now need not be walked again while chunks are stamped
-    display = asyncio.create_task(_display(run.state, len(prompts)))
+    run.noise = NoiseMeter()
+    beside = [
+        asyncio.create_task(_display(run.state, len(prompts))),
+        asyncio.create_task(run.noise.lag.run()),
+    ]
     try:
         await _drive(client, options, run.state, prompts)
     finally:
-        display.cancel()
-        with suppress(asyncio.CancelledError):
-            await display
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         gc.unfreeze()
 
 
 async def _drive(
     client: Client, options: ServeOptions, state: LoadState, prompts: Sequence[Prompt]
 ) -> None:
-    limit = options.max_concurrency
-    if limit is not None and not options.is_open_loop:
+    traffic, limit = options.traffic, options.traffic.max_concurrency
+    if limit is not None and not traffic.is_open_loop:
         await drive_closed_loop(prompts, client.complete, state, max_concurrency=limit)
         return
-    offsets_s = arrival_offsets(
-        len(prompts),
-        request_rate=options.request_rate,
-        burstiness=options.burstiness,
-        seed=options.seed,
-    )
+    offsets_s = _offsets(options, len(prompts))
     await drive_open_loop(
-        prompts, client.complete, state, offsets_s=offsets_s.tolist(), max_concurrency=limit
+        prompts, client.complete, state, offsets_s=offsets_s, max_concurrency=limit
     )
+
+
+def _offsets(options: ServeOptions, count: int) -> list[float]:
+    """Seconds after the start at which each request is due."""
+    traffic = options.traffic
+    if traffic.trace is not None:
+        return [request.arrival_s for request in traffic.trace]
+    offsets_s: list[float] = arrival_offsets(
+        count,
+        request_rate=traffic.request_rate,
+        burstiness=traffic.burstiness,
+        seed=options.seed,
+    ).tolist()
+    return offsets_s
 
 
 async def _display(state: LoadState, num_prompts: int) -> None:
@@ -207,7 +246,7 @@ def _note(state: LoadState) -> str:
 
 def _report(options: ServeOptions, run: Run, *, is_interrupted: bool) -> int:
     """Print and save what the run found; the exit code."""
-    now, state = datetime.now(), run.state
+    now, state, noise = datetime.now(), run.state, run.noise.report()
     end_s = time.perf_counter() if state.end_s is None else state.end_s
     metrics = compute_metrics(
         state.records,
@@ -215,27 +254,47 @@ def _report(options: ServeOptions, run: Run, *, is_interrupted: bool) -> int:
         percentiles=options.percentiles,
         slos_ms=options.slos_ms,
     )
-    result = serve_result(
-        options, run.model, metrics, state.records, now=now, is_interrupted=is_interrupted
+    intervals = load_intervals(
+        state.records,
+        start_s=state.start_s,
+        duration_s=end_s - state.start_s,
+        percentiles=options.percentiles,
+        slos_ms=options.slos_ms,
     )
-    print(load_table(options, run.model, metrics))
+    result = serve_result(
+        options,
+        run.model,
+        metrics,
+        state.records,
+        intervals,
+        noise,
+        now=now,
+        is_interrupted=is_interrupted,
+    )
+    print(load_table(options, run.model, metrics, intervals))
     print(orjson.dumps(result).decode(), flush=True)
     if options.save_result:
         details = (
             detailed_result(state.records, start_s=state.start_s) if options.save_detailed else {}
         )
-        _save(options, result_filename(options, run.model, now), result | details)
+        path = (options.result_dir or Path()) / result_filename(options, run.model, now)
+        _save(path, orjson.dumps(result | details, option=orjson.OPT_INDENT_2))
+    warnings = list(warnings_of(noise))
+    for warning in warnings:
+        _announce(f"warning: {warning}")
+    if options.html is not None:
+        page = load_page(result, state.records, warnings, start_s=state.start_s)
+        _save(options.html, page.encode())
     for kind, number in metrics.errors_by_kind.items():
         example = next(r.error for r in state.records if r.error_kind == kind)
         print(f"{number} requests failed ({kind}), the first so: {example}", file=sys.stderr)
     return 1 if metrics.failed else 0
 
 
-def _save(options: ServeOptions, name: str, result: dict[str, object]) -> None:
-    path = (options.result_dir or Path()) / name
+def _save(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, result)
+        write_bytes(path, data)
     except OSError as error:
         raise LLMServeError(f"cannot save the result as {path}: {error}") from error
     _announce(f"saved as {path}")

@@ -4,7 +4,8 @@ Random prompts go out as lists of ids where the server takes them, which makes t
 whatever the tokenizer. Where it takes only text, random ids are turned into text by the server's
 own `/detokenize` and cut or filled until its `/tokenize` counts the length that was asked.
 
-Every prompt is drawn anew: a server with a prefix cache gains nothing from earlier ones.
+Every prompt is drawn anew, and a server with a prefix cache gains nothing from earlier ones, unless
+a shared prefix is asked for.
 """
 
 from __future__ import annotations
@@ -68,19 +69,28 @@ class RandomLengths:
     """Mean tokens of an answer."""
     range_ratio: float = 0.0
     """Half width r of the range: lengths are uniform in mean * (1 - r) .. mean * (1 + r)."""
+    prefix_len: int = 0
+    """Tokens before each prompt that it shares with others; on top of `input_len`."""
+    num_prefixes: int = 1
+    """Different prefixes; each prompt takes one at random."""
 
     def __post_init__(self) -> None:
         if self.input_len < 1 or self.output_len < 1:
             raise ConfigError(
                 f"lengths must be at least 1 token, got {self.input_len} in, {self.output_len} out"
             )
+        if self.prefix_len < 0 or self.num_prefixes < 1:
+            raise ConfigError(
+                f"there must be at least 1 prefix of at least 0 tokens, got {self.num_prefixes} of "
+                f"{self.prefix_len}"
+            )
         if not 0 <= self.range_ratio < 1:
             raise ConfigError(f"the range ratio must be in [0, 1), got {self.range_ratio:g}")
 
     @property
     def most(self) -> int:
-        """Tokens of the longest prompt and the longest answer together."""
-        return self._range(self.input_len)[1] + self._range(self.output_len)[1]
+        """Tokens of the longest prompt, its prefix included, and the longest answer together."""
+        return self.prefix_len + self._range(self.input_len)[1] + self._range(self.output_len)[1]
 
     def draw(self, rng: np.random.Generator, num_prompts: int) -> list[tuple[int, int]]:
         """(prompt, answer) lengths of `num_prompts` requests."""
@@ -110,13 +120,16 @@ def random_prompts(
 
     The same arguments give the same prompts, and fewer of them the same first ones.
     """
-    length_rng, id_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
+    seeds = np.random.SeedSequence(seed).spawn(3)
+    length_rng, id_rng, prefix_rng = (np.random.default_rng(one) for one in seeds)
     pool = np.asarray(ids, dtype=np.int64)
+    prefixes = prefix_rng.choice(pool, size=(lengths.num_prefixes, lengths.prefix_len)).tolist()
     return [
         Prompt(
             index=index,
-            content=id_rng.choice(pool, size=input_len).tolist(),
-            num_tokens=input_len,
+            content=prefixes[prefix_rng.integers(len(prefixes))]
+            + id_rng.choice(pool, size=input_len).tolist(),
+            num_tokens=lengths.prefix_len + input_len,
             output_len=output_len,
         )
         for index, (input_len, output_len) in enumerate(lengths.draw(length_rng, num_prompts))

@@ -16,6 +16,7 @@ import pytest
 
 from llmserve.cli import main
 from support.scripted_server import MODEL, Reply, ScriptedServer, well
+from support.traces import mooncake_trace
 
 pytestmark = pytest.mark.http
 
@@ -71,6 +72,50 @@ def test_poisson_load_reports_latency_from_the_send_too(capsys: Captured) -> Non
     )
 
 
+def test_stall_shows_in_the_tail_although_the_client_waits(capsys: Captured) -> None:
+    """One request at a time and one stall of 0.4 s: counted from the send, one would suffer."""
+
+    async def stalling(reply: Reply, body: dict[str, Any]) -> None:
+        if reply.number == 20:
+            await asyncio.sleep(0.4)
+        await well(reply, body)
+
+    with ScriptedServer(stalling) as server:
+        code = bench(
+            server.base_url,
+            *("--num-prompts", "100", "--request-rate", "100", "--max-concurrency", "1"),
+            *("--burstiness", "1000", "--metric-percentiles", "75,90"),
+        )
+    assert code == 0
+    result = last_json(capsys)
+    # 40 requests fell due during the stall; their waits are even between 0 and 0.4 s.
+    assert result["p90_ttft_ms"] > 200
+    assert result["p90_ttft_from_send_ms"] < 100
+
+
+def test_trace_is_replayed_with_its_times_lengths_and_blocks(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    rows = [(0.0, 1024, 32, [1, 2]), (0.2, 600, 64, [1, 3]), (0.4, 100, 16, [4])]
+    path = mooncake_trace(tmp_path / "t.jsonl", rows)
+    with ScriptedServer() as server:
+        code = main(
+            [
+                *("bench", "serve", "--base-url", server.base_url, "--trace", str(path)),
+                *("--length-scale", "1/16", "--time-scale", "2", "--save-result"),
+                *("--save-detailed", "--result-dir", str(tmp_path), "--result-filename", "r.json"),
+            ]
+        )
+    assert code == 0
+    _, first, second, third = (body["prompt"] for body in server.bodies)
+    assert [len(prompt) for prompt in (first, second, third)] == [64, 38, 7]
+    assert first[:32] == second[:32]
+    assert [body["max_tokens"] for body in server.bodies[1:]] == [2, 4, 1]
+    saved = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert saved["start_times"] == pytest.approx([0.0, 0.1, 0.2])
+    assert last_json(capsys)["traffic"].startswith("open loop: t.jsonl, times / 2")
+
+
 def test_table_stands_before_the_json(capsys: Captured) -> None:
     with ScriptedServer() as server:
         bench(
@@ -101,8 +146,12 @@ def test_result_is_saved_with_details(tmp_path: Path, capsys: Captured) -> None:
             server.base_url,
             *("--num-prompts", "4", "--max-concurrency", "2", "--save-result", "--save-detailed"),
             *("--result-dir", str(tmp_path / "results"), "--result-filename", "r.json"),
+            *("--html", str(tmp_path / "pages" / "r.html")),
         )
     assert code == 0
+    page = (tmp_path / "pages" / "r.html").read_text(encoding="utf-8")
+    assert "Load test of scripted" in page
+    assert page.count("<svg") == 4
     saved = json.loads((tmp_path / "results" / "r.json").read_text(encoding="utf-8"))
     printed = last_json(capsys)
     assert saved["input_lens"] == [6] * 4

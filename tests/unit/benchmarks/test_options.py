@@ -26,8 +26,9 @@ def test_defaults_are_those_of_the_documents() -> None:
     options = parse()
     assert options.base_url == "http://127.0.0.1:8000"
     assert options.endpoint == "/v1/completions"
-    assert (options.num_prompts, options.num_warmups, options.seed) == (1000, 0, 0)
-    assert options.request_rate == math.inf
+    traffic = options.traffic
+    assert (traffic.num_prompts, options.num_warmups, options.seed) == (1000, 0, 0)
+    assert traffic.request_rate == math.inf
     assert (options.lengths.input_len, options.lengths.output_len) == (128, 128)
     assert options.percentiles == (50.0, 90.0, 99.0)
 
@@ -45,7 +46,7 @@ def test_open_loop_reports_latency_from_the_send_too(
     arguments: list[str], is_open_loop: bool
 ) -> None:
     options = parse(*arguments)
-    assert options.is_open_loop is is_open_loop
+    assert options.traffic.is_open_loop is is_open_loop
     from_send = ("ttft_from_send", "e2el_from_send", "client_queue_time")
     assert options.latencies[4:] == (from_send if is_open_loop else ())
 
@@ -87,6 +88,7 @@ def test_key_comes_from_the_environment_and_headers_win(monkeypatch: pytest.Monk
 def test_lengths_have_short_names_too() -> None:
     options = parse("--input-len", "5", "--output-len", "6", "--random-range-ratio", "0.5")
     lengths = options.lengths
+    assert (lengths.prefix_len, lengths.num_prefixes) == (0, 1)
     assert (lengths.input_len, lengths.output_len, lengths.range_ratio) == (5, 6, 0.5)
 
 
@@ -112,6 +114,10 @@ def test_objectives_are_milliseconds_by_name() -> None:
         ("--dataset-name text --dataset-path x --input-len 3", "--dataset-name random"),
         ("--dataset-name text --dataset-path x --vocab-size 3", "--dataset-name random"),
         ("--dataset-name text --dataset-path x --random-range-ratio 0", "--dataset-name random"),
+        ("--dataset-name text --dataset-path x --random-prefix-len 3", "--dataset-name random"),
+        ("--random-num-prefixes 3", "needs --random-prefix-len"),
+        ("--random-prefix-len -1", "at least 1 prefix of at least 0 tokens"),
+        ("--trace x --input-len 3", "a trace says the lengths"),
         ("--save-detailed", "needs --save-result"),
         ("--result-dir x", "need --save-result"),
         ("--result-filename x", "need --save-result"),

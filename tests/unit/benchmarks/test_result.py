@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llmserve.benchmarks.arrivals import Ramp
 from llmserve.benchmarks.metrics import compute_metrics
 from llmserve.benchmarks.options import ServeOptions
 from llmserve.benchmarks.record import RequestRecord
@@ -18,10 +19,13 @@ from llmserve.benchmarks.result import (
     result_filename,
     serve_result,
 )
+from llmserve.benchmarks.statistics import Interval
+from llmserve.benchmarks.traffic import Traffic
 from llmserve.benchmarks.workload import RandomLengths
 from support.records import make_failure, make_record
 
 DOCS = Path(__file__).parents[3] / "docs" / "benchmarks.md"
+TRAFFIC = ("request_rate", "burstiness", "max_concurrency")
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 
 # Out of order, as they end: the second prompt of the workload ended first.
@@ -33,6 +37,8 @@ RECORDS = [
 
 
 def make_options(**changes: object) -> ServeOptions:
+    traffic = {name: changes.pop(name) for name in TRAFFIC if name in changes}
+    changes["traffic"] = Traffic(**traffic)  # type: ignore[arg-type]
     values = {"base_url": "http://h:1", "endpoint": "/v1/completions", "model": None, **changes}
     return ServeOptions(**values)  # type: ignore[arg-type]
 
@@ -41,7 +47,7 @@ def make_result(options: ServeOptions, records: list[RequestRecord]) -> dict[str
     metrics = compute_metrics(
         records, duration_s=4.0, percentiles=options.percentiles, slos_ms=options.slos_ms
     )
-    return serve_result(options, "org/m", metrics, records, now=NOW, is_interrupted=False)
+    return serve_result(options, "org/m", metrics, records, {}, {}, now=NOW, is_interrupted=False)
 
 
 def documented_keys(heading: str) -> set[str]:
@@ -133,14 +139,14 @@ def test_file_name_tells_label_rate_concurrency_model_and_date() -> None:
 def test_table_says_what_the_load_was(changes: dict[str, object], line: str) -> None:
     options = make_options(**changes)
     metrics = compute_metrics(RECORDS, duration_s=4.0, percentiles=options.percentiles)
-    assert load_table(options, "m", metrics).splitlines()[1] == line
+    assert load_table(options, "m", metrics, {}).splitlines()[1] == line
 
 
 def test_table_holds_the_figures() -> None:
     options = make_options(percentiles=(50.0,), latencies=("ttft", "tpot"))
     failed = [make_failure("http_429", index=i) for i in range(2)]
     metrics = compute_metrics([*RECORDS, *failed], duration_s=4.0, percentiles=(50.0,))
-    lines = load_table(options, "m", metrics).splitlines()
+    lines = load_table(options, "m", metrics, {}).splitlines()
     rows = {line[:26].strip(): line[26:].split() for line in lines}
     assert " ".join(rows["requests"]) == "2 completed, 3 failed in 4.00 s"
     assert " ".join(rows["failures"]) == "2 x http_429, 1 x timeout"
@@ -150,8 +156,36 @@ def test_table_holds_the_figures() -> None:
     assert "goodput, requests/s" not in rows
 
 
+def test_intervals_stand_beside_their_figures() -> None:
+    options = make_options(percentiles=(50.0,), latencies=("ttft",))
+    metrics = compute_metrics(RECORDS, duration_s=4.0, percentiles=(50.0,))
+    intervals = {
+        "output_throughput": Interval(0.5, 1.25),
+        "median_ttft_ms": Interval(1600.0, 1800.0),
+        "mean_itl_ms": Interval(1.0, 2.0),
+    }
+    result = serve_result(
+        options, "m", metrics, RECORDS, intervals, {}, now=NOW, is_interrupted=False
+    )  # fmt: skip
+    assert result["intervals"] == {
+        "output_throughput": [0.5, 1.25],
+        "median_ttft_ms": [1600.0, 1800.0],
+    }
+    lines = load_table(options, "m", metrics, intervals).splitlines()
+    assert "output tokens/s           1.0  (95 %: 0.5-1.25)" in lines
+    assert lines[-1].split() == ["95", "%", "1600-1800"]
+    assert lines[-1].index("1600-1800") + len("1600-1800") == 26 + 2 * 16  # under the median
+
+
 def test_rate_is_a_number_when_finite() -> None:
     assert math.isfinite(make_result(make_options(request_rate=3.0), RECORDS)["request_rate"])  # type: ignore[arg-type]
+
+
+def test_rate_that_changes_is_told_in_words() -> None:
+    ramp = Ramp(strategy="linear", start=1.0, end=5.0)
+    result = make_result(make_options(request_rate=ramp), RECORDS)
+    assert result["request_rate"] == "varying"
+    assert result["traffic"] == "open loop: linear ramp from 1 to 5 requests/s (Poisson)"
 
 
 def test_lengths_default_to_the_documented_ones() -> None:

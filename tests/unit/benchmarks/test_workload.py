@@ -160,3 +160,15 @@ def test_file_without_prompts_is_refused(tmp_path: Path, content: bytes | None) 
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"prompts\.txt"):
         text_prompts(path, 1, output_len=1)
+
+
+def test_prefixes_are_shared_and_come_on_top() -> None:
+    lengths = RandomLengths(input_len=4, output_len=1, prefix_len=6, num_prefixes=3)
+    prompts = random_prompts(60, lengths, range(1000), seed=1)
+    contents = [prompt.content for prompt in prompts if isinstance(prompt.content, list)]
+    assert lengths.most == 11
+    assert all(prompt.num_tokens == len(prompt.content) == 10 for prompt in prompts)
+    assert len({tuple(content[:6]) for content in contents}) == 3
+    assert len({tuple(content[6:]) for content in contents}) == 60
+    plain = random_prompts(60, RandomLengths(input_len=4, output_len=1), range(1000), seed=1)
+    assert [content[6:] for content in contents] == [prompt.content for prompt in plain]

@@ -1,0 +1,220 @@
+"""A load test as one HTML page that needs nothing else: figures, distributions and a timeline.
+
+Made for a person with a minute: what the load was, what came of it and how sure that is, how
+latencies are spread, and when in the run things went wrong. Every text is escaped, model names and
+error messages come from the server. No scripts; light and dark follow the reader's system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from itertools import chain, pairwise
+
+import numpy as np
+
+from .metrics import samples_by_request
+from .plots import Series, line_plot
+from .record import RequestRecord
+from .result import LATENCY_TITLES, RATES
+
+__all__ = ["load_page"]
+
+NUM_POINTS = 200
+"""Most points of a line: a page stays small however long the run was."""
+RATE_TITLES = dict(
+    zip(
+        RATES,
+        ("requests/s", "goodput, requests/s", "output tokens/s", "input + output tokens/s"),
+        strict=True,
+    )
+)
+STYLE = """
+:root { color-scheme: light dark; --text: #1d2733; --soft: #5c6b7a; --back: #fff; --grid: #dde3e9;
+  --s0: #1f6fd1; --s1: #c7511f; --s2: #2b8a57; --s3: #8a4fbf; }
+@media (prefers-color-scheme: dark) { :root { --text: #e4e9ee; --soft: #9aa8b5; --back: #14191f;
+  --grid: #2b343d; --s0: #6aa9f5; --s1: #f08c5a; --s2: #62c48e; --s3: #bf94ea; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
+  max-width: 58rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.4rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+p { margin: .3rem 0; } .soft, td small { color: var(--soft); }
+.warning { border-left: 4px solid var(--s1); padding-left: .6rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
+th, td { text-align: right; padding: .2rem .5rem; border-bottom: 1px solid var(--grid);
+  font-variant-numeric: tabular-nums; white-space: nowrap; vertical-align: top; }
+th:first-child { text-align: left; font-weight: normal; } td small { display: block; }
+svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--soft); }
+.end { text-anchor: end; } .middle { text-anchor: middle; }
+.grid { stroke: var(--grid); fill: none; } .line { fill: none; stroke-width: 1.8; }
+.dots { fill: none; stroke-width: 4; stroke-linecap: round; }
+.s0 { stroke: var(--s0); } .s1 { stroke: var(--s1); } .s2 { stroke: var(--s2); }
+.s3 { stroke: var(--s3); } code { overflow-wrap: anywhere; }
+"""
+
+
+def load_page(
+    result: Mapping[str, object],
+    records: Sequence[RequestRecord],
+    warnings: Sequence[str],
+    *,
+    start_s: float,
+) -> str:
+    """The page of a run: `result` is its document, `records` what ended, from `start_s` on."""
+    good = [record for record in records if record.is_success]
+    title = escape(f"Load test of {result['model_id']}")
+    parts = [
+        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<style>{STYLE}</style></head><body>\n<h1>{title}</h1>",
+        *_heading(result, warnings),
+        *_rates(result),
+        *_latencies(result),
+        *_distributions(good),
+        *_timeline(good, start_s),
+        *_origin(result),
+        "</body></html>\n",
+    ]
+    return "\n".join(parts)
+
+
+def _heading(result: Mapping[str, object], warnings: Sequence[str]) -> Iterator[str]:
+    yield _paragraph(f"{result['traffic']}, {result['base_url']}{result['endpoint']}", "soft")
+    cut = ", interrupted" if result["interrupted"] else ""
+    yield _paragraph(
+        f"{result['completed']} requests completed, {result['failed']} failed in "
+        f"{result['duration']:.1f} s{cut}."
+    )
+    errors = result["errors_by_kind"]
+    if isinstance(errors, dict) and errors:
+        kinds = ", ".join(f"{number} x {kind}" for kind, number in errors.items())
+        yield _paragraph(f"Failures: {kinds}", "warning")
+    yield from (_paragraph(warning, "warning") for warning in warnings)
+
+
+def _rates(result: Mapping[str, object]) -> Iterator[str]:
+    yield "<h2>Rates</h2><div class='scroll'><table>"
+    yield "<tr><th></th><th>per second</th><th>95 % of runs like this</th></tr>"
+    for key, title in RATE_TITLES.items():
+        if (value := result[key]) is not None:
+            yield f"<tr><th>{title}</th><td>{value:.2f}</td><td>{_sure(result, key)}</td></tr>"
+    yield "</table></div>"
+
+
+def _latencies(result: Mapping[str, object]) -> Iterator[str]:
+    """A row for each latency that the result holds, with the interval beneath each figure."""
+    yield "<h2>Latencies in milliseconds, with 95 % intervals</h2><div class='scroll'><table>"
+    for number, (name, title) in enumerate(LATENCY_TITLES.items()):
+        ending = f"_{name}_ms"
+        keys = [
+            key for key in result if key.endswith(ending) and key.split("_", 1)[1] == ending[1:]
+        ]
+        if number == 0 and keys:
+            heads = "".join(f"<th>{key.removesuffix(ending)}</th>" for key in keys)
+            yield f"<tr><th></th>{heads}</tr>"
+        if keys:
+            cells = "".join(
+                f"<td>{_number(result[key])}<small>{_sure(result, key)}</small></td>"
+                for key in keys
+            )
+            yield f"<tr><th>{title}</th>{cells}</tr>"
+    yield "</table></div>"
+
+
+def _distributions(good: Sequence[RequestRecord]) -> Iterator[str]:
+    """Two plots: what a request waits for, and what a token does; their scales differ."""
+    samples = {
+        name: sorted(chain.from_iterable(values))
+        for name, values in samples_by_request(good).items()
+    }
+    groups = (("ttft", "e2el"), ("tpot", "itl"))
+    yield "<h2>How latencies are spread</h2>"
+    yield _paragraph("The share of requests, or of gaps, that waited no longer than so.", "soft")
+    for names in groups:
+        series = [Series(name=name.upper(), points=_shares(samples[name])) for name in names]
+        yield line_plot(series, x_label="milliseconds", y_label="percent")
+
+
+def _timeline(good: Sequence[RequestRecord], start_s: float) -> Iterator[str]:
+    yield "<h2>The run, second by second</h2>"
+    yield line_plot(
+        [Series(name="under way", points=_concurrency(good, start_s))],
+        x_label="seconds",
+        y_label="requests",
+    )
+    yield _paragraph(
+        "The longest gap within an answer, and the longest wait for a first token.", "soft"
+    )
+    gaps = [
+        (later - start_s, (later - earlier) * 1000.0)
+        for record in good
+        for earlier, later in pairwise(record.chunk_times_s)
+    ]
+    firsts = [(r.chunk_times_s[0] - start_s, r.ttft_s * 1000.0) for r in good]
+    series = [
+        Series(name="gaps", points=_peaks(gaps), is_dots=True),
+        Series(name="TTFT", points=_peaks(firsts), is_dots=True),
+    ]
+    yield line_plot(series, x_label="seconds", y_label="milliseconds")
+
+
+def _origin(result: Mapping[str, object]) -> Iterator[str]:
+    machine, versions = result["machine"], result["versions"]
+    yield "<h2>Where it was measured</h2>"
+    yield f"<p><code>{escape(str(result['command']))}</code></p>"
+    for facts in (machine, versions, result["noise"]):
+        if isinstance(facts, dict):
+            yield _paragraph(", ".join(f"{key}: {_fact(value)}" for key, value in facts.items()))
+    yield _paragraph(f"{result['date']}", "soft")
+
+
+def _shares(ordered_s: Sequence[float]) -> list[tuple[float, float]]:
+    """The distribution at up to `NUM_POINTS` percents: (milliseconds, percent)."""
+    if not ordered_s:
+        return []
+    percents = np.linspace(0.0, 100.0, NUM_POINTS)
+    values = np.percentile(ordered_s, percents) * 1000.0
+    return list(zip(values.tolist(), percents.tolist(), strict=True))
+
+
+def _concurrency(good: Sequence[RequestRecord], start_s: float) -> list[tuple[float, float]]:
+    """Requests between their send and their last token, at the corners of each step."""
+    edges = sorted(
+        [(r.sent_s - start_s, 1) for r in good]
+        + [(r.chunk_times_s[-1] - start_s, -1) for r in good]
+    )
+    corners, depth = [(0.0, 0.0)], 0
+    for time_s, change in edges:
+        corners += [(time_s, float(depth)), (time_s, float(depth + change))]
+        depth += change
+    if len(corners) <= 2 * NUM_POINTS:
+        return corners
+    return _peaks(corners)
+
+
+def _peaks(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The highest point in each of `NUM_POINTS` equal stretches of time."""
+    last = max((time for time, _ in points), default=0.0)
+    highest: dict[int, tuple[float, float]] = {}
+    for point in points:
+        place = int(point[0] / last * (NUM_POINTS - 1)) if last > 0 else 0
+        if place not in highest or point[1] > highest[place][1]:
+            highest[place] = point
+    return [highest[place] for place in sorted(highest)]
+
+
+def _sure(result: Mapping[str, object], key: str) -> str:
+    intervals = result["intervals"]
+    pair = intervals.get(key) if isinstance(intervals, dict) else None
+    return f"{pair[0]:.4g} to {pair[1]:.4g}" if pair else ""
+
+
+def _number(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else "-"
+
+
+def _fact(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _paragraph(text: str, kind: str = "") -> str:
+    return f"<p class='{kind}'>{escape(text)}</p>" if kind else f"<p>{escape(text)}</p>"

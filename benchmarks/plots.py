@@ -1,0 +1,108 @@
+"""Lines on axes as SVG text, without a plotting library: what a report's page needs and no more.
+
+Colours are classes (`s0`, `s1`, ...) that the page's style sheet fills, so that one drawing serves
+light and dark. Nothing in it is a script.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+__all__ = ["Series", "line_plot", "tick_values"]
+
+WIDTH, HEIGHT = 640, 260
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 40
+NUM_TICKS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One line."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    is_dots: bool = False
+    """Whether the points stand alone instead of being joined."""
+
+
+def line_plot(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
+    """An `<svg>` of all series on common axes from 0 on, with a legend."""
+    points = [point for one in series for point in one.points]
+    most_x, most_y = (max((point[axis] for point in points), default=0.0) for axis in (0, 1))
+    x_ticks, y_ticks = tick_values(most_x), tick_values(most_y)
+    scale = (
+        (WIDTH - LEFT - RIGHT) / max(most_x, x_ticks[-1]),
+        (HEIGHT - TOP - BOTTOM) / max(most_y, y_ticks[-1]),
+    )
+    label = escape(f"{y_label} by {x_label}", quote=True)
+    return "\n".join(
+        [
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
+            *_axes(x_ticks, y_ticks, scale, x_label, y_label),
+            *(_line(one, number, scale) for number, one in enumerate(series)),
+            *(_legend(one.name, number) for number, one in enumerate(series)),
+            "</svg>",
+        ]
+    )
+
+
+def tick_values(most: float) -> list[float]:
+    """Round numbers from 0 to about `most`: steps of 1, 2 or 5 times a power of ten."""
+    if most <= 0:
+        return [0.0, 1.0]
+    rough = most / NUM_TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    return [index * step for index in range(int(most / step * (1 + 1e-9)) + 1)]
+
+
+def _x(value: float, scale: tuple[float, float]) -> float:
+    return LEFT + value * scale[0]
+
+
+def _y(value: float, scale: tuple[float, float]) -> float:
+    return HEIGHT - BOTTOM - value * scale[1]
+
+
+def _axes(
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    scale: tuple[float, float],
+    x_label: str,
+    y_label: str,
+) -> Iterator[str]:
+    floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    for tick in y_ticks:
+        y = _y(tick, scale)
+        yield f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>'
+        yield f'<text class="end" x="{LEFT - 6}" y="{y + 4:.1f}">{tick:g}</text>'
+    for tick in x_ticks:
+        x = _x(tick, scale)
+        yield f'<path class="grid" d="M{x:.1f} {TOP}V{floor}"/>'
+        yield f'<text class="middle" x="{x:.1f}" y="{floor + 16}">{tick:g}</text>'
+    yield f'<text class="end" x="{right}" y="{HEIGHT - 6}">{escape(x_label)}</text>'
+    middle = (TOP + floor) // 2
+    yield (
+        f'<text class="middle" transform="translate(14 {middle}) rotate(-90)">'
+        f"{escape(y_label)}</text>"
+    )
+
+
+def _line(series: Series, number: int, scale: tuple[float, float]) -> str:
+    places = [(_x(x, scale), _y(y, scale)) for x, y in series.points]
+    if series.is_dots:
+        dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in places)
+        return f'<path class="dots s{number}" d="{dots}"/>'
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return f'<polyline class="line s{number}" points="{points}"/>'
+
+
+def _legend(name: str, number: int) -> str:
+    x, y = LEFT + 4 + 110 * number, HEIGHT - 8
+    return (
+        f'<path class="line s{number}" d="M{x} {y - 4}h16"/>'
+        f'<text x="{x + 22}" y="{y}">{escape(name)}</text>'
+    )
