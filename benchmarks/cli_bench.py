@@ -1,6 +1,7 @@
 """`llmserve bench`: `throughput` times a model in process, `engine` the engine without one,
 `kernels` the operations alone, `quality` tells what quantized forms cost; `cli_load.py` has the
-verbs that load a server, `cli_offline.py` and `cli_train_speed.py` those that compare us with others."""
+verbs that load a server, `cli_offline.py` and `cli_train_speed.py` those that compare us with
+others."""
 
 from __future__ import annotations
 

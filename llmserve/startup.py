@@ -35,6 +35,8 @@ class EngineOptions:
     """Most sequences running at once."""
     max_batched_tokens: int | None = None
     """Most tokens in one step; None: as many as `max_step_s` allows, found by trying."""
+    far_token_weight: float = 1.0
+    """Where that number is given: as in `EngineConfig`."""
     max_step_s: float = 0.05
     """Longest time of a full step, where its size is found by trying."""
     has_prefix_cache: bool = True
@@ -74,6 +76,7 @@ def plan_engine(
     """The sizes; runs the runner for a moment where something has to be measured."""
     most = options.max_batched_tokens
     config = _plan(runner, options, most or MOST_TOKENS, draft_runner)
+    config = dataclasses.replace(config, far_token_weight=options.far_token_weight)
     if most is None:
         found = calibrate(runner, config, max_step_s=options.max_step_s, clock=time.perf_counter)
         if found.full_step_s > options.max_step_s:

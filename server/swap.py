@@ -224,7 +224,9 @@ def _with_step_size(settings: ServerSettings, old: EngineHandle) -> ServerSettin
     if settings.engine.max_batched_tokens is not None:
         return settings
     engine = msgspec.structs.replace(
-        settings.engine, max_batched_tokens=old.config.max_batched_tokens
+        settings.engine,
+        max_batched_tokens=old.config.max_batched_tokens,
+        far_token_weight=old.config.far_token_weight,
     )
     return replace(settings, engine=engine)
 

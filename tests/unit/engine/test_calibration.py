@@ -102,8 +102,9 @@ def test_windowed_pools_smaller_than_the_context_are_enough() -> None:
 
 def test_size_that_is_given_is_taken_without_trying() -> None:
     runner = TimedRunner(base_s=1.0, token_s=1.0)
-    config = plan_engine(runner, EngineOptions(max_batched_tokens=96, max_seq_len=64))
-    assert config.max_batched_tokens == 96
+    options = EngineOptions(max_batched_tokens=96, far_token_weight=3.0, max_seq_len=64)
+    config = plan_engine(runner, options)
+    assert (config.max_batched_tokens, config.far_token_weight) == (96, 3.0)
     assert config.step_cost is None
     assert not runner.batches
 
