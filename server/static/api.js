@@ -23,10 +23,18 @@ async function refuse(reply) {
   throw new ApiError(reply.status, message);
 }
 
-export async function getJson(path, key) {
+async function get(path, key) {
   const reply = await fetch(path, { headers: headers(key) });
   if (!reply.ok) await refuse(reply);
-  return reply.json();
+  return reply;
+}
+
+export async function getJson(path, key) {
+  return (await get(path, key)).json();
+}
+
+export async function getText(path, key) {
+  return (await get(path, key)).text();
 }
 
 // Yields the JSON of each event until [DONE]; throws an ApiError for one that holds an error.
