@@ -74,11 +74,13 @@ def plan_engine(
         found = calibrate(runner, config, max_step_s=options.max_step_s, clock=time.perf_counter)
         if found.full_step_s > options.max_step_s:
             _log.warning(
-                "a step of %d tokens, the least there is, takes %.0f ms; %.0f ms were asked for",
-                found.max_batched_tokens, 1e3 * found.full_step_s, 1e3 * options.max_step_s,
+                "a step of a block's tokens, the least there is, takes %.0f ms at the end of the "
+                "longest prompt; %.0f ms were asked for",
+                1e3 * found.full_step_s, 1e3 * options.max_step_s,
             )  # fmt: skip
         config = dataclasses.replace(
             _plan(runner, options, found.max_batched_tokens, draft_runner),
+            far_token_weight=found.far_token_weight,
             step_cost=found.step_cost,
             full_step_s=found.full_step_s,
         )

@@ -87,6 +87,9 @@ def _prefixes(service: Service) -> str:
 def _steps(service: Service) -> str:
     config, settings = service.card.config, service.settings.engine
     text = f"up to {config.max_batched_tokens} tokens"
+    if config.far_token_weight > 1.0:
+        far = round(config.max_batched_tokens / config.far_token_weight)
+        text += f", {far} at the end of a long prompt"
     if config.full_step_s is None:
         return f"{text}, as asked"
     measured_ms = 1e3 * config.full_step_s

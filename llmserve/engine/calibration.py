@@ -1,17 +1,18 @@
 """How many tokens a step may have, found by trying: a full step is to stay under a given time.
 
 The largest step decides how long everybody waits while somebody's prompt is computed, and a small
-one wastes the machine. So at load a few steps of each size are timed, made of the dearest tokens
-there are: a chunk at the end of the longest prompt, beside one decode that waits for it. What
-decodes read of a full cache comes on top: it does not depend on the number. That is fixed for the
-engine's life and written to its step log.
+one wastes the machine. So at load a few steps of each size are timed, each beside one decode that
+waits for it: with a chunk at the end of the longest prompt, the dearest tokens there are, and with
+one at its start, where a step of the same time may have many times as many. What decodes read of
+a full cache comes on top: it does not depend on the number. Both sizes are fixed for the engine's
+life and written to its step log.
 
 The engine has no clock; the caller lends one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,8 @@ for a machine that is not always as fast as it was at load."""
 LONGEST_TRIAL_S = 0.25
 
 SIZES = (1, 8, 32, 64, 128, 256, 512, 1024, MOST_TOKENS)
+NEAR_SIZES = (128, 512, MOST_TOKENS)
+"""Sizes tried at the start of a prompt, after the one found at its end."""
 REPEATS = 3
 """Runs of a size after its first, ..."""
 ENOUGH_S = 0.05
@@ -46,9 +49,11 @@ class Calibration:
     """What was found."""
 
     max_batched_tokens: int
-    """Tokens of the largest step that takes at most the time given."""
+    """Tokens of the largest step that takes at most the time given, at the start of a prompt."""
+    far_token_weight: float
+    """How many times as many they are as at the end of the longest prompt."""
     full_step_s: float
-    """What such a step takes; above the time given where no smaller step is possible."""
+    """What a step there takes; above the time given where no smaller one is possible."""
     step_cost: StepCost
     """A line through the times of all sizes."""
 
@@ -63,12 +68,17 @@ def calibrate(
     least: less prefill is never scheduled.
     """
     most_s = HEADROOM * max_step_s
-    times = _measure(runner, config, max_step_s=most_s, clock=clock)
-    most = _largest(times, most_s)
-    most = max(most - most % config.block_size, config.block_size)
+    times = _measure(runner, config, SIZES, max_step_s=most_s, clock=clock)
+    far = _whole_blocks(_largest(times, most_s), config)
     cost = _fit(times)
+    sizes = [far, *(size for size in NEAR_SIZES if size > far)]
+    near_times = _measure(runner, config, sizes, max_step_s=most_s, clock=clock, is_near=True)
+    near = max(far, _whole_blocks(_largest(near_times, most_s), config))
     return Calibration(
-        max_batched_tokens=most, full_step_s=_interpolate(times, most, cost), step_cost=cost
+        max_batched_tokens=near,
+        far_token_weight=near / far,
+        full_step_s=_interpolate(times, far, cost),
+        step_cost=cost,
     )
 
 
@@ -77,17 +87,22 @@ def measure_cost(runner: Runner, config: EngineConfig, *, clock: Clock) -> StepC
 
     Only as far as a step takes `LONGEST_TRIAL_S`: nobody guesses in longer ones.
     """
-    return _fit(_measure(runner, config, max_step_s=LONGEST_TRIAL_S, clock=clock))
+    return _fit(_measure(runner, config, SIZES, max_step_s=LONGEST_TRIAL_S, clock=clock))
+
+
+def _whole_blocks(num_tokens: int, config: EngineConfig) -> int:
+    return max(num_tokens - num_tokens % config.block_size, config.block_size)
 
 
 def _measure(
-    runner: Runner, config: EngineConfig, *, max_step_s: float, clock: Clock
-) -> dict[int, float]:
+    runner: Runner, config: EngineConfig, sizes: Sequence[int], *, max_step_s: float, clock: Clock,
+    is_near: bool = False,
+) -> dict[int, float]:  # fmt: skip
     """Seconds by tokens of a step, up to the first that takes longer than `max_step_s`."""
     runner.allocate_cache(_num_blocks(runner.info, config), config.block_size)
     times: dict[int, float] = {}
-    for size in [size for size in SIZES if size <= config.max_batched_tokens]:
-        batch = _full_step(runner.info, config, size)
+    for size in [size for size in sizes if size <= config.max_batched_tokens]:
+        batch = _full_step(runner.info, config, size, is_near=is_near)
         times[size] = _least(runner, batch, clock)
         if times[size] > max_step_s:
             break
@@ -157,8 +172,10 @@ def _num_blocks(info: RunnerInfo, config: EngineConfig) -> tuple[int, ...]:
     )
 
 
-def _full_step(info: RunnerInfo, config: EngineConfig, num_tokens: int) -> Batch:
-    """One short decode, and chunks at the end of the context: the dearest tokens there are.
+def _full_step(
+    info: RunnerInfo, config: EngineConfig, num_tokens: int, *, is_near: bool = False
+) -> Batch:
+    """One short decode, and chunks at the end of the context, or from its start on.
 
     All sequences use the same blocks: what they read is as much as if each had its own.
     """
@@ -166,7 +183,8 @@ def _full_step(info: RunnerInfo, config: EngineConfig, num_tokens: int) -> Batch
     lengths = [1] + [length] * ((num_tokens - 1) // length)
     if (num_tokens - 1) % length:
         lengths.append((num_tokens - 1) % length)
-    contexts = [min(length, config.block_size)] + [length] * (len(lengths) - 1)
+    ends = lengths[1:] if is_near else [length] * (len(lengths) - 1)
+    contexts = [min(length, config.block_size), *ends]
     positions = np.concatenate(
         [np.arange(end - count, end) for end, count in zip(contexts, lengths, strict=True)]
     )

@@ -70,6 +70,9 @@ class EngineConfig:
     max_batched_tokens: int = 512
     """Most tokens in one step, decodes and prefill chunks together. Every decode goes on all the
     same, and prefill always gets a block's tokens: where many decode, a step may have that many."""
+    far_token_weight: float = 1.0
+    """What a token of the last chunk of `max_seq_len` takes of that number, as it attends to most;
+    a token of a prompt's first chunk takes 1, those of others by their chunk's start. 1 or more."""
     max_num_seqs: int = 64
     """Most sequences running at once."""
     has_prefix_cache: bool = True
@@ -85,11 +88,13 @@ class EngineConfig:
     draft_cost: StepCost | None = None
     """The same of the draft model."""
     full_step_s: float | None = None
-    """Measured time of a step of `max_batched_tokens`, where that number was chosen by it."""
+    """Measured time of a full step, where `max_batched_tokens` was chosen by it."""
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_seq_len", "max_batched_tokens", "max_num_seqs"):
             _check_count(name, getattr(self, name))
+        if not 1.0 <= self.far_token_weight < float("inf"):
+            raise ConfigError(f"far_token_weight must be 1 or more, got {self.far_token_weight!r}")
         if not self.num_blocks:
             raise ConfigError("num_blocks needs a number for each cache group")
         for count in self.num_blocks:

@@ -3,7 +3,8 @@
 One budget of tokens serves decodes and prefill together (Sarathi-Serve, Agrawal et al. 2024,
 arXiv:2403.02310, section 4): every running sequence that decodes gets its one token first, what
 is left goes to prefill in chunks, in order of service, a block's tokens at the least. So a long
-prompt delays nobody's next token by more than one step of the budget's size.
+prompt delays nobody's next token by more than one step of the budget's size. The further a chunk
+begins in its prompt, the more of the budget its tokens take: they attend to more.
 
 When the pool is empty the newest sequence is preempted: its blocks are freed, and it waits with
 its tokens to be computed again, from whatever the prefix cache still has of them. The oldest is
@@ -64,6 +65,8 @@ class Scheduler:
         self.running = RunningTable(config.max_num_seqs, policy.sort_key)
         self.prefix = PrefixStats()
         self.num_preemptions = 0
+        last_chunk = config.max_batched_tokens / config.far_token_weight
+        self._last_start = max(1.0, config.max_seq_len - last_chunk)
         self.num_waiting_tokens = 0
         """Known tokens of the waiting sequences."""
         self._adapter_ids = {name: index + 1 for index, name in enumerate(info.adapters)}
@@ -86,18 +89,15 @@ class Scheduler:
         self.kv.begin_step()
         step = Step()
         self._schedule_decodes(step)
-        # A block at least: else prompts would crawl while many decode, and batches never fill.
-        left = self.config.max_batched_tokens - len(step.decodes)
-        budget = max(left, self.config.block_size)
-        budget -= self._continue_prefill(step, budget)
-        self._admit(step, budget, now)
+        left = float(self.config.max_batched_tokens - len(step.decodes))
+        left -= self._continue_prefill(step, left)
+        left -= self._admit(step, left, now)
         while step.is_empty and len(self.running) > 1:
             # Several prefills hold a windowed pool among them and none can go on.
             self._preempt(step, self.running.sequences[-1])
-            self._continue_prefill(step, self.config.max_batched_tokens)
+            left -= self._continue_prefill(step, float(self.config.max_batched_tokens))
         if self.speculator is not None:
-            budget = self.config.max_batched_tokens - step.num_tokens
-            self.speculator.extend(step, self.kv, budget)
+            self.speculator.extend(step, self.kv, int(left))
         if self.policy.charges:
             self._charge(step)
         step.chunks.sort(key=lambda chunk: chunk.num_tokens > 1)
@@ -122,45 +122,58 @@ class Scheduler:
         rows = self.running.rows
         return rows[self.running.is_decoding[rows]]
 
-    def _continue_prefill(self, step: Step, budget: int) -> int:
-        """Chunks for the running sequences that do not decode; tokens spent."""
-        rows, spent = self.running.rows, 0
+    def _continue_prefill(self, step: Step, budget: float) -> float:
+        """Chunks for the running sequences that do not decode; what is spent of the budget."""
+        rows, spent = self.running.rows, 0.0
         for row in rows[~self.running.is_decoding[rows]].tolist():
             sequence = self.running.by_row[row]
             assert sequence is not None, "a row in use is empty"
             spent += self._take(step, sequence, budget - spent)
         return spent
 
-    def _take(self, step: Step, sequence: Sequence, budget: int) -> int:
-        """A chunk of at most `budget` tokens, fewer where blocks are short; tokens taken."""
+    def _take(self, step: Step, sequence: Sequence, budget: float) -> float:
+        """A chunk for what is left of the budget, smaller where blocks are short; what it takes."""
         row = sequence.row
         start = int(self.running.num_computed[row])
+        weight = self._weight_at(start)
+        num_tokens = self._affordable(step, budget / weight)
         one = np.array([row], dtype=np.int64)
         self.kv.release_windows(one, np.array([start], dtype=np.int64))
-        stop = min(len(sequence.token_ids), start + budget, self.kv.most_tokens(row))
+        stop = min(len(sequence.token_ids), start + num_tokens, self.kv.most_tokens(row))
         if stop <= start:
-            return 0
+            return 0.0
         self.kv.grow(row, stop)
         self._seal(sequence, stop)
         step.chunks.append(Chunk(sequence, start, stop))
-        return stop - start
+        return weight * (stop - start)
 
-    def _admit(self, step: Step, budget: int, now: float) -> None:
-        while budget and not self.running.is_full:
+    def _affordable(self, step: Step, num_tokens: float) -> int:
+        """Tokens of a chunk; a step's first has a block's at least: else prompts would crawl while
+        many decode, and batches never fill."""
+        return max(int(num_tokens), 0 if step.chunks else self.config.block_size)
+
+    def _weight_at(self, start: int) -> float:
+        return 1.0 + (self.config.far_token_weight - 1.0) * min(1.0, start / self._last_start)
+
+    def _admit(self, step: Step, budget: float, now: float) -> float:
+        """Start what waits, while there is budget and room; what is spent."""
+        spent = 0.0
+        while self._affordable(step, budget - spent) and not self.running.is_full:
             sequence = self.policy.peek()
             if sequence is None:
-                return
+                break
             hit = self.kv.find_prefix(sequence)
             # A block in hand for every running sequence: else admission would preempt at once.
             reserve = len(self.running)
             if hit.is_too_fresh:
-                return
+                break
             if not self.kv.has_room(sequence, hit, reserve=reserve):
                 if len(self.running):
-                    return
+                    break
                 hit = PrefixHit()  # a pool of one sequence has no room for a copy beside a hit
             self._start(sequence, hit, now)
-            budget -= self._take(step, sequence, budget)
+            spent += self._take(step, sequence, budget - spent)
+        return spent
 
     def _start(self, sequence: Sequence, hit: PrefixHit, now: float) -> None:
         self._unqueue(sequence)

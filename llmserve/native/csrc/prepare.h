@@ -54,7 +54,8 @@ INLINE void quantize_group(const float* x, int64_t size, int64_t padded, int8_t*
   constexpr float kLargest = DIGITS == 1 ? 127.0f : kLargestOfTwo;
   const auto part = [&](int64_t i) INLINE_LAMBDA {
     if constexpr (IS_WHOLE) return load(x + i);
-    const int n = static_cast<int>(size - i < 0 ? 0 : size - i < 16 ? size - i : 16);
+    if (i >= size) return zero();  // what is there may be nobody's memory
+    const int n = static_cast<int>(size - i < 16 ? size - i : 16);
     return choose(0, n, load(x + i), zero());
   };
   F largest = zero();

@@ -13,16 +13,19 @@ from support.engines import make_config, make_info
 
 
 class TimedRunner(FakeRunner):
-    """Takes a time that follows from the batch."""
+    """Takes a time that follows from the batch: by tokens, and by what each attends to."""
 
-    def __init__(self, *, base_s: float, token_s: float, **info: object) -> None:
+    def __init__(
+        self, *, base_s: float, token_s: float, pair_s: float = 0.0, **info: object
+    ) -> None:
         super().__init__(make_info(**info))
-        self.base_s, self.token_s = base_s, token_s
+        self.base_s, self.token_s, self.pair_s = base_s, token_s, pair_s
         self.now = 0.0
         self.batches: list[Batch] = []
 
     def submit(self, batch: Batch) -> None:
         self.now += self.base_s + self.token_s * batch.num_tokens
+        self.now += self.pair_s * float(batch.positions.sum())
         self.batches.append(batch)
         super().submit(batch)
 
@@ -46,10 +49,31 @@ def test_full_step_stays_under_the_time_and_uses_it(token_s: float) -> None:
     assert found.step_cost.token_s == pytest.approx(token_s, rel=0.05)
 
 
+def test_tokens_at_the_start_of_a_prompt_are_more_than_at_its_end() -> None:
+    length, pair_s = 1024, 2e-7
+    runner = TimedRunner(base_s=0.001, token_s=5e-5, pair_s=pair_s, max_seq_len=length)
+    config = config_of(max_seq_len=length, max_batched_tokens=2048)
+    found = calibrate(runner, config, max_step_s=0.05, clock=runner.clock)
+
+    def seconds(start: int, count: int) -> float:
+        return 0.001 + 5e-5 * count + pair_s * count * (start + count / 2)
+
+    near, far = found.max_batched_tokens, found.max_batched_tokens / found.far_token_weight
+    assert far % 16 == near % 16 == 0
+    assert near > 1.5 * far
+    last_start = length - int(far)
+    for start in range(0, last_start + 1, 16):
+        weight = 1 + (found.far_token_weight - 1) * start / last_start
+        count = min(int(near / weight), length - start)
+        assert seconds(start, count) <= HEADROOM * 0.05 * 1.01
+    assert seconds(length - int(far), int(far)) > HEADROOM * 0.05 * 0.8
+
+
 def test_step_is_never_smaller_than_a_block() -> None:
     runner = TimedRunner(base_s=1.0, token_s=1.0)
     found = calibrate(runner, config_of(max_num_seqs=40), max_step_s=0.05, clock=runner.clock)
     assert found.max_batched_tokens == 16
+    assert found.far_token_weight == 1.0
     assert found.full_step_s > 0.05
 
 
@@ -62,7 +86,7 @@ def test_cost_is_measured_no_further_than_steps_that_anybody_guesses_in() -> Non
 def test_steps_tried_are_full_ones_at_the_end_of_the_longest_prompt() -> None:
     runner = TimedRunner(base_s=1e-6, token_s=1e-6)
     calibrate(runner, config_of(), max_step_s=1.0, clock=runner.clock)
-    largest = max(runner.batches, key=lambda batch: batch.num_tokens)
+    largest = max(runner.batches, key=lambda batch: (batch.num_tokens, batch.positions.sum()))
     assert largest.num_tokens == 2048
     assert largest.context_lens.tolist() == [16] + [128] * 16
     assert largest.cu_seqlens[:3].tolist() == [0, 1, 129]

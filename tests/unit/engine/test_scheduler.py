@@ -42,6 +42,29 @@ def test_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
     assert [shares["r1"] for shares in steps.shares] == [8, 8, 3]
 
 
+def test_chunks_shrink_towards_the_end_of_the_context() -> None:
+    """Weights of 1 at position 0 and 4 at 60, of a budget of 16: what a chunk's start leaves."""
+    engine, steps = make(max_batched_tokens=16, block_size=4, far_token_weight=4.0)
+    add(engine, 1, 60, max_tokens=4)
+    starts, start = [], 0
+    while start < 60:
+        engine.step(0.0)
+        engine.check()
+        taken = steps.shares[-1]["r1"]
+        assert taken == min(int(16 / (1 + 3 * start / 60)), 60 - start)
+        starts.append(start)
+        start += taken
+    assert len(starts) > 7
+
+
+def test_prefill_gets_a_block_however_far_it_is() -> None:
+    engine, steps = make(max_batched_tokens=4, block_size=4, far_token_weight=50.0)
+    add(engine, 1, 60, max_tokens=4)
+    for _ in range(15):
+        engine.step(0.0)
+    assert [shares["r1"] for shares in steps.shares] == [4] * 15
+
+
 def test_decodes_come_before_prefill_and_are_never_left_out() -> None:
     """Nobody's next token waits for more than one step, and no step has more than the budget."""
     engine, steps = make(num_blocks=64)
