@@ -15,9 +15,9 @@ import numpy as np
 
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.errors import ConfigError, ExportError
+from llmserve.lineage import LINEAGE_FILE, extended_lineage
 from llmserve.quant.dtypes import StoredArray, from_float32, to_float32
 
-from .lineage import LINEAGE_FILE, extended_lineage
 from .target import check_target
 
 __all__ = ["Dequantized", "dequantize_folder"]

@@ -18,12 +18,12 @@ import torch
 from llmserve.checkpoint import Checkpoint
 from llmserve.durable import StagedFolder, write_bytes, write_json
 from llmserve.families import render_config, render_generation_config
+from llmserve.lineage import LINEAGE_FILE, extended_lineage
 from llmserve.model.transformer import Transformer
 from llmserve.model.weights import load_canonical, load_model
 from llmserve.model_folder import TOKENIZER_FILES
 from llmserve.runners.onnx_session import EXPORT_FILE
 
-from .lineage import LINEAGE_FILE, extended_lineage
 from .onnx_check import KL_TOLERANCE, TOLERANCE, ParityResult, check_parity
 from .onnx_decoder import build_decoder
 from .onnx_files import check_files, write_graph

@@ -26,12 +26,12 @@ from llmserve.config import ModelConfig
 from llmserve.errors import ConfigError
 from llmserve.families import family_of
 from llmserve.layouts import expected_tensors
+from llmserve.lineage import extended_lineage
 from llmserve.quant.dtypes import Float32Array, StoredArray, to_float32
 
 from .gguf_blocks import BLOCK_SIZE, TENSOR_TYPES, BlockType, encode
 from .gguf_file import GgufTensor, GgufValue, write_gguf
 from .gguf_tokenizer import tokenizer_metadata
-from .lineage import extended_lineage
 
 __all__ = ["GgufExport", "export_gguf"]
 

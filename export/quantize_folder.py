@@ -15,10 +15,10 @@ import torch
 
 from llmserve import __version__, failpoints
 from llmserve.checkpoint import Checkpoint, save_model
+from llmserve.lineage import LINEAGE_FILE, extended_lineage
 from llmserve.model.weights import load_model
 
 from .evaluation_text import EvaluationText, read_calibration_text, read_evaluation_text
-from .lineage import LINEAGE_FILE, extended_lineage
 from .measure import Comparison
 from .quant_measure import Progress, measure_model
 from .quant_options import QuantizationOptions

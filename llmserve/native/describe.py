@@ -13,6 +13,7 @@ import numpy as np
 
 from ..adapters import Adapter
 from ..checkpoint import Checkpoint
+from ..config import ModelConfig
 from ..layouts import BlockNorms, block_norms
 from .feed_forward import FeedForwardWriter
 from .lora import LoraMatrices
@@ -37,7 +38,7 @@ class NativeModel:
     final_hidden: int
     """Buffer of the rows asked for, normalized."""
     logits: int
-    """Buffer of their logits."""
+    """Buffer of their logits or scores; an embedding model has none but the rows themselves."""
     weight_bytes: int
     """Bytes of the matrices as executed."""
     forms: tuple[str, ...]
@@ -67,10 +68,21 @@ def describe(
         specify_block(config, segment, index, has_adapters=bool(adapters))
         for index in range(config.num_layers)
     ]
-    head_name = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
-    head = segment.specify_head(f"{head_name}.weight")
+    head = _specify_head(config, segment)
     segment.pack(threads)
     return _Writer(checkpoint, segment, lora, layer_groups).write(blocks, head)
+
+
+def _specify_head(config: ModelConfig, segment: WeightSegment) -> MatrixSpec | None:
+    """The output layer, or what scores hidden states in its place; None: nothing does."""
+    head = config.head
+    if head is None:
+        name = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
+        return segment.specify_head(f"{name}.weight")
+    if head.kind == "embedding":
+        return None
+    (scores,) = segment.specify(["qa_outputs.weight" if head.kind == "span" else "score.weight"])
+    return scores
 
 
 class _Writer:
@@ -100,7 +112,7 @@ class _Writer:
         self._branch = program.buffer(config.hidden_size)
         self._mlp = FeedForwardWriter(config, program, segment, lora, self._x, self._branch)
 
-    def write(self, blocks: list[BlockMatrices], head: MatrixSpec) -> NativeModel:
+    def write(self, blocks: list[BlockMatrices], head: MatrixSpec | None) -> NativeModel:
         """The whole program."""
         program, config = self._program, self._config
         self._embed()
@@ -108,22 +120,27 @@ class _Writer:
             self._attention(block)
             self._feed_forward(block)
         rows = program.buffer(config.hidden_size, Domain.ROWS)
-        logits = program.buffer(config.vocab_size, Domain.ROWS)
         program.gather(self._x, rows)
         program.norm(rows, config.hidden_size, self._norm("model.norm"))
-        packed = self._segment.packed(head)
-        slot = program.prepare(rows, config.hidden_size, None, packed, Domain.ROWS)
-        program.linear(
-            slot, packed, Epilogue.STORE, logits, Domain.ROWS, cap=config.logits_softcap or 0.0
-        )
-        program.sample(logits, config.vocab_size)
+        packed = None if head is None else self._segment.packed(head)
         return NativeModel(
             program=program,
             final_hidden=rows,
-            logits=logits,
+            logits=rows if packed is None else self._head(rows, packed),
             weight_bytes=self._segment.nbytes,
             forms=_forms(blocks, packed, self._segment),
         )
+
+    def _head(self, rows: int, packed: PackedLinear) -> int:
+        """The buffer of logits, from which tokens are drawn, or of scores."""
+        program, config = self._program, self._config
+        out = program.buffer(packed.out, Domain.ROWS)
+        slot = program.prepare(rows, config.hidden_size, None, packed, Domain.ROWS)
+        cap = 0.0 if config.head is not None else config.logits_softcap or 0.0
+        program.linear(slot, packed, Epilogue.STORE, out, Domain.ROWS, cap=cap)
+        if config.head is None:
+            program.sample(out, config.vocab_size)
+        return out
 
     def _embed(self) -> None:
         config, checkpoint = self._config, self._checkpoint
@@ -210,7 +227,7 @@ class _Writer:
 
 
 def _forms(
-    blocks: list[BlockMatrices], head: PackedLinear, segment: WeightSegment
+    blocks: list[BlockMatrices], head: PackedLinear | None, segment: WeightSegment
 ) -> tuple[str, ...]:
     specs = {
         (packed.kind, packed.has_float_rows)
@@ -218,6 +235,8 @@ def _forms(
         for packed in map(segment.packed, block.all())
     }
     names = [_form_name(kind, has_floats) for kind, has_floats in sorted(specs)]
+    if head is None:
+        return tuple(names)
     head_name = head.kind.name.lower()
     return tuple(names) if names == [head_name] else (*names, f"{head_name} head")
 

@@ -45,8 +45,6 @@ def obstacle_to_native(
         return f"it runs on cpu, not on {device}"
     if load_kernels() is None:
         return "its kernels are not built; installing llmserve where there is a C++ compiler does"
-    if checkpoint.config.head is not None:
-        return f"it generates text, and the model has a head of kind {checkpoint.config.head.kind}"
     if dtype == "float16":
         return "it computes in float32 or bfloat16, not in float16"
     if block_size is not None and block_size % BLOCK_TOKENS:

@@ -28,7 +28,15 @@ from .cache_groups import group_layers
 from .model_facts import cache_groups_of, fingerprint_of, sum_hidden
 from .native_options import BLOCK_TOKENS, NativeOptions, obstacle_to_native
 from .native_sampling import DrawnRows, LogprobArrays, PackedRows, pack_rows
-from .protocol import Batch, HiddenSum, PromptRows, RunnerInfo, StepResult, TokenLogprobs
+from .protocol import (
+    Batch,
+    HeadRows,
+    HiddenSum,
+    PromptRows,
+    RunnerInfo,
+    StepResult,
+    TokenLogprobs,
+)
 
 __all__ = ["NativeRunner", "default_threads"]
 
@@ -146,6 +154,7 @@ class NativeRunner:
             sum_hidden(self._hidden(wanted).astype(np.float64), wanted)
             for wanted in batch.hidden_sums
         ]
+        result.head_scores = [self._head_scores(rows) for rows in batch.head_rows]
         self._result = result
 
     def collect(self) -> StepResult:
@@ -192,6 +201,14 @@ class NativeRunner:
             entries += out.entries(range(len(targets)))
         return entries
 
+    def _head_scores(self, rows: HeadRows) -> list[list[float]]:
+        """What the head makes of tokens of the last step, [n, labels]."""
+        indices = np.arange(rows.start, rows.stop)
+        view = self._kernels.head(self._handle, indices, self._model.logits)
+        width = len(self.info.labels) or self._config.hidden_size
+        scores: list[list[float]] = self._rows(view, width).tolist()
+        return scores
+
     def _hidden(self, wanted: HiddenSum) -> npt.NDArray[np.float32]:
         """The normalized hidden states of tokens of the last step, [n, E]; a view."""
         indices = np.arange(wanted.start, wanted.stop)
@@ -237,6 +254,8 @@ class NativeRunner:
             weight_bytes=self._model.weight_bytes,
             fingerprint=fingerprint_of(checkpoint, adapters),
             hidden_size=config.hidden_size,
+            head=None if config.head is None else config.head.kind,
+            labels=() if config.head is None else config.head.labels,
             adapters=tuple(adapter.name for adapter in adapters),
         )
 

@@ -16,10 +16,10 @@ from llmserve import failpoints
 from llmserve.checkpoint import Checkpoint
 from llmserve.durable import verify_manifest
 from llmserve.errors import CheckpointError, ConfigError
-from llmserve.export.lineage import extended_lineage
 from llmserve.export.quant_options import QuantizationOptions
 from llmserve.export.quantize_folder import quantize_folder
 from llmserve.failpoints import FailpointError
+from llmserve.lineage import extended_lineage
 from support.file_operations import EVERY
 from support.models import TEXT, make_model_folder
 

@@ -12,7 +12,6 @@ import pytest
 
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.config import ModelConfig
-from llmserve.config_heads import Head
 from llmserve.errors import ConfigError
 from llmserve.quant.groups import quantize_rtn
 from llmserve.runners import native_options
@@ -106,13 +105,6 @@ class TestNative:
     ) -> None:
         with pytest.raises(ConfigError, match=f"native runner cannot run this model: .*{reason}"):
             load_runner("native", checkpoint, **settings)
-
-    def test_a_head_of_another_kind_is_an_obstacle(self, tmp_path: Path) -> None:
-        head = Head(kind="embedding")
-        other = saved(tmp_path / "model", dataclasses.replace(LLAMA, head=head))
-        obstacle = obstacle_to_native(other, dtype=None, device="cpu")
-        assert obstacle is not None
-        assert "a head of kind embedding" in obstacle
 
     @pytest.mark.parametrize(
         ("groups", "is_obstacle"),
