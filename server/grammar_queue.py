@@ -34,7 +34,8 @@ _log = logging.getLogger("llmserve.engine")
 class _Pending:
     request: Request
     compiling: Future[Matcher]
-    deadline: float
+    began: float
+    timeout_s: float
 
 
 class GrammarQueue:
@@ -46,6 +47,7 @@ class GrammarQueue:
         self._timeout_s = timeout_s
         self._compiler: GrammarCompiler | None = None
         self._loading = threading.Lock()
+        self._loaded_at = 0.0
         self._pool: ThreadPoolExecutor | None = None
         self._pending: list[_Pending] = []
         self._kept: OrderedDict[Grammar, Matcher] = OrderedDict()
@@ -68,8 +70,9 @@ class GrammarQueue:
         """
         assert request.grammar is not None, "the request has no grammar"
         is_resumed = bool(request.output_token_ids)
-        deadline = math.inf if is_resumed else time.monotonic() + self._timeout_s
-        self._pending.append(_Pending(request, self._matcher_of(request.grammar), deadline))
+        timeout_s = math.inf if is_resumed else self._timeout_s
+        began, compiling = time.monotonic(), self._matcher_of(request.grammar)
+        self._pending.append(_Pending(request, compiling, began, timeout_s))
 
     def forget(self, request_id: str) -> None:
         """Drop a request that was aborted."""
@@ -95,11 +98,17 @@ class GrammarQueue:
         for item in pending:
             if item.compiling.done():
                 yield item.request, self._outcome(item)
-            elif now >= item.deadline:
+            elif self._is_late(item, now):
                 item.compiling.cancel()
                 yield item.request, self._too_slow(item.request)
             else:
                 self._pending.append(item)
+
+    def _is_late(self, item: _Pending, now: float) -> bool:
+        """What it takes to load the compiler is no fault of the grammar that came first."""
+        if self._compiler is None:
+            return False
+        return now - max(item.began, self._loaded_at) >= item.timeout_s
 
     def close(self) -> None:
         """Wait for no compilation any more."""
@@ -120,7 +129,8 @@ class GrammarQueue:
         hit("engine.grammar")
         with self._loading:
             if self._compiler is None:
-                self._compiler = self._load()
+                compiler = self._load()
+                self._loaded_at, self._compiler = time.monotonic(), compiler
         return self._compiler.compile(grammar)
 
     def _outcome(self, item: _Pending) -> Matcher | LLMServeError:

@@ -124,6 +124,30 @@ def running_loop(*ends: int) -> Iterator[tuple[Parent, list[BaseException]]]:
         assert not thread.is_alive()
 
 
+def test_what_it_takes_to_load_the_compiler_is_no_fault_of_the_first_grammar() -> None:
+    is_loaded, compiling, may_end = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Letters):
+        def compile(self, grammar: Grammar) -> Any:
+            compiling.set()
+            may_end.wait(10)
+            return super().compile(grammar)
+
+    def load() -> GrammarCompiler:
+        is_loaded.wait(10)
+        return Slow()
+
+    with contextlib.closing(GrammarQueue(load, timeout_s=1e-9)) as queue:
+        queue.add(make_request("r", [1], grammar=Grammar(GrammarKind.REGEX, "5")))
+        assert list(queue.ready()) == []  # far beyond its time, but not its own
+        is_loaded.set()
+        assert compiling.wait(10)
+        ((request, outcome),) = queue.ready()
+        may_end.set()
+    assert request.request_id == "r"
+    assert isinstance(outcome, RequestError)
+
+
 def test_grammars_are_compiled_beside_the_steps_and_a_bad_one_is_the_requests_own_fault() -> None:
     with running_loop(96) as (parent, _):
         for name, text in (("good", "5"), ("bad", "bad")):
