@@ -6,11 +6,9 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from llmserve.checkpoint import Checkpoint
 from llmserve.engine.config import EngineConfig
-from llmserve.manifest import read_certificate
 from llmserve.runners.protocol import RunnerInfo
 
 from .engine_handle import EngineHandle
@@ -46,11 +44,9 @@ class ModelCard:
     """The stored number format, where the weights are quantized."""
     has_chat_template: bool
     records: Mapping[str, object] = field(default_factory=dict)
-    """The folder's lineage and certificate, as it holds them."""
+    """The folder's `lineage`, and its `certificate`: how far served forms are from the original."""
     info: RunnerInfo
     config: EngineConfig
-    certificate: Mapping[str, Any] | None = None
-    """How far the served forms are from the original, as `llmserve verify` found."""
     created: int = field(default_factory=lambda: int(time.time()))
     """When it was loaded, in seconds since 1970."""
 
@@ -75,7 +71,6 @@ class ModelCard:
             records=records,
             info=engine.info,
             config=engine.config,
-            certificate=read_certificate(checkpoint.path),
         )
 
     def with_adapter(self, adapter: AdapterFacts) -> ModelCard:
@@ -87,7 +82,6 @@ class ModelCard:
             base=self,
             records={},
             fingerprint=adapter.fingerprint,
-            certificate=None,
         )
 
     @property
@@ -125,23 +119,11 @@ class ModelCard:
             "head": self.info.head,
             "labels": list(self.info.labels),
             "system_fingerprint": self.system_fingerprint,
-            "certificate": _without_points(self.certificate),
         }
 
     def with_records(self, name: str) -> dict[str, object]:
         """The same with the folder's lineage and certificate, for `/v1/models/{name}`."""
         return {**self.as_dict(name), **self.records}
-
-
-def _without_points(certificate: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A certificate less what is there for plots."""
-    if certificate is None:
-        return None
-    forms = [
-        {name: value for name, value in form.items() if name != "scatter"}
-        for form in certificate.get("forms", [])
-    ]
-    return {**certificate, "forms": forms}
 
 
 def names_of(checkpoint: Checkpoint, settings: ServerSettings) -> tuple[str, ...]:

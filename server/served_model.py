@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llmserve.adapters import load_adapter
 from llmserve.checkpoint import Checkpoint
 from llmserve.durable import verify_manifest
 from llmserve.errors import ConfigError, TemplateError
+from llmserve.lineage import LINEAGE_FILE
+from llmserve.manifest import read_certificate
 from llmserve.model_files import check_model_folder
 from llmserve.strict_json import read_json
 from llmserve.text.chat_template import ChatTemplate
@@ -21,8 +24,6 @@ from .model_card import AdapterFacts, names_of
 from .settings import ServerSettings
 
 __all__ = ["Model", "load_template", "open_model"]
-
-RECORDS = ("lineage", "certificate")
 
 _log = logging.getLogger("llmserve.server")
 
@@ -65,9 +66,23 @@ def open_model(settings: ServerSettings) -> Model:
 
 
 def _read_records(folder: Path) -> dict[str, object]:
-    """The folder's records by name; None for one that is not there."""
-    files = {name: folder / f"{name}.json" for name in RECORDS}
-    return {name: read_json(file) if file.is_file() else None for name, file in files.items()}
+    """The folder's records by name; None for one that is not there, or is of other files."""
+    lineage = folder / LINEAGE_FILE
+    return {
+        "lineage": read_json(lineage) if lineage.is_file() else None,
+        "certificate": _without_points(read_certificate(folder)),
+    }
+
+
+def _without_points(certificate: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A certificate less what is there for plots."""
+    if certificate is None:
+        return None
+    forms = [
+        {name: value for name, value in form.items() if name != "scatter"}
+        for form in certificate.get("forms", [])
+    ]
+    return {**certificate, "forms": forms}
 
 
 def _open_verified(path: Path) -> tuple[Checkpoint, Tokenizer]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -479,12 +481,16 @@ def test_a_deadline_ends_the_request(model_folder: Path) -> None:
 def test_a_model_tells_of_its_lineage_and_certificate(tmp_path: Path) -> None:
     folder = make_model_folder(tmp_path / "m")
     (folder / "lineage.json").write_text('{"run": {"sha256": "abc"}}')
-    (folder / "certificate.json").write_text('{"kl": 0.01}')
+    sha256 = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    form = {"name": "paged", "mean_kl": 0.01}
+    certificate = {"manifest_sha256": sha256, "forms": [form]}
+    plotted = {**certificate, "forms": [{**form, "scatter": [[0, 1]]}]}
+    (folder / "certificate.json").write_text(json.dumps(plotted))
     with local_server(folder) as server:
         card = server.get("/v1/models/m").json()
         (listed,) = server.get("/v1/models").json()["data"]
     assert card["lineage"] == {"run": {"sha256": "abc"}}
-    assert card["certificate"] == {"kl": 0.01}
+    assert card["certificate"] == certificate  # what is there for plots stays in the folder
     assert (card["root"], card["max_model_len"]) == (str(folder), MAX_SEQ_LEN)
     assert {**listed, "lineage": card["lineage"], "certificate": card["certificate"]} == card
 
