@@ -286,6 +286,7 @@ def test_what_an_earlier_engine_had_is_not_given_up_and_ends_where_its_choices_d
     queue.close()
 
 
+@needs_grammars
 def test_a_folder_that_was_changed_gives_no_grammars(model_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "m"
     shutil.copytree(model_folder, folder)
