@@ -27,7 +27,7 @@ from llmserve.limits import Limits
 from llmserve.runners.fake import FakeRunner, Script
 from llmserve.server.app import create_app, protect
 from llmserve.server.engine_handle import EngineHandle
-from llmserve.server.engine_process import refusals
+from llmserve.server.engine_process import GRAMMAR_POLL_S, refusals
 from llmserve.server.engine_setup import (
     LoadedEngine,
     LoadedModels,
@@ -109,9 +109,14 @@ class LocalEngine(EngineHandle):
             step_s, self.stats = time.monotonic() - started, self.engine.stats()
             self.on_outputs(Outputs(outputs, self.stats, step_s, started, self.engine.last_work))
             self.requests.deliver(outputs)
-            if not self.engine.has_work and not self._grammars.is_busy:
+            if self.engine.has_work:
+                await asyncio.sleep(self._step_s)
+            elif (
+                self._grammars.is_busy
+            ):  # as the engine's loop waits: the compiling thread needs it
+                await asyncio.sleep(GRAMMAR_POLL_S)
+            else:
                 self._commands.clear()
-            await asyncio.sleep(self._step_s)
 
     def _take_in(self) -> None:
         """Requests whose grammars are compiled."""
