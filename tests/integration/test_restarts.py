@@ -127,7 +127,9 @@ def stream_all(server: ServeProcess, url: str, count: int, disturb: object) -> l
     threads = in_threads(
         count, lambda index: replies.__setitem__(index, post(url, {**body, "prompt": [index + 20]}))
     )
-    time.sleep(0.2)
+    deadline = time.monotonic() + 10
+    while metric(url, "llmserve_num_requests_running") == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
     disturb(server)  # type: ignore[operator]
     for thread in threads:
         thread.join(30)
