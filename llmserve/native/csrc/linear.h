@@ -254,21 +254,24 @@ static void linear_tile(const LinearCall& call, int64_t row, int64_t block) {
   finish(call, row, block, sum);
 }
 
+// Most rows of a tile: what a path's registers hold.
+constexpr int kMostTileRows = PATH_VECTOR_BYTES == 64 ? 6 : 3;
+
+// A tile of `height` rows, at most MR.
+template <int NB, int MR = kMostTileRows>
+static void linear_tile_of(const LinearCall& call, int64_t height, int64_t row, int64_t block) {
+  if constexpr (MR > 1)
+    if (height < MR) return linear_tile_of<NB, MR - 1>(call, height, row, block);
+  linear_tile<MR, NB>(call, row, block);
+}
+
 template <int NB>
 static void linear_rows(const LinearCall& call, int64_t first, int64_t last, int64_t block) {
-  constexpr int64_t kMost = 6;
   // Tiles of nearly equal height: the last one is no straggler that loads the weights for one row.
-  int64_t tiles = (last - first + kMost - 1) / kMost;
+  int64_t tiles = (last - first + kMostTileRows - 1) / kMostTileRows;
   for (int64_t row = first; row < last; --tiles) {
     const int64_t height = (last - row + tiles - 1) / tiles;
-    switch (height) {
-      case 1: linear_tile<1, NB>(call, row, block); break;
-      case 2: linear_tile<2, NB>(call, row, block); break;
-      case 3: linear_tile<3, NB>(call, row, block); break;
-      case 4: linear_tile<4, NB>(call, row, block); break;
-      case 5: linear_tile<5, NB>(call, row, block); break;
-      default: linear_tile<6, NB>(call, row, block); break;
-    }
+    linear_tile_of<NB>(call, height, row, block);
     row += height;
   }
 }
