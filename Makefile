@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types soak compat mutants sanitize bench docs wheel try-wheel clean
+.PHONY: help setup demo test check lint format types soak compat mutants sanitize arm bench docs wheel try-wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -45,6 +45,9 @@ mutants: $(VENV)/.dev  ## break the engine's rules in turn: a test must catch ea
 sanitize: $(VENV)/.dev  ## the kernels' tests under the address, undefined-behaviour and thread sanitizers
 	bash tests/sanitize/sanitize.sh address $(ARGS)
 	bash tests/sanitize/sanitize.sh thread $(ARGS)
+
+arm: $(VENV)/.dev  ## the kernels' tests on an Arm processor, played by qemu
+	bash tests/arm/arm.sh $(ARGS)
 
 check:  ## exactly what CI runs
 	bash .ci/run

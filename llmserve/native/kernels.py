@@ -10,7 +10,7 @@ from ..errors import ConfigError
 
 __all__ = ["INSTRUCTION_SETS", "available_paths", "choose_path", "load_kernels"]
 
-INSTRUCTION_SETS = ("auto", "amx", "avx512", "avx2", "portable")
+INSTRUCTION_SETS = ("auto", "amx", "avx512", "avx2", "neon", "portable")
 """What may be asked for; `auto` is the best one that the processor has."""
 
 

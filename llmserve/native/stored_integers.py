@@ -3,8 +3,7 @@
 compressed-tensors' int4 words are packed as they lie in the file; every other integer format is
 unpacked first. GPTQ's activation order becomes an order of inputs, in which a group's lie together.
 Without integer activations, or where groups of a mixed order have different sizes, such a matrix is
-executed as the float32 that it stands for. int8 weights with zero points are multiplied with
-float32 activations.
+executed as the float32 that it stands for.
 """
 
 from __future__ import annotations
@@ -80,8 +79,6 @@ def stored_form(
         return StoredForm(kind=WeightKind.INT8, group_size=width, has_float_rows=has_float_rows)
     group = quantization.group_of(name.removesuffix(".weight"))
     assert group is not None, "a quantized layer without a group"
-    # The kernels take an int8 weight's zero points off only where activations are float32.
-    has_float_rows |= group.bits == 8 and not group.is_symmetric
     parts = checkpoint.quantized_parts(name)
     index = _group_of_input(parts, group, width)
     if index is not None and (has_float_rows or _order(index, group, width) is None):

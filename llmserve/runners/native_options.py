@@ -30,7 +30,7 @@ class NativeOptions:
     cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     """Type of keys and values; `auto`: int8 where the folder asks for it, else float32 for float32
     models, else bfloat16."""
-    instruction_set: Literal["auto", "amx", "avx512", "avx2", "portable"] = "auto"
+    instruction_set: Literal["auto", "amx", "avx512", "avx2", "neon", "portable"] = "auto"
     """Which of the processor's to use; `auto`: the best."""
 
 

@@ -13,7 +13,7 @@ from llmserve.native.reference.linear import float_linear, integer_linear, mixed
 from llmserve.native.reference.quantize import quantize_rows
 from llmserve.quant.dtypes import from_float32, to_float32
 
-__all__ = ["Layout", "Matrix", "random_matrix"]
+__all__ = ["Layout", "Matrix", "random_matrix", "rounds_alike"]
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -29,6 +29,11 @@ _BITS = {
     WeightKind.INT4: 4,
     WeightKind.INT8: 8,
 }
+
+
+def rounds_alike(kind: WeightKind, path: str) -> bool:
+    """Whether a path's products have the reference's bits: not bfloat16's on the matrix unit."""
+    return kind is not WeightKind.BFLOAT16 or path != "amx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +75,7 @@ class Matrix:
     packed: PackedLinear
     values: np.ndarray[Any, Any]  # [out, width] floats or integers, in the order of the input
     scales: Floats | None
-    zeros: np.ndarray[Any, np.dtype[np.int8]] | None  # what is taken off, -8..7
+    zeros: np.ndarray[Any, np.dtype[np.int8]] | None  # what is taken off
 
     def product(self, rows: Floats) -> Floats:
         """What the kernels must give for float32 rows, bias included."""
@@ -124,8 +129,9 @@ def _integers(layout: Layout, bias: Floats | None, rng: np.random.Generator) -> 
     _call(f"scales-{layout.scale_kind.name.lower()}", layout, scales, None, scale_bytes)
     zeros = zero_bytes = None
     if layout.has_zeros:
-        stored = rng.integers(0, 16, (layout.out, groups)).astype(np.uint8)
-        zeros = stored.astype(np.int8) - np.int8(8)
+        middle = 8 if layout.kind is WeightKind.INT4 else 128
+        stored = rng.integers(0, 2 * middle, (layout.out, groups)).astype(np.uint8)
+        zeros = (stored.astype(np.int16) - middle).astype(np.int8)
         zero_bytes = np.zeros(blocks * groups * 16, np.uint8)
         _call("zeros", layout, stored, None, zero_bytes)
     packed = _pack(layout.kind.name.lower(), layout, values, order)

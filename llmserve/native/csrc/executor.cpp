@@ -74,6 +74,11 @@ void PreparedRows::reserve(const Slot& slot, int64_t num_rows) {
     view.scales = scales.get();
     view.sums = sums.get();
   }
+  if (slot.has_parts) {
+    view.part_stride = slot.part_stride();
+    parts.reset(new uint16_t[static_cast<size_t>(num_rows * 2 * view.part_stride)]());
+    view.parts = parts.get();
+  }
 }
 
 Executor::Executor(const Kernels& kernels, int num_threads, const Geometry& geometry,
@@ -99,17 +104,20 @@ Executor::Executor(const Kernels& kernels, int num_threads, const Geometry& geom
       items_(windows_.size()) {
   for (auto& one : scratch_)
     one.resize(static_cast<size_t>(attend_scratch(geometry_.head_dim)));
-  for (size_t i = 0; i < private_.size(); ++i) {
-    const Slot& slot = slots_[i % slots_.size()];
-    private_[i].reserve(slot, std::max<int64_t>(1, kPrivateValues / slot.width));
-  }
   std::vector<int64_t> last(slots_.size(), -1);
   prepared_by_.assign(ops_.size(), -1);
   for (size_t i = 0; i < ops_.size(); ++i) {
     if (ops_[i].code == Code::kPrepare) last[static_cast<size_t>(ops_[i].a[1])] = int64_t(i);
-    if (ops_[i].code == Code::kLinear || ops_[i].code == Code::kLora ||
-        ops_[i].code == Code::kExperts)
+    const bool is_product = ops_[i].code == Code::kLinear || ops_[i].code == Code::kExperts;
+    if (is_product || ops_[i].code == Code::kLora)
       prepared_by_[i] = last[static_cast<size_t>(ops_[i].a[0])];
+    if (is_product && kernels_.has_parts &&
+        linears_[static_cast<size_t>(ops_[i].a[1])].kind == WeightKind::kBfloat16)
+      slots_[static_cast<size_t>(ops_[i].a[0])].has_parts = true;
+  }
+  for (size_t i = 0; i < private_.size(); ++i) {
+    const Slot& slot = slots_[i % slots_.size()];
+    private_[i].reserve(slot, std::max<int64_t>(1, kPrivateValues / slot.width));
   }
 }
 
@@ -233,6 +241,7 @@ PrepareCall Executor::prepare_call(const Op& op) const {
   call.norm = norm_of(op.a[3], op.a[4], op.a[5], op.r[0]);
   call.has_values = slot.has_values != 0;
   call.has_integers = slot.has_integers != 0;
+  call.has_parts = slot.has_parts;
   call.group_size = slot.group_size;
   call.padded_group = slot.padded_group;
   call.num_groups = slot.num_groups;

@@ -66,9 +66,11 @@ struct Slot {
   int64_t num_groups;
   int64_t num_digits;
   const int32_t* order;
+  bool has_parts = false;  // where the kernels want them
 
   int64_t value_stride() const { return ((width + 15) / 16 * 16) * (order != nullptr ? 2 : 1); }
   int64_t digit_stride() const { return (num_groups * padded_group + 16 + 63) / 64 * 64; }
+  int64_t part_stride() const { return (width + 31) / 32 * 32; }
 };
 
 struct PreparedRows {
@@ -76,6 +78,7 @@ struct PreparedRows {
   std::unique_ptr<int8_t[]> integers;
   std::unique_ptr<float[]> scales;
   std::unique_ptr<int32_t[]> sums;
+  std::unique_ptr<uint16_t[]> parts;
   Prepared view{};
 
   void reserve(const Slot& slot, int64_t num_rows);

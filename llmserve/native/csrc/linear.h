@@ -28,11 +28,11 @@ INLINE int32_t four_bytes(const int8_t* p) {
 // What a group's dots begin with: what the stored weights carry on top of their values, taken off.
 template <int BITS>
 INLINE I group_start(const Linear& w, int64_t block, int64_t group, int32_t total) {
-  if constexpr (BITS == 4) {
-    if (w.zeros == nullptr) return iset1(-total * 8);
-    return imul(load_uint8(w.zeros + (block * w.num_groups + group) * 16), iset1(-total));
-  }
-  return iset1(-total * kByteOffset);
+  // The middle of the range, less what the dots themselves take off.
+  constexpr int32_t kMiddle = BITS == 4 ? 8 : 128, kTaken = BITS == 4 ? 0 : 128 - kByteOffset;
+  if (w.zeros == nullptr) return iset1(-total * (kMiddle - kTaken));
+  const I zero_points = load_uint8(w.zeros + (block * w.num_groups + group) * 16);
+  return imul(iadd(zero_points, iset1(-kTaken)), iset1(-total));
 }
 
 // 4-bit weights times rows of one digit.

@@ -228,15 +228,78 @@ static void int4_panels(const LinearCall& call, int64_t first, int64_t last, int
   }
 }
 
-// 8-bit weights come as they lie: a tile's rows stay near, the weights pass by in order.
-static void int8_rows_and_panels(const LinearCall& call, int64_t first, int64_t last,
-                                 int64_t first_panel, int64_t last_panel, TileScratch& scratch) {
+// Both parts of 16 rows times NB blocks of bfloat16 weights; the sums as in `int8_dots`. The unit
+// sums 32 inputs, the even and the odd ones each by fused multiply-adds, then adds both to what there was.
+// The error is at most 2^-18 (what two parts leave of a value) plus (width + 4) * 2^-24 of the sum of
+// the magnitudes.
+template <int NB>
+INLINE void bf16_dots(const Linear& w, const Prepared& x, int64_t row, int64_t block,
+                      TileScratch& scratch) {
+  constexpr int64_t kTileInputs = 32;
+  const int64_t block_bytes = (w.width + 1) / 2 * 64, row_bytes = 4 * x.part_stride;
+  const uint16_t* rows = x.parts + row * 2 * x.part_stride;
+  _tile_zero(0);
+  _tile_zero(2);
+  if constexpr (NB == 2) {
+    _tile_zero(1);
+    _tile_zero(3);
+  }
+  for (int64_t k = 0; k < w.width; k += kTileInputs) {
+    const uint8_t* place[NB];
+    for (int b = 0; b < NB; ++b) place[b] = w.values + (block + b) * block_bytes + 32 * k;
+    if (k + kTileInputs > w.width)  // zeros of the rows would make NaN of what lies behind a block
+      for (int b = 0; b < NB; ++b) {
+        const int64_t rest = block_bytes - 32 * k;
+        memcpy(scratch.tail[b], place[b], static_cast<size_t>(rest));
+        memset(scratch.tail[b] + rest, 0, static_cast<size_t>(1024 - rest));
+        place[b] = scratch.tail[b];
+      }
+    _tile_loadd(4, rows + k, row_bytes);
+    _tile_loadd(6, place[0], 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, rows + x.part_stride + k, row_bytes);
+    _tile_dpbf16ps(2, 5, 6);
+    if constexpr (NB == 2) {
+      _tile_loadd(7, place[1], 64);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, scratch.dots[0], 64);
+  _tile_stored(2, scratch.dots[2], 64);
+  if constexpr (NB == 2) {
+    _tile_stored(1, scratch.dots[1], 64);
+    _tile_stored(3, scratch.dots[3], 64);
+  }
+}
+
+template <int NB>
+static void bf16_rows(const LinearCall& call, int64_t row, int64_t count, int64_t block,
+                      TileScratch& scratch) {
+  bf16_dots<NB>(*call.weight, call.input, row, block, scratch);
+  const auto sum_of = [&](int tile, int64_t m) INLINE_LAMBDA {
+    return _mm512_castsi512_ps(_mm512_load_si512(scratch.dots[tile] + 16 * m));
+  };
+  for (int64_t m = 0; m < count; ++m) {
+    F sum[1][NB];
+    for (int b = 0; b < NB; ++b) sum[0][b] = add(sum_of(b, m), sum_of(2 + b, m));
+    finish(call, row + m, block, sum);
+  }
+}
+
+using TileRows = void (*)(const LinearCall&, int64_t row, int64_t count, int64_t block,
+                          TileScratch&);
+
+// Weights that come as they lie: a tile's rows stay near, the weights pass by in order.
+template <TileRows TWO_BLOCKS, TileRows ONE_BLOCK>
+static void rows_and_panels(const LinearCall& call, int64_t first, int64_t last,
+                            int64_t first_panel, int64_t last_panel, TileScratch& scratch) {
   for (int64_t row = first; row < last; row += kTileRows) {
     const int64_t count = last - row < kTileRows ? last - row : kTileRows;
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const int64_t block = panel * kPanelBlocks;
-      if (block + 2 <= call.weight->num_blocks()) int8_rows<2>(call, row, count, block, scratch);
-      else int8_rows<1>(call, row, count, block, scratch);
+      if (block + 2 <= call.weight->num_blocks()) TWO_BLOCKS(call, row, count, block, scratch);
+      else ONE_BLOCK(call, row, count, block, scratch);
     }
   }
 }
@@ -244,6 +307,7 @@ static void int8_rows_and_panels(const LinearCall& call, int64_t first, int64_t 
 // Fewest rows that pay here (docs/lab-log.md, 2026-11-28); 0: never. A tile's inputs have one scale.
 static int64_t least_rows(const Linear& w) {
   if (w.has_float_rows) return 0;
+  if (w.kind == WeightKind::kBfloat16) return 1;  // other instructions would round differently
   if (w.kind == WeightKind::kInt8) return w.num_groups == 1 || w.group_size % 64 == 0 ? 4 : 0;
   return w.kind == WeightKind::kInt4 && w.group_size % 64 == 0 ? 32 : 0;
 }
@@ -284,7 +348,9 @@ static void linear_amx(const LinearCall& call, int64_t first_row, int64_t last_r
   const int64_t last = last_row - rest;
   TileScratch& scratch = tile_scratch();
   tile::configure();
-  const auto run = w.kind == WeightKind::kInt8 ? int8_rows_and_panels : int4_panels;
+  const auto run = w.kind == WeightKind::kInt8   ? rows_and_panels<int8_rows<2>, int8_rows<1>>
+                   : w.kind == WeightKind::kInt4 ? int4_panels
+                                                 : rows_and_panels<bf16_rows<2>, bf16_rows<1>>;
   run(call, first_row, last, first_panel, last_panel, scratch);
   _tile_release();
 }

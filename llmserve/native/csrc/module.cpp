@@ -74,7 +74,7 @@ PyObject* fail(const char* message) {
 
 PyObject* paths(PyObject*, PyObject*) {
   PyObject* names = PyList_New(0);
-  for (const char* name : {"amx", "avx512", "avx2", "portable"}) {
+  for (const char* name : {"amx", "avx512", "avx2", "neon", "portable"}) {
     if (find_kernels(name) == nullptr) continue;
     PyObject* text = PyUnicode_FromString(name);
     PyList_Append(names, text);

@@ -13,4 +13,4 @@
 
 static const Kernels kKernels = {
     PATH_NAME, embed,     prepare, linear,  rope,       attend,    join_partitions, add_norm,
-    norm_rows, gate,      softmax, add_scaled, add_gated, &kSamplerLoops, &kMachineLoops};
+    norm_rows, gate,      softmax, add_scaled, add_gated, &kSamplerLoops, &kMachineLoops, false};

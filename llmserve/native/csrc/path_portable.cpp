@@ -16,7 +16,7 @@ namespace llmserve::portable {
 const llmserve::Kernels* llmserve::portable_kernels() { return &portable::kKernels; }
 
 const llmserve::Kernels* llmserve::find_kernels(const char* name) {
-  const Kernels* const paths[] = {amx_kernels(), avx512_kernels(), avx2_kernels(),
+  const Kernels* const paths[] = {amx_kernels(), avx512_kernels(), avx2_kernels(), neon_kernels(),
                                  portable_kernels()};
   for (const Kernels* path : paths)
     if (path != nullptr && (std::strcmp(name, "auto") == 0 || std::strcmp(name, path->name) == 0))

@@ -11,6 +11,7 @@ namespace llmserve {
 const Kernels* amx_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
+const Kernels* neon_kernels();
 const Kernels* portable_kernels();
 
 // By name; null if it is not to be had. "auto" is the best one.

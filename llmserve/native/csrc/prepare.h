@@ -112,6 +112,16 @@ static void quantize_row(const float* x, int64_t width, int64_t group_size, int6
   }
 }
 
+// A row's parts: the bfloat16 nearest to each value, and the one nearest to what that leaves.
+static void split_row(const float* x, int64_t width, int64_t stride, uint16_t* parts) {
+  for (int64_t i = 0; i < stride; i += 16) {
+    const int n = static_cast<int>(width - i < 16 ? width - i : 16);
+    const F value = n <= 0 ? zero() : choose(0, n, load(x + i), zero());
+    store_bf16(parts + i, value);
+    store_bf16(parts + stride + i, sub(value, load_bf16(parts + i)));
+  }
+}
+
 // Rows first..last-1 of the input become those of `out`.
 static void prepare(const PrepareCall& call, const Prepared& out, int64_t first, int64_t last) {
   for (int64_t row = first; row < last; ++row) {
@@ -125,6 +135,8 @@ static void prepare(const PrepareCall& call, const Prepared& out, int64_t first,
       memcpy(values, x, static_cast<size_t>(padded) * 4);
       x = values;
     }
+    if (call.has_parts)
+      split_row(x, call.width, out.part_stride, out.parts + row * 2 * out.part_stride);
     if (!call.has_integers) continue;
     if (call.order != nullptr) {
       float* ordered = values + out.stride / 2;

@@ -102,8 +102,8 @@ INLINE I dot4_small(I sum, W w, int32_t x) {
   return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w.a, four), ones)),
           _mm256_add_epi32(sum.b, _mm256_madd_epi16(_mm256_maddubs_epi16(w.b, four), ones))};
 }
-// Weights of 8 bits are stored with 128 on top. Signs go over to x: the pairs' sums, of magnitudes
-// up to 127 each, then fit int16.
+// Weights of 8 bits are stored with 128 on top. Signs go over to x: a pair's sum, of two products up
+// to 128 * 127, then fits int16.
 INLINE I dot4(I sum, W w, int32_t x) {
   const __m256i top = _mm256_set1_epi8(static_cast<char>(0x80)), four = _mm256_set1_epi32(x);
   const __m256i ones = _mm256_set1_epi16(1);

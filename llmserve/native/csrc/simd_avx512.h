@@ -1,5 +1,5 @@
 // Sixteen lanes in one register: AVX-512. Included inside a path's namespace, after <immintrin.h>.
-// Every function here has a twin in simd_avx2.h and simd_portable.h that gives the same bits.
+// Every function here has a twin in simd_avx2.h, simd_neon.h and simd_portable.h that gives the same bits.
 
 using F = __m512;   // 16 float
 using I = __m512i;  // 16 int32

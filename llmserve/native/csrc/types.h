@@ -46,6 +46,8 @@ struct Prepared {
   int64_t integer_stride;   // of a row
   float* scales;            // [rows, num_groups]
   int32_t* sums;            // [rows, digits, num_groups] sums of the digits
+  uint16_t* parts;          // [rows, 2, part_stride] bfloat16: the nearest, and that of the rest
+  int64_t part_stride;      // a multiple of 32: zeros behind the width reach so far
 };
 
 enum class NormKind : int64_t { kNone = 0, kRms = 1, kLayer = 2 };
@@ -64,6 +66,7 @@ struct PrepareCall {
   Norm norm;
   bool has_values;          // make float32 rows
   bool has_integers;        // make int8 rows
+  bool has_parts;           // make rows of two bfloat16 parts
   int64_t group_size;
   int64_t padded_group;
   int64_t num_groups;
@@ -197,6 +200,7 @@ struct Kernels {
                     int64_t stride, int64_t first, int64_t last);
   const SamplerLoops* sampler;
   const MachineLoops* machine;
+  bool has_parts;  // bfloat16 weights are multiplied with rows in two bfloat16 parts
 };
 
 // Blocks of 16 outputs that are computed together.

@@ -44,7 +44,7 @@ def integer_linear(
         weight: The integers, -8..7 or -127..127.
         scales: [N, G].
         group_size: Inputs whose products are summed as integers.
-        zeros: [N, G] what is taken off the integers of a group, -8..7; None: nothing.
+        zeros: [N, G] what is taken off the integers of a group, of their range; None: nothing.
 
     Error against the exact product of the stored numbers: a product of two scales, sums beyond
     2**24 made float32 and joined, and one addition a group, each U: (G + 4) * U of the sum of the

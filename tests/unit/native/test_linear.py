@@ -16,7 +16,7 @@ from llmserve.native.reference.activations import (
     soft_cap_error,
 )
 from llmserve.native.reference.quantize import quantize_rows
-from support.native_matrices import Layout, Matrix, random_matrix
+from support.native_matrices import Layout, Matrix, random_matrix, rounds_alike
 from support.native_programs import run_rows
 
 pytestmark = [
@@ -50,7 +50,7 @@ def layouts(kind: WeightKind) -> list[Layout]:
                     kind=kind,
                     group_size=group,
                     scale_kind=Number.BFLOAT16 if (out + index) % 2 else Number.FLOAT32,
-                    has_zeros=kind is WeightKind.INT4 and index % 3 == 1,
+                    has_zeros=index % 3 == 1,
                     has_order=index % 4 == 2,
                     has_bias=index % 3 == 0,
                 )
@@ -87,7 +87,21 @@ def test_products_are_those_of_the_reference(kind: WeightKind, path: str) -> Non
         matrix = random_matrix(layout, rng)
         rows = random_rows(rng, next(counts), layout.width)
         found = multiply(rows, matrix.packed, path)
-        np.testing.assert_array_equal(found, matrix.product(rows), err_msg=str(layout))
+        if rounds_alike(kind, path):
+            np.testing.assert_array_equal(found, matrix.product(rows), err_msg=str(layout))
+        else:
+            assert_near_in_parts(found, matrix, rows)
+
+
+def assert_near_in_parts(found: np.ndarray, matrix: Matrix, rows: np.ndarray) -> None:
+    """The bound in linear_amx.h."""
+    weight = matrix.values.astype(np.float64)
+    exact, magnitude = rows @ weight.T, abs(rows) @ abs(weight).T
+    if matrix.packed.bias is not None:
+        bias = matrix.packed.bias[: matrix.layout.out]
+        exact, magnitude = exact + bias, magnitude + abs(bias)
+    bound = (2.0**-18 + (matrix.layout.width + 4) * U) * magnitude
+    assert (abs(found - exact) <= bound).all(), matrix.layout
 
 
 @pytest.mark.parametrize("path", available_paths())
@@ -97,7 +111,7 @@ def test_products_with_float_rows_are_those_of_the_reference(kind: WeightKind, p
     for width, group, out, count in [(8, 4, 17, 1), (48, None, 33, 7), (172, 43, 16, 3)]:
         layout = Layout(
             out=out, width=width, kind=kind, group_size=group, has_float_rows=True,
-            has_zeros=kind is WeightKind.INT4 and group is not None, has_bias=True,
+            has_zeros=group is not None, has_bias=True,
         )  # fmt: skip
         matrix = random_matrix(layout, rng)
         rows = random_rows(rng, count, width)
@@ -147,7 +161,7 @@ def test_activation_of_a_product(path: str, epilogue: Epilogue) -> None:
 @pytest.mark.parametrize("path", available_paths())
 def test_soft_cap_of_a_product(path: str) -> None:
     rng = np.random.default_rng(4)
-    matrix = random_matrix(Layout(out=19, width=24, kind=WeightKind.BFLOAT16), rng)
+    matrix = random_matrix(Layout(out=19, width=24, kind=WeightKind.FLOAT32), rng)
     rows = random_rows(rng, 5, 24)
     found = multiply(rows, matrix.packed, path, cap=30.0)
     wanted = soft_cap(matrix.product(rows), 30.0)
@@ -192,6 +206,7 @@ def test_any_shape_gives_the_same_bits_on_every_path_and_number_of_threads(
     wanted = multiply(rows, matrix.packed, "portable")
     for path in available_paths():
         found = multiply(rows, matrix.packed, path, threads=threads)
-        np.testing.assert_array_equal(found, wanted)
-    alone = multiply(rows[-1:], matrix.packed, available_paths()[0])
-    np.testing.assert_array_equal(alone[0], wanted[-1])
+        if rounds_alike(kind, path):
+            np.testing.assert_array_equal(found, wanted)
+        alone = multiply(rows[-1:], matrix.packed, path)
+        np.testing.assert_array_equal(alone[0], found[-1])

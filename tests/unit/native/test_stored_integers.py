@@ -12,7 +12,7 @@ from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.layouts import linear_layers
 from llmserve.native.kernels import available_paths
 from llmserve.native.program import Epilogue, Program, WeightKind
-from llmserve.native.reference.linear import float_linear, integer_linear, mixed_linear
+from llmserve.native.reference.linear import float_linear, integer_linear
 from llmserve.native.reference.quantize import quantize_rows
 from llmserve.native.weights import Form, WeightSegment
 from llmserve.quant.groups import QuantizedLinear, quantize_rtn
@@ -65,12 +65,9 @@ def test_products_with_integer_activations_are_the_references(
     if linear.group_of_input is not None:
         order = np.argsort(linear.group_of_input, kind="stable")
     weight = (linear.values[:, order], linear.scales, linear.group_size, linear.zeros)
-    if linear.bits == 8 and linear.zeros is not None:
-        wanted = mixed_linear(rows, *weight)
-    else:
-        digits = 2 if linear.bits == 8 else 1
-        quantized = quantize_rows(rows[:, order], linear.group_size, digits)
-        wanted = integer_linear(quantized, *weight)
+    digits = 2 if linear.bits == 8 else 1
+    quantized = quantize_rows(rows[:, order], linear.group_size, digits)
+    wanted = integer_linear(quantized, *weight)
     kind, found = product(checkpoint, rows, Form(floats="float32"))
     assert kind is (WeightKind.INT8 if linear.bits == 8 else WeightKind.INT4)
     np.testing.assert_array_equal(found, wanted)
