@@ -8,6 +8,7 @@ from pathlib import Path
 from llmserve.console import console
 from llmserve.runners.protocol import CacheGroup
 
+from .server_state import ServerState
 from .service import Service
 
 __all__ = ["announce", "describe"]
@@ -16,43 +17,49 @@ MIB = 1 << 20
 LABEL_WIDTH = 11
 
 
-def announce(service: Service, url: str) -> None:
+def announce(state: ServerState, url: str) -> None:
     """Print it."""
-    for label, text in describe(service, url):
+    for label, text in describe(state, url):
         console().print(f"{label:<{LABEL_WIDTH}}{text}", markup=False, soft_wrap=True)
 
 
-def describe(service: Service, url: str) -> Iterator[tuple[str, str]]:
+def describe(state: ServerState, url: str) -> Iterator[tuple[str, str]]:
     """Lines of label and text; a line without a label goes on with the one before it."""
-    info, config = service.card.info, service.card.config
+    for service in state.services:
+        yield from _describe_model(service)
+    yield "page", f"{url}/"
+    yield "API", f"{url}/v1"
+    key = "" if state.settings.keys.is_empty else " -H 'Authorization: Bearer KEY'"
+    name = f'"model": "{state.services[0].name}", ' if len(state.services) > 1 else ""
+    yield (
+        "try",
+        f"curl {url}/v1/completions{key} -H 'Content-Type: application/json' "
+        f"""-d '{{{name}"prompt": "Once upon a time", "max_tokens": 50}}'""",
+    )
+
+
+def _describe_model(service: Service) -> Iterator[tuple[str, str]]:
+    info, config, settings = service.card.info, service.card.config, service.model.settings
     yield (
         "model",
         f"{service.card.names[0]} ({info.num_parameters:,} parameters, "
         f"{info.weight_bytes / MIB:.1f} MiB)",
     )
     yield "executed", f"{info.executed_form} by the {info.runner} runner"
-    for card in service.adapter_cards:
+    for card in service.model.adapter_cards:
         yield "adapter", f"{card.names[0]}, from {card.root}"
     yield from _cache_lines(service)
     yield "prefixes", _prefixes(service)
     yield "context", f"{config.max_seq_len} tokens, up to {config.max_num_seqs} sequences a step"
     yield "steps", _steps(service)
-    if service.settings.num_replicas > 1:
-        yield "replicas", f"{service.settings.num_replicas}, each with a KV cache of that size"
+    if settings.num_replicas > 1:
+        yield "replicas", f"{settings.num_replicas}, each with a KV cache of that size"
     if config.policy != "fcfs":
         yield "policy", _policy(service)
     if config.speculation is not None:
         yield "guesses", _guesses(service)
-    if service.settings.engine.record is not None:
-        yield "recording", f"to {service.settings.engine.record}, prompts and answers too"
-    yield "page", f"{url}/"
-    yield "API", f"{url}/v1"
-    key = "" if service.settings.keys.is_empty else " -H 'Authorization: Bearer KEY'"
-    yield (
-        "try",
-        f"curl {url}/v1/completions{key} -H 'Content-Type: application/json' "
-        """-d '{"prompt": "Once upon a time", "max_tokens": 50}'""",
-    )
+    if settings.engine.record is not None:
+        yield "recording", f"to {settings.engine.record}, prompts and answers too"
 
 
 def _cache_lines(service: Service) -> Iterator[tuple[str, str]]:
@@ -87,7 +94,7 @@ def _prefixes(service: Service) -> str:
 
 
 def _steps(service: Service) -> str:
-    config, settings = service.card.config, service.settings.engine
+    config, settings = service.card.config, service.model.settings.engine
     text = f"up to {config.max_batched_tokens} tokens"
     if config.far_token_weight > 1.0:
         far = round(config.max_batched_tokens / config.far_token_weight)
@@ -114,7 +121,7 @@ def _guesses(service: Service) -> str:
     if draft is None:
         who = f"what followed the same {speculation.min_ngram} to {speculation.max_ngram} tokens"
     else:
-        folder = Path(service.settings.engine.draft_model or "").name
+        folder = Path(service.model.settings.engine.draft_model or "").name
         cache_bytes = (
             service.card.config.num_blocks[0]
             * service.card.config.block_size

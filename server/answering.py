@@ -49,7 +49,7 @@ def make_generation(
         arrival_time=arrival_time,
         limits=service.limits,
     )
-    service.traces.begin(requests)
+    service.traces.begin(requests, block_size=service.engine.config.block_size)
     return Generation(
         service.engine,
         service.tokenizer,

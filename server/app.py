@@ -25,7 +25,7 @@ from .page import page_router
 from .protection import Guard
 from .responses_routes import responses_router
 from .score_routes import score_router
-from .service import Service
+from .server_state import ServerState
 from .swap import Swapper
 
 __all__ = ["create_app", "protect"]
@@ -33,7 +33,7 @@ __all__ = ["create_app", "protect"]
 _log = logging.getLogger("llmserve.server")
 
 
-def create_app(service: Service, swapper: Swapper) -> FastAPI:
+def create_app(state: ServerState, swapper: Swapper) -> FastAPI:
     """Every route, without the protection around them."""
     # Swagger's and ReDoc's pages load scripts from elsewhere, which the page's policy forbids.
     app = FastAPI(
@@ -44,48 +44,48 @@ def create_app(service: Service, swapper: Swapper) -> FastAPI:
         redirect_slashes=False,
     )
     routers = (
-        openai_router(service),
-        responses_router(service),
-        messages_router(service),
-        embeddings_router(service),
-        score_router(service),
-        classify_router(service),
-        ops_router(service),
-        admin_router(service, swapper),
+        openai_router(state),
+        responses_router(state),
+        messages_router(state),
+        embeddings_router(state),
+        score_router(state),
+        classify_router(state),
+        ops_router(state),
+        admin_router(state, swapper),
         page_router(),
     )
     for router in routers:
         app.include_router(router)
-    _handle_errors(app, service)
+    _handle_errors(app, state)
     return app
 
 
-def protect(app: ASGIApp, service: Service) -> ASGIApp:
+def protect(app: ASGIApp, state: ServerState) -> ASGIApp:
     """`app` behind the guard, and open to the allowed origins if there are any."""
-    guarded: ASGIApp = Guard(app, service)
-    if not service.settings.allowed_origins:
+    guarded: ASGIApp = Guard(app, state)
+    if not state.settings.allowed_origins:
         return guarded
     return CORSMiddleware(
         guarded,
-        allow_origins=service.settings.allowed_origins,
+        allow_origins=state.settings.allowed_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
         expose_headers=["x-request-id", "x-llmserve-ignored", "retry-after"],
     )
 
 
-def _handle_errors(app: FastAPI, service: Service) -> None:
+def _handle_errors(app: FastAPI, state: ServerState) -> None:
     """One shape for whatever a route, the router or a defect raises."""
 
     async def on_llmserve_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, LLMServeError)
-        return error_reply(service.limits, error)
+        return error_reply(state.limits, error)
 
     async def on_http_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = {404: "there is no such route", 405: "this route does not take that method"}
         return plain_error(
-            service.limits,
+            state.limits,
             error.status_code,
             message.get(error.status_code, str(error.detail)),
             headers=error.headers,
@@ -96,7 +96,7 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 
     async def on_defect(_request: Request, error: Exception) -> Response:
         _log.error("a route failed: %s", type(error).__name__)
-        return plain_error(service.limits, 500, "the server failed on this request")
+        return plain_error(state.limits, 500, "the server failed on this request")
 
     app.add_exception_handler(LLMServeError, on_llmserve_error)
     app.add_exception_handler(HTTPException, on_http_error)

@@ -23,6 +23,7 @@ from .field_values import Prompts
 from .reading import Reading, ReadingReply
 from .routing import body_of, ignored_header, read_asked
 from .schemas import ModelRequest
+from .server_state import ServerState
 from .service import Service
 
 __all__ = ["AnswerRequest", "ClassifyRequest", "classify_router", "softmax"]
@@ -47,28 +48,27 @@ class AnswerRequest(ModelRequest):
     max_answer_tokens: Annotated[int, Field(ge=1, le=1024)] = 30
 
 
-def classify_router(service: Service) -> APIRouter:
+def classify_router(state: ServerState) -> APIRouter:
     """Both routes."""
     router = APIRouter()
 
     @router.post("/v1/classify", openapi_extra=body_of(ClassifyRequest))
     async def classify(request: Request) -> Response:
         """Labels of texts, or of their tokens."""
-        return await _classify(service, request)
+        return await _classify(state, request)
 
     @router.post("/v1/answers", openapi_extra=body_of(AnswerRequest))
     async def answers(request: Request) -> Response:
         """Where a text answers a question."""
-        return await _answers(service, request)
+        return await _answers(state, request)
 
     return router
 
 
-async def _classify(service: Service, request: Request) -> Response:
+async def _classify(state: ServerState, request: Request) -> Response:
     arrival_time = time.monotonic()
-    service.check_open()
-    service = service.pinned()
-    asked, card, ignored = await read_asked(service, request, ClassifyRequest)
+    state.check_open()
+    service, asked, card, ignored = await read_asked(state, request, ClassifyRequest)
     _check_head(service, "sequence", "token")
     prompts = await service.prompts.read(
         asked.input,
@@ -111,11 +111,10 @@ async def _classify(service: Service, request: Request) -> Response:
     return ReadingReply(reading, render, ignored_header(ignored))
 
 
-async def _answers(service: Service, request: Request) -> Response:
+async def _answers(state: ServerState, request: Request) -> Response:
     arrival_time = time.monotonic()
-    service.check_open()
-    service = service.pinned()
-    asked, card, ignored = await read_asked(service, request, AnswerRequest)
+    state.check_open()
+    service, asked, card, ignored = await read_asked(state, request, AnswerRequest)
     _check_head(service, "span")
     read = service.prompts.read
     (question,) = await read([asked.question + QUESTION_END], add_special_tokens=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -12,18 +13,21 @@ from llmserve.assignments import parse_assignments
 from llmserve.errors import ConfigError
 from llmserve.limits import Limits
 
+from .available_memory import available_bytes
 from .engine_launch import EngineLaunch
 from .engine_options import add_engine_arguments, engine_settings
 from .log_format import start_log
 
 if TYPE_CHECKING:
-    from .settings import ServerSettings
+    from .auth import KeyRing
+    from .settings import ModelSettings, ServerSettings
 
 __all__ = ["add_arguments", "parse_limits", "run"]
 
 _EXAMPLES = """\
 examples:
   llmserve serve run/model-int8
+  llmserve serve small=run/model-int4 large=run/model
   llmserve serve run/model --port 0 --limit drain_s=5
   llmserve serve run/model --speculative-config '{"method": "ngram"}'
   llmserve serve run/model --lora-modules tuned=run/lora
@@ -33,6 +37,14 @@ The page is at the address itself, OpenAI's API under /v1. Ctrl-C ends the serve
 requests under way have ended; a second one ends it at once.
 """
 
+_OF_ONE_MODEL = {
+    "--served-model-name": "served_model_name",
+    "--chat-template": "chat_template",
+    "--lora-modules": "lora_modules",
+    "--record": "record",
+}
+"""Options that cannot hold for several models, with where the parser puts them."""
+
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -40,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
     parser.description = "Serve a model over HTTP: OpenAI's API, a page to try it, metrics."
     parser.epilog = _EXAMPLES
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="the model folder")
+    parser.add_argument(
+        "model", nargs="*", metavar="MODEL",
+        help="a model folder, or NAME=FOLDER; several are served side by side, each by engines of "
+        "its own, and requests name one",
+    )  # fmt: skip
     _add_network_arguments(parser.add_argument_group("network"))
     add_engine_arguments(parser)
     _add_swap_arguments(parser.add_argument_group("another model in the place of the first"))
@@ -158,17 +174,20 @@ def run(args: argparse.Namespace) -> int:
         for name, value in asdict(limits).items():
             print(f"{name}={value}")
         return 0
-    if args.model is None:
+    if not args.model:
         raise ConfigError("no model was given: llmserve serve MODEL")
     start_log(args.log_format)
     logging.getLogger("llmserve").setLevel(args.log_level.upper())
-    with EngineLaunch() as launch:  # before the imports, which take as long as the engine's load
+    available = available_bytes()
+    with contextlib.ExitStack() as stack:
+        # Before the imports, which take as long as an engine's load.
+        launches = [stack.enter_context(EngineLaunch()) for _ in args.model]
         settings = _settings(args, limits)
-        launch.load(settings.engine)
+        launches[0].load(settings.models[0].engine)
         from .announcement import announce
         from .lifecycle import serve
 
-        return serve(settings, launch, announce)
+        return serve(settings, launches, announce, available_memory=available)
 
 
 def parse_limits(assignments: list[str]) -> Limits:
@@ -198,18 +217,15 @@ def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
         admin_file=args.admin_key_file,
     )
     return ServerSettings(
-        engine=engine_settings(args, keys, limits),
+        models=_model_settings(args, keys, limits),
         host=args.host,
         port=args.port,
-        served_model_names=tuple(args.served_model_name),
-        chat_template=args.chat_template,
         limits=limits,
         keys=keys,
         shares_prefix_cache=args.share_prefix_cache,
         allow_unauthenticated=args.allow_unauthenticated,
         allowed_hosts=tuple(name.lower() for name in args.allowed_hosts),
         allowed_origins=tuple(args.allowed_origins),
-        num_replicas=args.replicas,
         swap=SwapSettings(
             root=args.swap_root,
             drains=args.swap == "drain",
@@ -222,3 +238,48 @@ def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
         otlp_endpoint=args.otlp_traces_endpoint,
         http_parser=args.http_parser,
     )
+
+
+def _model_settings(
+    args: argparse.Namespace, keys: KeyRing, limits: Limits
+) -> tuple[ModelSettings, ...]:
+    """Each model with the options, which hold for all of them.
+
+    Raises `ConfigError` for an option that is about one model, where there are several.
+    """
+    from .settings import ModelSettings
+
+    given = [(option, value) for option, value in _OF_ONE_MODEL.items() if getattr(args, value)]
+    if len(args.model) > 1 and given:
+        raise ConfigError(
+            f"{given[0][0]} is about one model and {len(args.model)} were given: leave it out"
+            + (", and name models as NAME=FOLDER" if given[0][1] == "served_model_name" else "")
+        )
+    models = []
+    for text in args.model:
+        name, folder = _name_and_folder(text)
+        if name is not None and args.served_model_name:
+            raise ConfigError(f"{text} has a name: leave out --served-model-name")
+        models.append(
+            ModelSettings(
+                engine=engine_settings(args, folder, keys, limits),
+                names=tuple(args.served_model_name) if name is None else (name,),
+                chat_template=args.chat_template,
+                num_replicas=args.replicas,
+            )
+        )
+    if len(models) > 1 and models[0].engine.draft_model is not None:
+        raise ConfigError(
+            "a draft model guesses for one model and several were given: guess by the method ngram"
+        )
+    return tuple(models)
+
+
+def _name_and_folder(text: str) -> tuple[str | None, str]:
+    """The two of `NAME=FOLDER`; no name where what stands before the sign is part of a path."""
+    name, sign, folder = text.partition("=")
+    if not sign or "/" in name:
+        return None, text
+    if not name or not folder:
+        raise ConfigError(f"{text!r} is neither a folder nor NAME=FOLDER (a folder: ./{text})")
+    return name, folder

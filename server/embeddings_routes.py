@@ -19,7 +19,7 @@ from .model_card import ModelCard
 from .reading import Reading, ReadingReply
 from .routing import body_of, ignored_header, read_asked
 from .schemas import ModelRequest
-from .service import Service
+from .server_state import ServerState
 
 __all__ = ["EmbeddingRequest", "embeddings_router", "usage_of"]
 
@@ -39,23 +39,22 @@ class EmbeddingRequest(ModelRequest):
     add_special_tokens: bool = True
 
 
-def embeddings_router(service: Service) -> APIRouter:
+def embeddings_router(state: ServerState) -> APIRouter:
     """The route."""
     router = APIRouter()
 
     @router.post("/v1/embeddings", openapi_extra=body_of(EmbeddingRequest))
     async def embeddings(request: Request) -> Response:
         """Vectors of texts."""
-        return await _embed(service, request)
+        return await _embed(state, request)
 
     return router
 
 
-async def _embed(service: Service, request: Request) -> Response:
+async def _embed(state: ServerState, request: Request) -> Response:
     arrival_time = time.monotonic()
-    service.check_open()
-    service = service.pinned()
-    asked, card, ignored = await read_asked(service, request, EmbeddingRequest)
+    state.check_open()
+    service, asked, card, ignored = await read_asked(state, request, EmbeddingRequest)
     prompts = await service.prompts.read(
         asked.input,
         add_special_tokens=asked.add_special_tokens,

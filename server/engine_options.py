@@ -116,8 +116,12 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _FACTORS[match[2].upper()]
 
 
-def engine_settings(args: argparse.Namespace, keys: KeyRing, limits: Limits) -> EngineSettings:
-    """What the options ask of the engine process; `keys` says whose the tenants' names are.
+def engine_settings(
+    args: argparse.Namespace, folder: str, keys: KeyRing, limits: Limits
+) -> EngineSettings:
+    """What the options ask of the engine of the model in `folder`.
+
+    `keys` says whose the tenants' names are.
 
     Raises:
         ConfigError: options that do not go together, or a value that cannot be read.
@@ -131,7 +135,7 @@ def engine_settings(args: argparse.Namespace, keys: KeyRing, limits: Limits) -> 
     if args.speculative_config is not None:
         speculation = parse_speculation(args.speculative_config)
     return EngineSettings(
-        model=args.model,
+        model=folder,
         runner=runner,
         dtype=args.dtype,
         device=args.device,

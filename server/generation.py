@@ -20,7 +20,7 @@ from llmserve.text.tokenizer import Tokenizer
 from .engine_handle import EngineHandle
 from .error_replies import DrainingError
 from .live_requests import Mailbox
-from .metrics import ServerMetrics
+from .model_metrics import ModelMetrics
 
 __all__ = ["Generation", "Update", "Usage", "check_outcome"]
 
@@ -68,7 +68,7 @@ class Generation:
         self,
         engine: EngineHandle,
         tokenizer: Tokenizer,
-        metrics: ServerMetrics,
+        metrics: ModelMetrics,
         *,
         requests: Sequence[Request],
         limits: Limits,

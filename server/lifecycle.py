@@ -2,8 +2,8 @@
 
 Nothing is bound before the model folder was checked, and nothing is answered before the engine
 has loaded it. SIGINT and SIGTERM begin the drain: new requests get 503, those under way end
-within `drain_s`; a second signal ends them at once. SIGHUP loads the model's folder anew. When the
-engine is gone for good, clients are told and the server ends with a code that is not 0.
+within `drain_s`; a second signal ends them at once. SIGHUP loads the models' folders anew. When all
+engines are gone for good, clients are told and the server ends with a code that is not 0.
 """
 
 from __future__ import annotations
@@ -13,29 +13,28 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import uvicorn
 
 from llmserve.errors import EngineDeadError
 
 from .app import create_app, protect
+from .assembly import build_state, check_names, serve_model
 from .engine_handle import EngineHandle
 from .engine_launch import EngineLaunch
 from .http_protocol import GuardedProtocol, protocol_for
 from .listener import bound_socket, raise_file_limit, url_of
-from .metrics import ServerMetrics
-from .model_card import ModelCard
-from .prompts import PromptReader
+from .model_memory import check_start
 from .served_model import Model, open_model
-from .service import ServedModel, Service
+from .server_state import ServerState
+from .service import Service
 from .settings import ServerSettings
 from .supervisor import start_engines
 from .swap import Swapper
 from .swap_gate import SwapRefusedError, read_probe
-from .trace_export import open_export
 
-__all__ = ["build_service", "serve", "serve_model"]
+__all__ = ["serve"]
 
 BACKLOG = 2048
 FLUSH_S = 1.0
@@ -45,21 +44,33 @@ SPARE_FILES = 256
 
 _log = logging.getLogger("llmserve.server")
 
-Announce = Callable[[Service, str], None]
+Announce = Callable[[ServerState, str], None]
 
 
-def serve(settings: ServerSettings, launch: EngineLaunch, announce: Announce) -> int:
+def serve(
+    settings: ServerSettings,
+    launches: Sequence[EngineLaunch],
+    announce: Announce,
+    *,
+    available_memory: int | None,
+) -> int:
     """Serve until told to end; returns the exit code.
 
-    `launch` is loading what `settings.engine` names; it is the caller's to close. `announce` is
-    called with the service and its URL when requests are taken.
+    Args:
+        settings: What to serve and how.
+        launches: One for each model; they are the caller's to close. The first one is loading its
+            model already.
+        announce: Called with the server's state and URL when requests are taken.
+        available_memory: Bytes that the models may take together; None: unknown.
 
     Raises:
-        CheckpointError: the model folder cannot be used; nothing was bound.
-        ConfigError: a setting cannot be used, or the port is taken.
-        EngineStartError: the engine could not load the model.
+        CheckpointError: a model folder cannot be used; nothing was bound.
+        ConfigError: a setting cannot be used, the models do not fit, or the port is taken.
+        EngineStartError: an engine could not load its model.
     """
-    model = open_model(settings)
+    models = [open_model(model, settings.limits) for model in settings.models]
+    check_names(settings.models, models)
+    check_start(list(zip(settings.models, models, strict=True)), available_memory)
     if settings.swap.probe is not None:
         read_probe(settings.swap.probe)
     protocol = protocol_for(settings.http_parser, settings.limits)
@@ -68,50 +79,7 @@ def serve(settings: ServerSettings, launch: EngineLaunch, announce: Announce) ->
         bound_socket(settings.host, settings.port) as listener,
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
-        return runner.run(_Server(settings, model, protocol, launch, announce).run(listener))
-
-
-def build_service(settings: ServerSettings, model: Model, engine: EngineHandle) -> Service:
-    """Everything that the routes work with."""
-    served = serve_model(settings, model, engine)
-    service = Service(
-        settings=settings,
-        model=served,
-        metrics=ServerMetrics(
-            lambda: service.engine,
-            prefix=settings.metrics_prefix,
-            model_name=served.card.names[0],
-        ),
-        spans=None if settings.otlp_endpoint is None else open_export(settings.otlp_endpoint),
-    )
-    service.put(served)
-    return service
-
-
-def serve_model(settings: ServerSettings, model: Model, engine: EngineHandle) -> ServedModel:
-    """A model that an engine has loaded, as the routes see it."""
-    prompts = PromptReader(
-        model.tokenizer,
-        model.template,
-        max_seq_len=engine.config.max_seq_len,
-        limits=settings.limits,
-    )
-    card = ModelCard.of(
-        model.checkpoint,
-        settings,
-        engine,
-        has_chat_template=prompts.has_template,
-        records=model.records,
-    )
-    return ServedModel(
-        settings=settings,
-        opened=model,
-        engine=engine,
-        tokenizer=model.tokenizer,
-        prompts=prompts,
-        card=card,
-        adapter_cards=tuple(map(card.with_adapter, model.adapters)),
-    )
+        return runner.run(_Server(settings, models, protocol, launches, announce).run(listener))
 
 
 class _Uvicorn(uvicorn.Server):
@@ -145,15 +113,15 @@ class _Server:
     def __init__(
         self,
         settings: ServerSettings,
-        model: Model,
+        models: Sequence[Model],
         protocol: type[asyncio.Protocol],
-        launch: EngineLaunch,
+        launches: Sequence[EngineLaunch],
         announce: Announce,
     ) -> None:
         self._settings = settings
-        self._model = model
+        self._models = models
         self._protocol = protocol
-        self._launch = launch
+        self._launches = launches
         self._announce = announce
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -164,23 +132,18 @@ class _Server:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
-        engine = await self._start_engine()
-        if engine is None:
+        state = await self._start()
+        if state is None:
             return 0
-        try:
-            service = build_service(self._settings, self._model, engine)
-            swapper = Swapper(service, serve_model)
-        except BaseException:
-            await engine.close()
-            raise
-        try:
-            await self._serve(service, swapper, listener)
-            cause = service.engine.cause_of_death
-            if service.spans is not None:
-                await asyncio.to_thread(service.spans.close)
-        finally:
-            await swapper.close()
-            await service.engine.close()
+        async with contextlib.AsyncExitStack() as stack:
+            for service in state.services:
+                stack.push_async_callback(_close_engine, service)
+            swapper = Swapper(state, serve_model)
+            stack.push_async_callback(swapper.close)
+            await self._serve(state, swapper, listener)
+            cause = state.cause_of_death
+            if state.spans is not None:
+                await asyncio.to_thread(state.spans.close)
         if cause is not None:
             raise EngineDeadError(cause)
         return 0
@@ -190,16 +153,9 @@ class _Server:
             self._stop_now.set()
         self._stop.set()
 
-    async def _start_engine(self) -> EngineHandle | None:
-        """The engine, or None when the server was told to end before it was ready."""
-        starting = asyncio.create_task(
-            start_engines(
-                self._launch,
-                self._settings.engine,
-                limits=self._settings.limits,
-                num_replicas=self._settings.num_replicas,
-            )
-        )
+    async def _start(self) -> ServerState | None:
+        """The server over its engines; None when it was told to end before they were ready."""
+        starting = asyncio.create_task(self._start_engines())
         await _first(starting, self._stop.wait())
         if not starting.done():
             starting.cancel()
@@ -208,53 +164,73 @@ class _Server:
             return None
         return starting.result()
 
-    async def _serve(self, service: Service, swapper: Swapper, listener: socket.socket) -> None:
+    async def _start_engines(self) -> ServerState:
+        """One model after the other: each finds its step size while nothing else computes."""
+        engines: list[EngineHandle] = []
+        async with contextlib.AsyncExitStack() as stack:
+            for model, launch in zip(self._settings.models, self._launches, strict=True):
+                if engines:
+                    launch.load(model.engine)
+                engine = await start_engines(
+                    launch,
+                    model.engine,
+                    limits=self._settings.limits,
+                    num_replicas=model.num_replicas,
+                )
+                stack.push_async_callback(engine.close)
+                engines.append(engine)
+            state = build_state(self._settings, self._models, engines)
+            stack.pop_all()
+        return state
+
+    async def _serve(self, state: ServerState, swapper: Swapper, listener: socket.socket) -> None:
         listener.listen(BACKLOG)
-        server = _Uvicorn(self._uvicorn_config(service, swapper))
-        self._announce(service, url_of(listener))
+        server = _Uvicorn(self._uvicorn_config(state, swapper))
+        self._announce(state, url_of(listener))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        reloading = asyncio.create_task(self._reload_when_told(service, swapper))
-        await _first(serving, self._stop.wait(), service.wait_dead())
+        reloading = asyncio.create_task(self._reload_when_told(state, swapper))
+        await _first(serving, self._stop.wait(), state.wait_dead())
         reloading.cancel()
-        await self._drain(service, server)
+        await self._drain(state, server)
         await _first(serving, self._stop_now.wait())
         if not serving.done():
             server.abort_connections()
         await serving
 
-    async def _reload_when_told(self, service: Service, swapper: Swapper) -> None:
-        """On SIGHUP load the model's folder anew: something else may have been put there."""
+    async def _reload_when_told(self, state: ServerState, swapper: Swapper) -> None:
+        """On SIGHUP load the models' folders anew: something else may have been put there."""
         while True:
             await self._reload.wait()
             self._reload.clear()
-            with contextlib.suppress(SwapRefusedError):  # the log has it
-                await swapper.swap(None)
+            for service in state.services:
+                with contextlib.suppress(SwapRefusedError):  # the log has it
+                    await swapper.swap(None, name=service.name)
 
-    async def _drain(self, service: Service, server: _Uvicorn) -> None:
+    async def _drain(self, state: ServerState, server: _Uvicorn) -> None:
         """Let what is under way end; the listener stays open meanwhile, to say 503."""
-        service.is_draining = True
+        state.is_draining = True
         budget_s = self._settings.limits.drain_s
-        if service.num_requests:
-            _log.info("draining: %d requests get up to %g s", service.num_requests, budget_s)
+        if state.num_requests:
+            _log.info("draining: %d requests get up to %g s", state.num_requests, budget_s)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + budget_s
         await _first(
-            service.wait_idle(),
+            state.wait_idle(),
             self._stop_now.wait(),
-            service.wait_dead(),
+            state.wait_dead(),
             timeout=budget_s,
         )
-        if service.num_requests:
-            _log.warning("%d requests were not done in time", service.num_requests)
-            service.abort_all()
+        if state.num_requests:
+            _log.warning("%d requests were not done in time", state.num_requests)
+            state.abort_all()
             deadline = loop.time()
         server.abort_at = deadline + FLUSH_S
         server.should_exit = True
 
-    def _uvicorn_config(self, service: Service, swapper: Swapper) -> uvicorn.Config:
+    def _uvicorn_config(self, state: ServerState, swapper: Swapper) -> uvicorn.Config:
         limits = self._settings.limits
         return uvicorn.Config(
-            protect(create_app(service, swapper), service),
+            protect(create_app(state, swapper), state),
             http=self._protocol,
             ws="none",
             lifespan="off",
@@ -266,6 +242,11 @@ class _Server:
             timeout_keep_alive=limits.keep_alive_s,  # type: ignore[arg-type]
             h11_max_incomplete_event_size=limits.max_header_bytes,
         )
+
+
+async def _close_engine(service: Service) -> None:
+    """Close the engine that serves in the end, whichever that is."""
+    await service.engine.close()
 
 
 async def _first(*awaitables: Awaitable[object], timeout: float | None = None) -> None:

@@ -134,6 +134,7 @@ class LiveRequests:
         self._idle.set()
         self._num_holds = 0
         self._closed_because: str | None = None
+        self._refusal: OverloadedError | None = None
         self.num_sequences = 0
         """Choices that have not ended."""
         self.num_waiting_tokens = 0
@@ -161,7 +162,12 @@ class LiveRequests:
         await self._idle.wait()
 
     def hold(self) -> None:
-        """Have `wait_idle` wait until `release`: a client's request submits more as it goes on."""
+        """Have `wait_idle` wait until `release`: a client's request submits more as it goes on.
+
+        Raises what `refuse` was given.
+        """
+        if self._refusal is not None:
+            raise self._refusal
         self._num_holds += 1
         self._idle.clear()
 
@@ -170,13 +176,24 @@ class LiveRequests:
         self._num_holds -= 1
         self._note_idle()
 
-    def submit(self, requests: Sequence[Request], mailbox: Mailbox) -> None:
+    def refuse(self, refusal: OverloadedError) -> None:
+        """Let what is in flight end, held requests with all that they submit, and take nothing
+        else: who comes is told `refusal`."""
+        self._refusal = refusal
+
+    def submit(
+        self, requests: Sequence[Request], mailbox: Mailbox, *, is_held: bool = False
+    ) -> None:
         """Hand all of `requests` to the engine, or none.
 
+        `is_held` says that they are part of what a `hold` was taken for.
+
         Raises:
-            OverloadedError: too much is waiting already.
+            OverloadedError: too much is waiting already, or nothing is taken any more.
             EngineDeadError: there is no engine to hand them to.
         """
+        if self._refusal is not None and not is_held:
+            raise self._refusal
         if self._closed_because is not None:
             raise EngineDeadError(self._closed_because)
         self._check_room(requests)

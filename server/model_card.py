@@ -12,7 +12,7 @@ from llmserve.engine.config import EngineConfig
 from llmserve.runners.protocol import RunnerInfo
 
 from .engine_handle import EngineHandle
-from .settings import ServerSettings
+from .settings import ModelSettings
 
 __all__ = ["AdapterFacts", "ModelCard", "names_of"]
 
@@ -54,7 +54,7 @@ class ModelCard:
     def of(
         cls,
         checkpoint: Checkpoint,
-        settings: ServerSettings,
+        settings: ModelSettings,
         engine: EngineHandle,
         *,
         has_chat_template: bool,
@@ -126,6 +126,6 @@ class ModelCard:
         return {**self.as_dict(name), **self.records}
 
 
-def names_of(checkpoint: Checkpoint, settings: ServerSettings) -> tuple[str, ...]:
+def names_of(checkpoint: Checkpoint, settings: ModelSettings) -> tuple[str, ...]:
     """Names of the model itself: those the operator gave it, else its folder's."""
-    return settings.served_model_names or (checkpoint.path.resolve().name,)
+    return settings.names or (checkpoint.path.resolve().name,)

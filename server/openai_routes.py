@@ -16,6 +16,7 @@ from .chat_schemas import ChatRequest
 from .completion_reply import CompletionFormat, PromptPart
 from .routing import body_of, json_reply, read_asked
 from .schemas import CompletionRequest
+from .server_state import ServerState
 from .service import Service
 
 __all__ = ["openai_router"]
@@ -24,40 +25,39 @@ DEFAULT_MAX_TOKENS = 16
 """What a completion gets that does not say `max_tokens`, as in OpenAI's API."""
 
 
-def openai_router(service: Service) -> APIRouter:
+def openai_router(state: ServerState) -> APIRouter:
     """The routes under /v1."""
     router = APIRouter()
 
     @router.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
     async def completions(request: Request) -> Response:
         """Continue one or several prompts."""
-        return await _complete(service, request)
+        return await _complete(state, request)
 
     @router.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
-        return await _chat(service, request)
+        return await _chat(state, request)
 
     @router.get("/v1/models")
     async def models() -> Response:
         """The models that requests may name."""
-        cards = (service.card, *service.adapter_cards)
-        models = [card.as_dict(name) for card in cards for name in card.names]
+        models = [card.as_dict(name) for card in state.cards for name in card.names]
         return json_reply({"object": "list", "data": models})
 
     @router.get("/v1/models/{model_id:path}")
     async def model(model_id: str) -> Response:
         """One model's facts."""
-        return json_reply(service.card_named(model_id).with_records(model_id))
+        _, card = state.find(model_id)
+        return json_reply(card.with_records(model_id))
 
     return router
 
 
-async def _chat(service: Service, request: Request) -> Response:
+async def _chat(state: ServerState, request: Request) -> Response:
     arrival_time = time.monotonic()
-    service.check_open()
-    service = service.pinned()
-    asked, card, ignored = await read_asked(service, request, ChatRequest)
+    state.check_open()
+    service, asked, card, ignored = await read_asked(state, request, ChatRequest)
     generation, parsers = await converse(service, request, asked, card, arrival_time)
     reply = ChatFormat(
         head_of(card, generation),
@@ -71,11 +71,10 @@ async def _chat(service: Service, request: Request) -> Response:
     return answer(generation, reply, asked, ignored)
 
 
-async def _complete(service: Service, request: Request) -> Response:
+async def _complete(state: ServerState, request: Request) -> Response:
     arrival_time = time.monotonic()
-    service.check_open()
-    service = service.pinned()
-    asked, card, ignored = await read_asked(service, request, CompletionRequest)
+    state.check_open()
+    service, asked, card, ignored = await read_asked(state, request, CompletionRequest)
     params = asked.sampling_params()
     prompts = await service.prompts.read(asked.prompt, add_special_tokens=asked.add_special_tokens)
     if params.max_tokens is None:

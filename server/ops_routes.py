@@ -16,62 +16,73 @@ from .metrics import CONTENT_TYPE
 from .request_body import read_object
 from .routing import body_of, json_reply
 from .schemas import DetokenizeRequest, TokenizeRequest, parse_request
+from .server_state import ServerState
 from .service import Service
 from .traces import MAX_REQUESTS, chrome_trace
 
 __all__ = ["ops_router"]
 
 
-def ops_router(service: Service) -> APIRouter:
+def ops_router(state: ServerState) -> APIRouter:
     """Probes, metrics, limits, tokenize and detokenize."""
     router = APIRouter()
 
     @router.get("/health")
-    async def health() -> Response:
-        """Whether the engine makes progress; 503 when it is gone or stuck with work to do."""
-        problem = service.problem()
-        return (
-            plain_error(service.limits, 503, problem) if problem else json_reply({"status": "ok"})
-        )
+    async def health(request: Request) -> Response:
+        """Whether engines make progress; 503 when none does: gone, or stuck with work to do."""
+        return _health(state, request)
 
     @router.get("/ready")
-    async def ready() -> Response:
+    async def ready(request: Request) -> Response:
         """Whether new requests are taken; 503 from the moment the server is told to end."""
-        problem = "the server is shutting down" if service.is_draining else service.problem()
-        return (
-            plain_error(service.limits, 503, problem) if problem else json_reply({"status": "ok"})
-        )
+        if state.is_draining:
+            return plain_error(state.limits, 503, "the server is shutting down")
+        return _health(state, request)
 
     @router.get("/metrics")
     async def metrics() -> Response:
         """Counters and histograms in Prometheus' format."""
-        return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE})
+        return Response(state.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     @router.get("/requests/{request_id}/trace")
     async def trace(request: Request, request_id: str) -> Response:
         """Where the time of one of the caller's latest requests went."""
-        return _trace(service, request, request_id)
+        return _trace(state, request, request_id)
 
     @router.get("/limits")
     async def limits() -> Response:
         """Bounds in force."""
-        return json_reply(asdict(service.limits))
+        return json_reply(asdict(state.limits))
 
     @router.post("/tokenize", openapi_extra=body_of(TokenizeRequest))
     async def tokenize(request: Request) -> Response:
         """Token ids of a text or a conversation."""
-        return await _tokenize(service, request)
+        return await _tokenize(state, request)
 
     @router.post("/detokenize", openapi_extra=body_of(DetokenizeRequest))
     async def detokenize(request: Request) -> Response:
         """The text of token ids."""
-        return await _detokenize(service, request)
+        return await _detokenize(state, request)
 
     return router
 
 
-def _trace(service: Service, request: Request, request_id: str) -> Response:
-    traces = service.traces.find(request_id, request.state.tenant)
+def _health(state: ServerState, request: Request) -> Response:
+    """How one model is, named by the query's `model`, or all of them together are."""
+    problems = state.problems()
+    asked = request.query_params.get("model")
+    names = [service.name for service in state.services]
+    if asked is not None:
+        names = [state.find(asked)[0].name]
+    if all(name in problems for name in names):
+        told = dict.fromkeys(problems[name] for name in names)
+        return plain_error(state.limits, 503, "; ".join(told))
+    # No names: these routes need no key.
+    return json_reply({"status": "degraded" if problems.keys() & set(names) else "ok"})
+
+
+def _trace(state: ServerState, request: Request, request_id: str) -> Response:
+    traces = state.traces.find(request_id, request.state.tenant)
     if not traces:
         raise NotFoundError(
             f"no request {request_id[:64]!r} of this key's is remembered: the id is that of a "
@@ -80,18 +91,16 @@ def _trace(service: Service, request: Request, request_id: str) -> Response:
         )
     match request.query_params.get("format", "json"):
         case "json":
-            block_size = service.engine.config.block_size
-            return json_reply({"prompts": [trace.as_dict(block_size) for trace in traces]})
+            return json_reply({"prompts": [trace.as_dict() for trace in traces]})
         case "chrome":
             return json_reply(chrome_trace(traces))
     raise RequestError("format takes json and chrome", param="format")
 
 
-async def _tokenize(service: Service, request: Request) -> Response:
-    service = service.pinned()
-    body = await read_object(request, service.limits)
+async def _tokenize(state: ServerState, request: Request) -> Response:
+    body = await read_object(request, state.limits)
     asked, _ = parse_request(TokenizeRequest, body)
-    service.card_named(asked.model)
+    service = state.find(asked.model)[0].pinned()
     ids = await _ids_of(service, asked)
     reply: dict[str, object] = {
         "tokens": ids,
@@ -115,11 +124,10 @@ async def _ids_of(service: Service, asked: TokenizeRequest) -> list[int]:
     raise RequestError("give either prompt or messages", param="prompt")
 
 
-async def _detokenize(service: Service, request: Request) -> Response:
-    service = service.pinned()
-    body = await read_object(request, service.limits)
+async def _detokenize(state: ServerState, request: Request) -> Response:
+    body = await read_object(request, state.limits)
     asked, _ = parse_request(DetokenizeRequest, body)
-    service.card_named(asked.model)
+    service = state.find(asked.model)[0].pinned()
     check_token_ids(asked.tokens, service.card.info.vocab_size, param="tokens")
     text = service.tokenizer.decode(list(asked.tokens), skip_special_tokens=False)
     return json_reply({"prompt": text})

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .auth import Access
 from .error_replies import plain_error
 from .rate_budgets import Account, RateBudgets
-from .service import Service
+from .server_state import ServerState
 from .trace_export import HttpSpan, SpanExport
 
 __all__ = ["SECURITY_HEADERS", "Guard"]
@@ -47,11 +47,11 @@ _log = logging.getLogger("llmserve.access")
 class Guard:
     """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
-        self._service = service
-        self._budgets = RateBudgets(service.settings.keys.budgets())
-        self._host_names = frozenset(service.settings.host_names)
+        self._state = state
+        self._budgets = RateBudgets(state.settings.keys.budgets())
+        self._host_names = frozenset(state.settings.host_names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -74,23 +74,23 @@ class Guard:
                     *message.get("headers", ()),
                     *SECURITY_HEADERS,
                     (b"x-request-id", request_id),
-                    *([(b"connection", b"close")] if self._service.is_draining else ()),
+                    *([(b"connection", b"close")] if self._state.is_draining else ()),
                 ]
             await send(message)
 
         try:
             reply = self._refusal(scope) or self._app
-            with self._service.visitors.inside():
+            with self._state.visitors.inside():
                 await reply(scope, receive, guarded_send)
         finally:
             ended = time.monotonic()
             self._account(scope, status, ended - started, request_id)
-            if self._service.spans is not None:
-                self._export(self._service.spans, scope, status, started, ended, request_id)
+            if self._state.spans is not None:
+                self._export(self._state.spans, scope, status, started, ended, request_id)
 
     def _refusal(self, scope: Scope) -> ASGIApp | None:
         """The reply to a request that no route may see."""
-        limits = self._service.limits
+        limits = self._state.limits
         headers = scope["headers"]
         size = sum(len(name) + len(value) + 4 for name, value in headers)
         if len(headers) > limits.max_headers or size > limits.max_header_bytes:
@@ -112,8 +112,8 @@ class Guard:
         return self._check_key(scope)
 
     def _check_key(self, scope: Scope) -> ASGIApp | None:
-        limits = self._service.limits
-        caller = self._service.settings.keys.check(scope)
+        limits = self._state.limits
+        caller = self._state.settings.keys.check(scope)
         if caller.access is Access.GRANTED:
             account = Account(self._budgets, caller.tenant)
             scope["state"] = {
@@ -130,7 +130,7 @@ class Guard:
 
     def _account(self, scope: Scope, status: int, duration_s: float, request_id: bytes) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self._service.metrics.count_reply(route, scope["method"], status, duration_s)
+        self._state.metrics.count_reply(route, scope["method"], status, duration_s)
         if _log.isEnabledFor(logging.INFO):
             _log.info(
                 "%s %s %d %.1f ms %s",
@@ -174,7 +174,7 @@ class Guard:
                 if name in (b"traceparent", b"tracestate")
             },
         )
-        spans.export(http, self._service.traces.find(engine_id, tenant))
+        spans.export(http, self._state.traces.find(engine_id, tenant))
 
 
 def _request_id(scope: Scope) -> bytes:

@@ -59,7 +59,7 @@ class Reading:
         self.num_prompt_tokens = sum(map(len, prompts))
         self.num_tokens = 0
         """Tokens of prompts that were handed to the engine."""
-        service.traces.begin(self._requests)
+        service.traces.begin(self._requests, block_size=service.engine.config.block_size)
         self._mailbox = Mailbox()
         self._num_submitted = 0
         self._ended: dict[str, RequestOutput] = {}
@@ -77,8 +77,8 @@ class Reading:
             OverloadedError: there is no room now.
             EngineDeadError: there is no engine.
         """
-        self._is_open = True
         self._engine.requests.hold()
+        self._is_open = True
         self._submit_next()
         self._metrics.num_prompt_tokens += self.num_prompt_tokens
 
@@ -131,7 +131,7 @@ class Reading:
         room = self.limits.max_prompts - (self._num_submitted - len(self._ended))
         requests = self._requests[self._num_submitted : self._num_submitted + room]
         if requests:
-            self._engine.requests.submit(requests, self._mailbox)
+            self._engine.requests.submit(requests, self._mailbox, is_held=True)
             self._num_submitted += len(requests)
             self.num_tokens += sum(len(request.prompt_token_ids) for request in requests)
 

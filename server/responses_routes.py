@@ -13,28 +13,27 @@ from .replies import Json
 from .responses_reply import ResponsesFormat
 from .responses_schemas import ResponsesRequest
 from .routing import body_of, read_asked
-from .service import Service
+from .server_state import ServerState
 
 __all__ = ["responses_router"]
 
 
-def responses_router(service: Service) -> APIRouter:
+def responses_router(state: ServerState) -> APIRouter:
     """The route."""
     router = APIRouter()
 
     @router.post("/v1/responses", openapi_extra=body_of(ResponsesRequest))
     async def responses(request: Request) -> Response:
         """Answer a text or a conversation."""
-        return await _respond(service, request)
+        return await _respond(state, request)
 
     return router
 
 
-async def _respond(service: Service, request: Request) -> Response:
+async def _respond(state: ServerState, request: Request) -> Response:
     arrival_time = time.monotonic()
-    service.check_open()
-    service = service.pinned()
-    asked, card, ignored = await read_asked(service, request, ResponsesRequest)
+    state.check_open()
+    service, asked, card, ignored = await read_asked(state, request, ResponsesRequest)
     chat = asked.as_chat()
     generation, (parser,) = await converse(service, request, chat, card, arrival_time)
     repeated: Json = {

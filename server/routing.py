@@ -12,6 +12,7 @@ from starlette.responses import Response
 from .model_card import ModelCard
 from .request_body import read_object
 from .schemas import ModelRequest, parse_request
+from .server_state import ServerState
 from .service import Service
 
 __all__ = ["body_of", "ignored_header", "json_reply", "read_asked"]
@@ -34,18 +35,20 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
 
 
 async def read_asked(
-    service: Service, request: Request, kind: type[R]
-) -> tuple[R, ModelCard, list[str]]:
-    """The request, the model it names, and the fields that were ignored.
+    state: ServerState, request: Request, kind: type[R]
+) -> tuple[Service, R, ModelCard, list[str]]:
+    """Who answers, the request, the card of what it names, and the fields that were ignored.
+
+    The service is pinned: a swap from here on does not change the model that answers.
 
     Raises `RequestError` for a body or a field that cannot be taken, `NotFoundError` for a model
-    that is not here.
+    that is not here, `DrainingError` for one that is not there at the moment.
     """
-    body = await read_object(request, service.limits)
-    asked, ignored = parse_request(
-        kind, body, ignore_unknown=service.settings.ignore_unknown_fields
-    )
-    return asked, service.card_named(asked.model), ignored
+    body = await read_object(request, state.limits)
+    asked, ignored = parse_request(kind, body, ignore_unknown=state.settings.ignore_unknown_fields)
+    service, card = state.find(asked.model)
+    service.check_open()
+    return service.pinned(), asked, card, ignored
 
 
 def ignored_header(ignored: list[str]) -> dict[str, str]:

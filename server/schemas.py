@@ -221,9 +221,13 @@ class TokenizeRequest(ModelRequest):
 
 
 class LoadModelRequest(Strict):
-    """`POST /admin/models/load`: the folder to serve; without one, the served folder anew."""
+    """`POST /admin/models/load`: the folder to serve; without one, the served folder anew.
+
+    `name` is that of the model whose place it takes; without one, the only one's.
+    """
 
     model: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    name: str | None = None
 
 
 class DetokenizeRequest(ModelRequest):

@@ -28,6 +28,7 @@ from .model_card import ModelCard
 from .reading import Reading, ReadingReply
 from .routing import body_of, ignored_header, read_asked
 from .schemas import ModelRequest
+from .server_state import ServerState
 from .service import Service
 
 __all__ = ["RerankRequest", "ScoreRequest", "score_router"]
@@ -65,28 +66,27 @@ class RerankRequest(ModelRequest):
     return_documents: bool = True
 
 
-def score_router(service: Service) -> APIRouter:
+def score_router(state: ServerState) -> APIRouter:
     """Both routes."""
     router = APIRouter()
 
     @router.post("/v1/score", openapi_extra=body_of(ScoreRequest))
     async def score(request: Request) -> Response:
         """How well pairs of texts go together."""
-        return await _score(service, request)
+        return await _score(state, request)
 
     @router.post("/v1/rerank", openapi_extra=body_of(RerankRequest))
     async def rerank(request: Request) -> Response:
         """Documents by how well they answer a query."""
-        return await _rerank(service, request)
+        return await _rerank(state, request)
 
     return router
 
 
-async def _score(service: Service, request: Request) -> Response:
+async def _score(state: ServerState, request: Request) -> Response:
     arrival_time = time.monotonic()
-    service.check_open()
-    service = service.pinned()
-    asked, card, ignored = await read_asked(service, request, ScoreRequest)
+    state.check_open()
+    service, asked, card, ignored = await read_asked(state, request, ScoreRequest)
     comparison = _Comparison(service, card, asked.pairs(), param="text_2")
     reading = await comparison.reading(request.state.tenant, arrival_time)
 
@@ -102,11 +102,10 @@ async def _score(service: Service, request: Request) -> Response:
     return ReadingReply(reading, render, ignored_header(ignored))
 
 
-async def _rerank(service: Service, request: Request) -> Response:
+async def _rerank(state: ServerState, request: Request) -> Response:
     arrival_time = time.monotonic()
-    service.check_open()
-    service = service.pinned()
-    asked, card, ignored = await read_asked(service, request, RerankRequest)
+    state.check_open()
+    service, asked, card, ignored = await read_asked(state, request, RerankRequest)
     pairs = [(asked.query, document) for document in asked.documents]
     comparison = _Comparison(service, card, pairs, param="documents")
     reading = await comparison.reading(request.state.tenant, arrival_time)

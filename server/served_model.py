@@ -13,6 +13,7 @@ from llmserve.adapters import load_adapter
 from llmserve.checkpoint import Checkpoint
 from llmserve.durable import verify_manifest
 from llmserve.errors import ConfigError, TemplateError
+from llmserve.limits import Limits
 from llmserve.lineage import LINEAGE_FILE
 from llmserve.manifest import read_certificate
 from llmserve.model_files import check_model_folder
@@ -21,7 +22,7 @@ from llmserve.text.chat_template import ChatTemplate
 from llmserve.text.tokenizer import Tokenizer
 
 from .model_card import AdapterFacts, names_of
-from .settings import ServerSettings
+from .settings import ModelSettings
 
 __all__ = ["Model", "load_template", "open_model"]
 
@@ -40,7 +41,7 @@ class Model:
     """What the folder says of its making and its proof: `lineage` and `certificate`."""
 
 
-def open_model(settings: ServerSettings) -> Model:
+def open_model(settings: ModelSettings, limits: Limits) -> Model:
     """Check the folders of the model, its adapters and its draft model; read what is needed here.
 
     Raises:
@@ -59,7 +60,7 @@ def open_model(settings: ServerSettings) -> Model:
     return Model(
         checkpoint,
         tokenizer,
-        load_template(tokenizer, settings),
+        load_template(tokenizer, settings, limits),
         adapters,
         _read_records(checkpoint.path),
     )
@@ -102,14 +103,16 @@ def _open_adapter(checkpoint: Checkpoint, name: str, root: str) -> AdapterFacts:
     return AdapterFacts(name=name, root=root, fingerprint=adapter.fingerprint)
 
 
-def load_template(tokenizer: Tokenizer, settings: ServerSettings) -> ChatTemplate | None:
+def load_template(
+    tokenizer: Tokenizer, settings: ModelSettings, limits: Limits
+) -> ChatTemplate | None:
     """The operator's template, else the folder's; None, with a warning, if the latter is bad."""
     path = settings.chat_template
     if path is None and tokenizer.chat_template is None:
         return None
     try:
         source = None if path is None else path.read_text(encoding="utf-8")
-        return ChatTemplate.for_tokenizer(tokenizer, settings.limits, source=source)
+        return ChatTemplate.for_tokenizer(tokenizer, limits, source=source)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"chat template {path} cannot be read: {error}") from error
     except TemplateError as error:

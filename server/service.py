@@ -1,4 +1,4 @@
-"""What the routes work with: the served model and its engine, and whether new requests are taken.
+"""What the routes work with: one of the server's models and its engine.
 
 A swap puts another model in the old one's place while requests run. So a route that reads a prompt
 for one model and has it answered works with a `pinned` service, which no swap changes.
@@ -13,27 +13,26 @@ from llmserve.limits import Limits
 from llmserve.text.tokenizer import Tokenizer
 
 from .engine_handle import EngineHandle
-from .error_replies import DrainingError, NotFoundError
+from .error_replies import DrainingError
 from .messages import Outputs
-from .metrics import ServerMetrics
 from .model_card import ModelCard
+from .model_metrics import ModelMetrics
 from .prompts import PromptReader
 from .served_model import Model
-from .settings import ServerSettings
-from .trace_export import SpanExport
+from .settings import ModelSettings, ServerSettings
 from .traces import TraceStore
-from .visitors import Visitors
 
-__all__ = ["ServedModel", "Service"]
+__all__ = ["RETRY_AFTER_S", "ServedModel", "Service"]
 
-DRAIN_RETRY_AFTER_S = 5.0
+RETRY_AFTER_S = 5.0
+"""What a client is told to wait before it tries a server again that takes no requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     """One model, its adapters, and the engine that runs them."""
 
-    settings: ServerSettings
+    settings: ModelSettings
     """Those that it was started with."""
     opened: Model
     """Its folder."""
@@ -47,26 +46,23 @@ class ServedModel:
 
 @dataclass(slots=True, kw_only=True)
 class Service:
-    """Everything that a route needs."""
+    """One of the server's models, and the place that another may take."""
 
     settings: ServerSettings
+    """The whole server's."""
+    started_with: ModelSettings
+    """What the operator asked for, whatever model has taken the place since."""
     model: ServedModel
     """What new requests are answered by."""
-    metrics: ServerMetrics
-    traces: TraceStore = field(default_factory=TraceStore)
-    """Where the latest requests' time went."""
-    spans: SpanExport | None = None
-    """Where requests are told of as OpenTelemetry spans; None: nowhere."""
-    visitors: Visitors = field(default_factory=Visitors)
-    """Requests inside the application."""
+    metrics: ModelMetrics
+    traces: TraceStore
+    """The whole server's."""
     retired: list[EngineHandle] = field(default_factory=list)
     """Engines of earlier models that still have requests."""
     swapped: asyncio.Event = field(default_factory=asyncio.Event)
     """Set for a moment when another model took the place."""
     is_loading: bool = False
     """Whether the old model is gone and the new one not there yet, in a swap that drains."""
-    is_draining: bool = False
-    """Whether the server is about to end: what runs goes on, nothing new begins."""
 
     @property
     def limits(self) -> Limits:
@@ -94,9 +90,14 @@ class Service:
         return self.model.card
 
     @property
-    def adapter_cards(self) -> tuple[ModelCard, ...]:
-        """The model's."""
-        return self.model.adapter_cards
+    def cards(self) -> tuple[ModelCard, ...]:
+        """The model's, and after it its adapters'."""
+        return (self.model.card, *self.model.adapter_cards)
+
+    @property
+    def name(self) -> str:
+        """The model's first, which stays when another takes its place."""
+        return self.model.card.names[0]
 
     def put(self, model: ServedModel) -> None:
         """Have new requests answered by `model`, and note what its engine does."""
@@ -108,26 +109,15 @@ class Service:
         return replace(self)
 
     def check_open(self) -> None:
-        """Raise `DrainingError` when no new request may begin."""
+        """Raise `DrainingError` while no model is there that could answer."""
         if self.is_loading:
-            raise DrainingError("another model is being loaded", retry_after_s=DRAIN_RETRY_AFTER_S)
-        if self.is_draining:
-            raise DrainingError("the server is shutting down", retry_after_s=DRAIN_RETRY_AFTER_S)
+            raise _loading_error()
 
-    def card_named(self, name: str | None) -> ModelCard:
-        """The model or adapter that a request names; None: the model itself.
-
-        Raises `NotFoundError` for what is not served here.
-        """
-        if name is None:
-            return self.card
-        for card in (self.card, *self.adapter_cards):
-            if name in card.names:
-                return card
-        raise NotFoundError(
-            f"the model {name[:64]!r} is not served here; GET /v1/models lists what is",
-            param="model",
-        )
+    def close(self) -> None:
+        """Take no requests until another model is there, nor those that were read already: they
+        are told so when they come to the engine."""
+        self.is_loading = True
+        self.engine.requests.refuse(_loading_error())
 
     def _note_step(self, event: Outputs) -> None:
         self.traces.note(event)
@@ -159,17 +149,10 @@ class Service:
                     wait.cancel()
 
     @property
-    def num_requests(self) -> int:
-        """Requests that an engine has, earlier models' too."""
-        return sum(len(engine.requests) for engine in (*self.retired, self.engine))
+    def engines(self) -> tuple[EngineHandle, ...]:
+        """All that may have requests, earlier models' too."""
+        return (*self.retired, self.engine)
 
-    async def wait_idle(self) -> None:
-        """Return when no engine has a request any more."""
-        while self.num_requests:
-            for engine in (*self.retired, self.engine):
-                await engine.requests.wait_idle()
 
-    def abort_all(self) -> None:
-        """End every request that an engine has."""
-        for engine in (*self.retired, self.engine):
-            engine.requests.abort_all()
+def _loading_error() -> DrainingError:
+    return DrainingError("another model is being loaded", retry_after_s=RETRY_AFTER_S)

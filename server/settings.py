@@ -18,9 +18,10 @@ from .engine_launch import API_KEY_VARIABLE
 from .messages import EngineSettings
 from .rate_budgets import Budget
 
-__all__ = ["ServerSettings", "SwapSettings", "is_loopback", "load_keys"]
+__all__ = ["ModelSettings", "ServerSettings", "SwapSettings", "is_loopback", "load_keys"]
 
 MAX_REPLICAS = 64
+MAX_MODELS = 16
 MIN_KEY_CHARS = 8
 KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 KEY_COUNTS = ("requests_per_minute", "tokens_per_minute")
@@ -32,7 +33,7 @@ class SwapSettings:
     """Which models may take the place of the served one."""
 
     root: Path | None = None
-    """Folder that they must lie in; None: the one that the model at the start lies in."""
+    """Folder that they must lie in; None: the one that the model lay in at the start."""
     drains: bool = False
     """Whether the old model ends before the new one is loaded: no memory for both is needed, and
     new requests get 503 meanwhile."""
@@ -56,27 +57,41 @@ class SwapSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """One model of a server."""
+
+    engine: EngineSettings
+    """What its engine processes load."""
+    names: tuple[str, ...] = ()
+    """Names that clients may use for it, the first one in replies; empty: the folder's."""
+    chat_template: Path | None = None
+    """A template that replaces the model folder's."""
+    num_replicas: int = 1
+    """Engine processes."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_replicas <= MAX_REPLICAS:
+            raise ConfigError(
+                f"--replicas must be from 1 to {MAX_REPLICAS}, got {self.num_replicas}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """Everything that `llmserve serve` can be told."""
 
-    engine: EngineSettings
-    """What the engine process loads."""
+    models: tuple[ModelSettings, ...]
+    """At least one; each has engines of its own."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = 8000
     """Port to listen on; 0: any free one."""
-    served_model_names: tuple[str, ...] = ()
-    """Names that clients may use for the model, the first one in replies; empty: the folder's."""
-    chat_template: Path | None = None
-    """A template that replaces the model folder's."""
     limits: Limits = field(default_factory=Limits)
     """Bounds on requests and connections."""
     keys: KeyRing = field(default_factory=KeyRing)
     """Who may call."""
-    num_replicas: int = 1
-    """Engine processes."""
     swap: SwapSettings = field(default_factory=SwapSettings)
-    """Which models may take the place of the first."""
+    """Which models may take the place of those at the start."""
     shares_prefix_cache: bool = False
     """Whether requests of different keys share prefix-cache blocks."""
     allow_unauthenticated: bool = False
@@ -95,9 +110,9 @@ class ServerSettings:
     """`httptools`, `h11`, or `auto`: httptools where it is installed."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_replicas <= MAX_REPLICAS:
+        if not 1 <= len(self.models) <= MAX_MODELS:
             raise ConfigError(
-                f"--replicas must be from 1 to {MAX_REPLICAS}, got {self.num_replicas}"
+                f"a server takes from 1 to {MAX_MODELS} models, got {len(self.models)}"
             )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be from 0 to 65535, got {self.port}")
@@ -107,7 +122,9 @@ class ServerSettings:
                 f"--api-key-file (or {API_KEY_VARIABLE}), listen on 127.0.0.1, or say "
                 "--allow-unauthenticated"
             )
-        if self.shares_prefix_cache and not self.engine.has_prefix_cache:
+        if self.shares_prefix_cache and not all(
+            model.engine.has_prefix_cache for model in self.models
+        ):
             raise ConfigError(
                 "--share-prefix-cache needs the prefix cache: leave out --no-enable-prefix-caching"
             )

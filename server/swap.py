@@ -1,4 +1,4 @@
-"""Puts another model in the place of the served one, with no request lost and no reply mixed.
+"""Puts another model in the place of a served one, with no request lost and no reply mixed.
 
 The new model's engines start beside the old ones and prove themselves on a prompt, and where gates
 were set on a text (`swap_gate.py`). Only then do new requests go to them; those under way end on
@@ -18,15 +18,17 @@ import msgspec
 
 from llmserve.errors import EngineDeadError, LLMServeError
 
+from .available_memory import available_bytes
 from .engine_handle import EngineHandle
 from .engine_launch import EngineLaunch
+from .model_memory import check_fits_beside
 from .probes import ask, least_request
 from .served_model import Model, open_model
+from .server_state import ServerState
 from .service import ServedModel, Service
-from .settings import ServerSettings
+from .settings import ModelSettings, ServerSettings
 from .supervisor import start_engines
 from .swap_gate import Reading, SwapGate, SwapRefusedError, Verdict
-from .swap_memory import check_memory
 
 __all__ = ["SwapReport", "Swapper"]
 
@@ -35,7 +37,7 @@ SMOKE_TIMEOUT_S = 60.0
 
 _log = logging.getLogger("llmserve.server")
 
-ServeModel = Callable[[ServerSettings, Model, EngineHandle], ServedModel]
+ServeModel = Callable[[ServerSettings, ModelSettings, Model, EngineHandle], ServedModel]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,30 +55,34 @@ class SwapReport:
 
 
 class Swapper:
-    """Swaps one server's model, one swap at a time."""
+    """Swaps one server's models, one swap at a time."""
 
-    def __init__(self, service: Service, serve_model: ServeModel) -> None:
+    def __init__(self, state: ServerState, serve_model: ServeModel) -> None:
         """`serve_model` makes what routes work with from an opened model and its engine."""
-        self._service = service
+        self._state = state
         self._serve_model = serve_model
-        self._gate = SwapGate(service.settings.swap)
+        self._gate = SwapGate(state.settings.swap)
         self._turn = asyncio.Lock()
         self._num_swaps = 0
         self._retiring: set[asyncio.Task[None]] = set()
 
-    async def swap(self, folder: str | None) -> SwapReport:
+    async def swap(self, folder: str | None, *, name: str | None = None) -> SwapReport:
         """Serve the model in `folder`; None: the folder that is served, as it is now.
+
+        `name` says in whose place; None: in that of the only model.
 
         Raises:
             SwapRefusedError: the folder is not allowed or cannot be used, the memory does not hold
                 both models, the new one does not answer or is worse than the gates allow, or
                 another swap is under way.
+            RequestError: no model has that name, or none was given and there are several.
         """
+        service, _ = self._state.find(name)
         if self._turn.locked():
             raise SwapRefusedError("another swap is under way: try again when it has ended")
         async with self._turn:
             try:
-                return await self._swap(self._allowed(folder))
+                return await self._swap(service, self._allowed(service, folder))
             except SwapRefusedError as error:
                 _log.warning("no swap: %s", error)
                 raise
@@ -89,15 +95,18 @@ class Swapper:
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
-        for engine in self._service.retired:
-            await engine.close()
+        for service in self._state.services:
+            for engine in service.retired:
+                await engine.close()
 
-    def _allowed(self, folder: str | None) -> str:
+    def _allowed(self, service: Service, folder: str | None) -> str:
         """The folder to load, which must lie in the root that the operator set."""
-        settings = self._service.settings
         if folder is None:
-            return self._service.card.root
-        root = settings.swap.root or Path(settings.engine.model).resolve().parent
+            return service.card.root
+        root = (
+            self._state.settings.swap.root
+            or Path(service.started_with.engine.model).resolve().parent
+        )
         try:
             path = (root / folder).resolve()
         except (OSError, ValueError) as error:
@@ -108,21 +117,21 @@ class Swapper:
             )
         return str(path)
 
-    async def _swap(self, folder: str) -> SwapReport:
-        old = self._service.model
-        settings = self._settings_for(folder)
-        model = await asyncio.to_thread(open_model, settings)
+    async def _swap(self, service: Service, folder: str) -> SwapReport:
+        old = service.model
+        settings = self._settings_for(service, folder)
+        model = await asyncio.to_thread(open_model, settings, service.limits)
         if model.checkpoint.config == old.opened.checkpoint.config:
             settings = _with_step_size(settings, old.engine)
-        if settings.swap.drains:
-            verdict = await self._swap_drained(settings, model, old)
+        if service.settings.swap.drains:
+            verdict = await self._swap_drained(service, settings, model)
         else:
-            check_memory(model.checkpoint, settings)
+            check_fits_beside(model.checkpoint, settings, available_bytes())
             before = await self._gate.read(old, _shorter(model, old))
             new, verdict = await self._start(settings, model, old, before)
-            self._put(new)
+            self._put(service, new)
         _log.info("the model in %s is served now", folder)
-        card = self._service.card
+        card = service.card
         return SwapReport(
             model=card.names[0],
             root=folder,
@@ -132,13 +141,13 @@ class Swapper:
         )
 
     async def _swap_drained(
-        self, settings: ServerSettings, model: Model, old: ServedModel
+        self, service: Service, settings: ModelSettings, model: Model
     ) -> Verdict | None:
         """Let the old model's requests end and close it before the new one is loaded; new requests
         get 503 meanwhile. Should the new one fail, the old one is loaded again."""
-        service = self._service
+        old = service.model
         before = await self._gate.read(old, _shorter(model, old))
-        service.is_loading = True
+        service.close()
         try:
             await old.engine.requests.wait_idle()
             await old.engine.close()
@@ -165,17 +174,20 @@ class Swapper:
         return again
 
     async def _start(
-        self, settings: ServerSettings, model: Model, old: ServedModel,
+        self, settings: ModelSettings, model: Model, old: ServedModel,
         before: Reading | None,
     ) -> tuple[ServedModel, Verdict | None]:  # fmt: skip
         """A model with engines that answer, and what the gates, if there are any, say of it."""
         with EngineLaunch() as launch:
             launch.load(settings.engine)
             engine = await start_engines(
-                launch, settings.engine, limits=settings.limits, num_replicas=settings.num_replicas
+                launch,
+                settings.engine,
+                limits=self._state.limits,
+                num_replicas=settings.num_replicas,
             )
             try:
-                new = self._serve_model(settings, model, engine)
+                new = self._serve_model(self._state.settings, settings, model, engine)
                 await asyncio.wait_for(ask(engine, [least_request(engine.info)]), SMOKE_TIMEOUT_S)
                 verdict = None
                 if before is not None:
@@ -188,9 +200,9 @@ class Swapper:
             launch.release()
         return new, verdict
 
-    def _settings_for(self, folder: str) -> ServerSettings:
-        """The server's own, for another folder under the names that clients know."""
-        settings, names = self._service.settings, self._service.card.names
+    def _settings_for(self, service: Service, folder: str) -> ModelSettings:
+        """Those of the start, for another folder under the names that clients know."""
+        settings = service.started_with
         self._num_swaps += 1
         record = settings.engine.record
         engine = msgspec.structs.replace(
@@ -198,28 +210,27 @@ class Swapper:
             model=folder,
             record=None if record is None else f"{record}.swap{self._num_swaps}",
         )
-        return replace(settings, engine=engine, served_model_names=names)
+        return replace(settings, engine=engine, names=service.card.names)
 
-    def _put(self, new: ServedModel) -> None:
-        service = self._service
+    def _put(self, service: Service, new: ServedModel) -> None:
         old = service.engine
         service.put(new)
         service.retired.append(old)
-        era = service.visitors.begin_era()
+        era = self._state.visitors.begin_era()
         service.note_swap()
-        task = asyncio.create_task(self._retire(old, era))
+        task = asyncio.create_task(self._retire(service, old, era))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _retire(self, engine: EngineHandle, era: int) -> None:
+    async def _retire(self, service: Service, engine: EngineHandle, era: int) -> None:
         """Close an engine when everybody is gone who might ask it."""
-        await self._service.visitors.wait_left(era)
+        await self._state.visitors.wait_left(era)
         await engine.requests.wait_idle()
         await engine.close()
-        self._service.retired.remove(engine)
+        service.retired.remove(engine)
 
 
-def _with_step_size(settings: ServerSettings, old: EngineHandle) -> ServerSettings:
+def _with_step_size(settings: ModelSettings, old: EngineHandle) -> ModelSettings:
     """The step size found for the same shape: trials now would time the old model's work too."""
     if settings.engine.max_batched_tokens is not None:
         return settings

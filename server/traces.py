@@ -58,6 +58,8 @@ class RequestTrace:
     tenant: str
     arrival_time: float
     num_prompt_tokens: int
+    block_size: int
+    """Of the KV cache of the model that was asked."""
     scheduled_time: float | None = None
     first_token_time: float | None = None
     last_time: float | None = None
@@ -91,14 +93,14 @@ class RequestTrace:
         """Times that a choice gave up its blocks."""
         return sum(event.kind == "preempted" for event in self.events)
 
-    def as_dict(self, block_size: int) -> Json:
+    def as_dict(self) -> Json:
         """As `/requests/{id}/trace` tells it; times in seconds since arrival."""
         return {
             "request_id": self.request_id,
             **self.phases(),
             "prompt_tokens": self.num_prompt_tokens,
             "cached_tokens": self.num_cached_tokens,
-            "cached_blocks": self.num_cached_tokens // block_size,
+            "cached_blocks": self.num_cached_tokens // self.block_size,
             "output_tokens": self.num_output_tokens,
             "finish_reasons": [reason for _, reason in sorted(self.finish_reasons.items())],
             "preemptions": self.num_preemptions,
@@ -142,7 +144,7 @@ class TraceStore:
         self._traces: OrderedDict[str, RequestTrace] = OrderedDict()
         self._groups: dict[str, tuple[str, ...]] = {}
 
-    def begin(self, requests: Sequence[Request]) -> None:
+    def begin(self, requests: Sequence[Request], *, block_size: int) -> None:
         """Follow the engine requests of one HTTP request; its id is the first one's."""
         self._groups[requests[0].request_id] = tuple(one.request_id for one in requests)
         for request in requests:
@@ -151,6 +153,7 @@ class TraceStore:
                 tenant=request.tenant,
                 arrival_time=request.arrival_time,
                 num_prompt_tokens=len(request.prompt_token_ids),
+                block_size=block_size,
             )
         while len(self._traces) > MAX_REQUESTS:
             request_id, _ = self._traces.popitem(last=False)

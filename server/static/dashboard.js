@@ -3,7 +3,7 @@
 import { ApiError, getText } from "./api.js";
 import { drawLines } from "./chart.js";
 import { $, compact, duration, element, percent } from "./dom.js";
-import { bucketsBetween, parse, quantile, total, totalsBy } from "./metrics.js";
+import { bucketsBetween, highest, parse, quantile, total, totalsBy } from "./metrics.js";
 
 const PERIOD_MS = 1000;
 const NUM_KEPT = 61;
@@ -37,7 +37,7 @@ const LINES = [
   { title: "Waiting", unit: "sequences in the queue", show: compact,
     of: ({ after }) => total(after, "num_requests_waiting") },
   { title: "KV cache", unit: "of its blocks in use", show: percent,
-    of: ({ after }) => total(after, "kv_cache_usage_perc") },
+    of: ({ after }) => highest(after, "kv_cache_usage_perc") },
   {
     title: "Prefix cache", unit: "of prompt tokens found", show: percent,
     of: ratio("prefix_cache_hits_total", "prefix_cache_queries_total"),

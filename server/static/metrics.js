@@ -19,6 +19,11 @@ export function total(sample, name) {
   return sample.get(name)?.total ?? 0;
 }
 
+// Of shares, which do not add up over models.
+export function highest(sample, name) {
+  return Math.max(0, ...(sample.get(name)?.series.values() ?? []));
+}
+
 // Counts by one label, as { stop: 3, length: 5 }.
 export function totalsBy(sample, name, label) {
   const sums = {};

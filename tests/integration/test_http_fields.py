@@ -116,7 +116,7 @@ def test_fields_about_the_way_change_the_way(server: LocalServer) -> None:
 
 
 def test_the_model_named_is_the_one_that_answers(server: LocalServer) -> None:
-    (card,) = server.service.adapter_cards
+    (card,) = server.service.model.adapter_cards
     params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
     with LLM(server.service.card.root, adapters={"tuned": card.root}) as llm:
         expected = [

@@ -8,15 +8,13 @@ import shutil
 import signal
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 from llmserve.config import Head
 from support.models import TEXT, make_model_folder
-from support.serving import assert_clean_end, get, in_threads, post, serving
+from support.serving import assert_clean_end, get, in_threads, load_model, post, serving
 
 pytestmark = pytest.mark.http
 
@@ -42,17 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(url: str, folder: str) -> tuple[int, dict[str, object]]:
     """POST /admin/models/load."""
-    request = urllib.request.Request(  # noqa: S310
-        url + "/admin/models/load",
-        json.dumps({"model": folder}).encode(),
-        {"content-type": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
-            return reply.status, json.loads(reply.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.loads(error.read())
+    return load_model(url, model=folder)
 
 
 def answer(url: str) -> tuple[str, str]:

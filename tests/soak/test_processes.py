@@ -16,7 +16,6 @@ import shutil
 import signal
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ import psutil
 import pytest
 
 from support.models import make_model_folder
-from support.serving import ServeProcess, assert_clean_end, in_threads, serving
+from support.serving import ServeProcess, assert_clean_end, in_threads, load_model, serving
 
 pytestmark = [pytest.mark.soak, pytest.mark.http, pytest.mark.timeout(900)]
 
@@ -161,34 +160,20 @@ def test_twenty_swaps_under_load_five_of_them_to_a_broken_folder(models: Path) -
     """R20."""
     with serving(models / "model0", *SIZE) as server:
         load = Load(url := server.wait_until_ready())
-        assert swap(url, "model1") == 200
+        assert load_model(url, model="model1")[0] == 200
         load.learn()
         statuses: list[int] = []
 
         def disturb() -> None:
             for index in range(20):
                 folder = "broken" if index % 4 == 3 else f"model{index % 2}"
-                statuses.append(swap(url, folder))
+                statuses.append(load_model(url, model=folder)[0])
 
         load.run_while(disturb)
         report("20 swaps", load)
         assert not load.wrong
         assert statuses == [400 if index % 4 == 3 else 200 for index in range(20)]
         stop(server, load)
-
-
-def swap(url: str, folder: str) -> int:
-    request = urllib.request.Request(  # noqa: S310
-        url + "/admin/models/load",
-        json.dumps({"model": folder}).encode(),
-        {"content-type": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=120) as reply:  # noqa: S310
-            return int(reply.status)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
 
 
 def report(what: str, load: Load) -> None:

@@ -26,6 +26,7 @@ from llmserve.errors import LLMServeError
 from llmserve.limits import Limits
 from llmserve.runners.fake import FakeRunner, Script
 from llmserve.server.app import create_app, protect
+from llmserve.server.assembly import build_state, serve_model
 from llmserve.server.engine_handle import EngineHandle
 from llmserve.server.engine_process import GRAMMAR_POLL_S, refusals
 from llmserve.server.engine_setup import (
@@ -38,7 +39,6 @@ from llmserve.server.engine_setup import (
 from llmserve.server.folder_stamp import stamp_of
 from llmserve.server.grammar_queue import GrammarQueue
 from llmserve.server.http_protocol import protocol_for
-from llmserve.server.lifecycle import build_service, serve_model
 from llmserve.server.messages import (
     Abort,
     AddRequest,
@@ -49,8 +49,9 @@ from llmserve.server.messages import (
     Ready,
 )
 from llmserve.server.served_model import Model, open_model
+from llmserve.server.server_state import ServerState
 from llmserve.server.service import Service
-from llmserve.server.settings import ServerSettings
+from llmserve.server.settings import ModelSettings, ServerSettings
 from llmserve.server.swap import Swapper
 
 T = TypeVar("T")
@@ -151,10 +152,16 @@ class LocalServer:
     """A running server; use it through `local_server`."""
 
     loop: asyncio.AbstractEventLoop
-    service: Service
+    state: ServerState
     engine: LocalEngine
+    """The first model's."""
     app: Any
     routes: Sequence[Any] = field(default_factory=list)
+
+    @property
+    def service(self) -> Service:
+        """The first model's."""
+        return self.state.services[0]
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float = 30.0) -> T:
         """Run a coroutine on the server's loop."""
@@ -268,6 +275,7 @@ async def call(
 def local_server(
     folder: Path,
     *,
+    more: Sequence[Path] = (),
     script: Script | None = None,
     step_s: float = 0.0,
     engine: dict[str, Any] | None = None,
@@ -275,44 +283,65 @@ def local_server(
 ) -> Iterator[LocalServer]:
     """A server for the model in `folder`, over the scripted runner unless `engine` names another.
 
-    `engine` holds fields of `EngineSettings`, `settings` those of `ServerSettings`.
+    `more` are folders of further models; `engine` holds fields of `EngineSettings`, `settings`
+    those of `ModelSettings` and `ServerSettings`.
     """
     sizes = {"cache_bytes": 1 << 20, "max_num_seqs": 16, "max_batched_tokens": 512}
-    asked = EngineSettings(model=str(folder), **{"runner": "fake", **sizes, **(engine or {})})
-    values = ServerSettings(engine=asked, **settings)
-    model = open_model(values)
+    of_model = {key: settings.pop(key) for key in ("names", "chat_template") if key in settings}
+    asked = [
+        EngineSettings(model=str(one), **{"runner": "fake", **sizes, **(engine or {})})
+        for one in (folder, *more)
+    ]
+    started_with = tuple(ModelSettings(engine=one, **of_model) for one in asked)
+    values = ServerSettings(models=started_with, **settings)
+    models = [open_model(one, values.limits) for one in started_with]
     with contextlib.ExitStack() as stack:
-        if script is None:
-            loaded = stack.enter_context(loaded_engine(asked))
-        else:
-            runner = FakeRunner.for_config(model.checkpoint.config, script=script)
-            models = LoadedModels(runner=runner, draft=None, stamp=stamp_of(asked))
-            loaded = stack.enter_context(started_engine(asked, models))
-        yield stack.enter_context(_running(values, model, loaded, step_s))
+        loaded = [
+            stack.enter_context(_loaded(one, model, script))
+            for one, model in zip(asked, models, strict=True)
+        ]
+        yield stack.enter_context(_running(values, models, loaded, step_s))
+
+
+def _loaded(
+    asked: EngineSettings, model: Model, script: Script | None
+) -> contextlib.AbstractContextManager[LoadedEngine]:
+    if script is None:
+        return loaded_engine(asked)
+    runner = FakeRunner.for_config(model.checkpoint.config, script=script)
+    return started_engine(asked, LoadedModels(runner=runner, draft=None, stamp=stamp_of(asked)))
 
 
 @contextmanager
 def _running(
-    values: ServerSettings, model: Model, loaded: LoadedEngine, step_s: float
+    values: ServerSettings, models: Sequence[Model], loaded: Sequence[LoadedEngine], step_s: float
 ) -> Iterator[LocalServer]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
-    async def start() -> tuple[LocalEngine, Service, Any, Any]:
-        ready = Ready(loaded.info, loaded.engine.config, loaded.draft_info)
-        grammars = grammar_queue(values.engine, loaded)
-        handle = LocalEngine(loaded.engine, ready, values.limits, step_s, grammars)
-        service = build_service(values, model, handle)
-        app = create_app(service, Swapper(service, serve_model))
-        return handle, service, protect(app, service), app.routes
+    async def start() -> tuple[list[LocalEngine], ServerState, Any, Any]:
+        engines = [
+            LocalEngine(
+                one.engine,
+                Ready(one.info, one.engine.config, one.draft_info),
+                values.limits,
+                step_s,
+                grammar_queue(asked.engine, one),
+            )
+            for asked, one in zip(values.models, loaded, strict=True)
+        ]
+        state = build_state(values, models, engines)
+        app = create_app(state, Swapper(state, serve_model))
+        return engines, state, protect(app, state), app.routes
 
-    handle, service, app, routes = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
-    server = LocalServer(loop, service, handle, app, routes)
+    engines, state, app, routes = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    server = LocalServer(loop, state, engines[0], app, routes)
     try:
         yield server
     finally:
-        server.run(handle.close())
+        for engine in engines:
+            server.run(engine.close())
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()

@@ -118,6 +118,15 @@ def post(
     return _open(request, timeout)
 
 
+def load_model(url: str, **body: object) -> tuple[int, dict[str, object]]:
+    """POST /admin/models/load: status, and what it says."""
+    request = urllib.request.Request(  # noqa: S310
+        url + "/admin/models/load", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    status, data = _open(request, 120)
+    return status, json.loads(data)
+
+
 def get(url: str, path: str) -> int:
     """The status of a route."""
     return _open(urllib.request.Request(url + path), 10)[0]  # noqa: S310
@@ -130,10 +139,18 @@ def read(url: str, path: str) -> str:
     return body.decode()
 
 
+def metrics(url: str) -> dict[str, float]:
+    """The numbers of `/metrics`, by name and labels as they are written."""
+    lines = (line.rpartition(" ") for line in read(url, "/metrics").splitlines() if line[:1] != "#")
+    return {name: float(value) for name, _, value in lines}
+
+
 def metric(url: str, name: str) -> float:
-    """One number of `/metrics` without labels."""
-    (line,) = [line for line in read(url, "/metrics").splitlines() if line.startswith(name + " ")]
-    return float(line.split()[1])
+    """One number of `/metrics` that has no label but the only model's name."""
+    (value,) = [
+        value for key, value in metrics(url).items() if key.startswith(name + "{model_name=")
+    ]
+    return value
 
 
 def _open(request: urllib.request.Request, timeout: float) -> tuple[int, bytes]:

@@ -89,7 +89,7 @@ def test_other_names_are_unknown(adapted: LocalServer) -> None:
 
 
 def test_they_are_announced(adapted: LocalServer, folders: dict[str, str]) -> None:
-    said = [text for label, text in describe(adapted.service, "u") if label == "adapter"]
+    said = [text for label, text in describe(adapted.state, "u") if label == "adapter"]
     assert said == [f"{name}, from {folder}" for name, folder in folders.items()]
 
 

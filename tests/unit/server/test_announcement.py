@@ -11,27 +11,28 @@ from llmserve.runners.protocol import CacheGroup
 from llmserve.server.announcement import announce, describe
 from llmserve.server.auth import Key, KeyRing, RouteScope
 from llmserve.server.model_card import ModelCard
-from llmserve.server.service import Service
+from llmserve.server.server_state import ServerState
 from support.servers import LocalServer, local_server
 
 KEYS = KeyRing([Key.of("long-enough-key", {RouteScope.USER})])
 
 
-def lines(service: Service) -> dict[str, str]:
-    return dict(describe(service, "http://localhost:1"))
+def lines(state: ServerState) -> dict[str, str]:
+    return dict(describe(state, "http://localhost:1"))
 
 
-def with_card(service: Service, card: ModelCard) -> Service:
-    return replace(service, model=replace(service.model, card=card))
+def with_card(server: LocalServer, card: ModelCard) -> ServerState:
+    service = replace(server.service, model=replace(server.service.model, card=card))
+    return replace(server.state, services=(service,))
 
 
 def lines_of(folder: Path, **settings: Any) -> dict[str, str]:
     with local_server(folder, **settings) as server:
-        return lines(server.service)
+        return lines(server.state)
 
 
 def test_it_names_sizes_and_the_way_to_call(server: LocalServer) -> None:
-    said = lines(server.service)
+    said = lines(server.state)
     assert said["KV cache"] == "0.0 MiB of int64: 256 blocks of 16 tokens"
     assert said["prefixes"] == "computed once, shared by all requests"
     assert said["context"] == "256 tokens, up to 16 sequences a step"
@@ -52,7 +53,7 @@ def test_cache_groups_are_told_apart_by_their_windows(server: LocalServer) -> No
         info=replace(service.card.info, cache_groups=groups),
         config=replace(service.card.config, num_blocks=(8, 4)),
     )
-    said = list(describe(with_card(service, card), "http://localhost:1"))
+    said = list(describe(with_card(server, card), "http://localhost:1"))
     first = next(index for index, (label, _) in enumerate(said) if label == "KV cache")
     assert [text for _, text in said[first : first + 3]] == [
         "16.0 MiB of int64: 12 blocks of 16 tokens",
@@ -79,7 +80,7 @@ def test_it_says_how_the_size_of_a_step_was_found(
 ) -> None:
     config = replace(server.service.card.config, full_step_s=seconds, max_batched_tokens=384)
     card = replace(server.service.card, config=config)
-    said = lines(with_card(server.service, card))
+    said = lines(with_card(server, card))
     assert said["steps"] == f"up to 384 tokens: {measured} ms measured, 50 ms asked"
 
 
@@ -110,7 +111,7 @@ def test_it_tells_of_a_draft_model(server: LocalServer, monkeypatch: Any) -> Non
         cache_groups=(CacheGroup(num_layers=1, window=None, bytes_per_token=1 << 10),),
     )
     monkeypatch.setattr(service.engine, "draft_info", info)
-    said = lines(with_card(service, replace(service.card, config=config)))
+    said = lines(with_card(server, replace(service.card, config=config)))
     assert said["guesses"].startswith("up to 3 tokens ahead always, by the model ")
     assert "(1,234 parameters, 1.0 MiB of KV cache)" in said["guesses"]
 
@@ -123,5 +124,5 @@ def test_it_is_printed_in_two_columns(server: LocalServer, monkeypatch: Any) -> 
             printed.append(text)
 
     monkeypatch.setattr("llmserve.server.announcement.console", Terminal)
-    announce(server.service, "http://localhost:1")
+    announce(server.state, "http://localhost:1")
     assert "API        http://localhost:1/v1" in printed

@@ -14,7 +14,7 @@ from llmserve.server.auth import Key, KeyRing, RouteScope
 from llmserve.server.engine_options import add_engine_arguments, engine_settings
 from llmserve.server.engine_setup import engine_options, loaded_engine
 from llmserve.server.messages import EngineSettings
-from llmserve.server.settings import ServerSettings
+from llmserve.server.settings import ModelSettings, ServerSettings
 
 ANN = Key.of("a-key-of-ann", {RouteScope.USER}, name="ann")
 
@@ -23,8 +23,8 @@ def settings(*arguments: str, log_format: str = "text") -> EngineSettings:
     parser = argparse.ArgumentParser()
     add_engine_arguments(parser)
     args = parser.parse_args(arguments)
-    args.model, args.log_format = "run/model", log_format
-    return engine_settings(args, KeyRing([ANN]), Limits())
+    args.log_format = log_format
+    return engine_settings(args, "run/model", KeyRing([ANN]), Limits())
 
 
 def test_defaults_are_those_of_the_settings() -> None:
@@ -130,7 +130,7 @@ def test_replicas_share_the_cores() -> None:
 def test_sharing_a_cache_that_is_off_is_refused() -> None:
     engine = EngineSettings(model="m", runner="fake", has_prefix_cache=False)
     with pytest.raises(ConfigError, match="--share-prefix-cache needs"):
-        ServerSettings(engine=engine, shares_prefix_cache=True)
+        ServerSettings(models=(ModelSettings(engine=engine),), shares_prefix_cache=True)
 
 
 def test_a_draft_model_is_loaded_beside_the_model(model_folder: Path) -> None:

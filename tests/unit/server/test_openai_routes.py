@@ -389,7 +389,7 @@ def test_unknown_model_is_404_and_the_right_one_or_none_is_served(server: LocalS
 
 
 def test_models_list_their_facts_under_every_name(model_folder: Path) -> None:
-    with local_server(model_folder, served_model_names=("a", "org/b")) as server:
+    with local_server(model_folder, names=("a", "org/b")) as server:
         listed = server.get("/v1/models").json()["data"]
         assert [model["id"] for model in listed] == ["a", "org/b"]
         one = server.get("/v1/models/org/b").json()

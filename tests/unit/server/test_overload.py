@@ -48,6 +48,6 @@ def test_r10_overload(model_folder: Path) -> None:
             assert text_of(replies[index]) == text_of(alone)
         server.wait_idle()
         counted = server.get("/metrics").body.decode()
-        ended = 'llmserve_request_success_total{finished_reason="length"}'
+        ended = 'llmserve_request_success_total{finished_reason="length",model_name="tiny"}'
         total = len(answered) + len(answered[:20])
         assert f"{ended} {float(total)}" in counted

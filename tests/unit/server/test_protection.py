@@ -122,7 +122,7 @@ def test_the_log_holds_neither_prompts_nor_keys(
         server.post("/v1/completions", {"prompt": prompt, "n": 0}, authorization=bearer)
         server.get(f"/v1/models?key={secret}", authorization=bearer)
         server.get("/a\r\nINFO forged line\x1b[31m", authorization=bearer)
-        metrics = server.service.metrics.render().decode()
+        metrics = server.state.metrics.render().decode()
     assert secret not in caplog.text + metrics + repr(keys)
     assert prompt not in caplog.text + metrics
     lines = [record.getMessage() for record in caplog.records if record.name == "llmserve.access"]
@@ -169,6 +169,6 @@ def test_a_defect_in_a_route_is_500_in_the_same_shape(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with local_server(model_folder) as server:
-        monkeypatch.setattr(type(server.service.metrics), "render", lambda _self: 1 / 0)
+        monkeypatch.setattr(type(server.state.metrics), "render", lambda _self: 1 / 0)
         with pytest.raises(ZeroDivisionError):  # starlette hands it on, for uvicorn's log
             server.get("/metrics")

@@ -11,15 +11,15 @@ from llmserve.server.cli_serve import parse_limits
 from llmserve.server.engine_launch import API_KEY_VARIABLE
 from llmserve.server.engine_options import parse_size
 from llmserve.server.messages import EngineSettings
-from llmserve.server.settings import ServerSettings, is_loopback, load_keys
+from llmserve.server.settings import ModelSettings, ServerSettings, is_loopback, load_keys
 
-ENGINE = EngineSettings(model="m", runner="fake")
+MODELS = (ModelSettings(engine=EngineSettings(model="m", runner="fake")),)
 KEYS = KeyRing([Key.of("long-enough-key", {RouteScope.USER})])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.9.1"])
 def test_loopback_needs_no_keys_and_checks_the_host_header(host: str) -> None:
-    settings = ServerSettings(engine=ENGINE, host=host)
+    settings = ServerSettings(models=MODELS, host=host)
     assert is_loopback(host)
     assert host in settings.host_names
 
@@ -27,15 +27,15 @@ def test_loopback_needs_no_keys_and_checks_the_host_header(host: str) -> None:
 @pytest.mark.parametrize("host", ["::", "10.1.2.3", "example.org", "128.0.0.1", ""])
 def test_other_addresses_need_keys_or_consent(host: str) -> None:
     with pytest.raises(ConfigError, match="--allow-unauthenticated"):
-        ServerSettings(engine=ENGINE, host=host)
-    assert ServerSettings(engine=ENGINE, host=host, keys=KEYS).host_names == ()
-    ServerSettings(engine=ENGINE, host=host, allow_unauthenticated=True)
+        ServerSettings(models=MODELS, host=host)
+    assert ServerSettings(models=MODELS, host=host, keys=KEYS).host_names == ()
+    ServerSettings(models=MODELS, host=host, allow_unauthenticated=True)
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_port_is_bounded(port: int) -> None:
     with pytest.raises(ConfigError, match="port"):
-        ServerSettings(engine=ENGINE, port=port)
+        ServerSettings(models=MODELS, port=port)
 
 
 def access(ring: KeyRing, path: str, *headers: tuple[bytes, bytes]) -> Access:

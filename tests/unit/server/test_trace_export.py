@@ -20,11 +20,11 @@ def spans_of(server: LocalServer, **headers: str) -> list[Any]:
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
     exporter = memory.InMemorySpanExporter()
-    server.service.spans = SpanExport(SimpleSpanProcessor(exporter))
+    server.state.spans = SpanExport(SimpleSpanProcessor(exporter))
     body = {"prompt": [[5] * 20, [6]], "max_tokens": 4, "temperature": 0, "ignore_eos": True}
     assert server.post("/v1/completions", body, **headers).status == 200
-    server.service.spans.close()
-    server.service.spans = None
+    server.state.spans.close()
+    server.state.spans = None
     return list(exporter.get_finished_spans())
 
 

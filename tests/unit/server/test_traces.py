@@ -90,7 +90,7 @@ def test_nobody_sees_anothers(model_folder: Path) -> None:
 def test_the_latest_are_kept() -> None:
     store = TraceStore()
     for index in range(MAX_REQUESTS + 5):
-        store.begin([make_request(f"r{index}", [1])])
+        store.begin([make_request(f"r{index}", [1])], block_size=16)
     assert store.find("r4", "") == []
     assert len(store.find("r5", "")) == 1
     assert store.find("cmpl-nobody", "") == []

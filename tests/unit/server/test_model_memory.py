@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmserve.errors import ConfigError
+from llmserve.limits import Limits
+from llmserve.server.messages import EngineSettings
+from llmserve.server.model_memory import check_fits_beside, check_start, needed_bytes
+from llmserve.server.served_model import Model, open_model
+from llmserve.server.settings import ModelSettings
+from llmserve.server.swap_gate import SwapRefusedError
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def opened(model_folder: Path) -> tuple[ModelSettings, Model]:
+    engine = EngineSettings(model=str(model_folder), runner="fake", cache_bytes=300 * MIB)
+    settings = ModelSettings(engine=engine, num_replicas=2)
+    return settings, open_model(settings, Limits())
+
+
+def test_a_model_that_does_not_fit_beside_is_refused_with_both_numbers(
+    opened: tuple[ModelSettings, Model],
+) -> None:
+    settings, model = opened
+    needed = needed_bytes(model.checkpoint, settings)
+    assert needed > 600 * MIB + model.checkpoint.stored_bytes()
+    check_fits_beside(model.checkpoint, settings, needed)
+    check_fits_beside(model.checkpoint, settings, None)
+    with pytest.raises(SwapRefusedError, match=r"about \d+ MiB beside .* \d+ MiB are available"):
+        check_fits_beside(model.checkpoint, settings, needed - 1)
+
+
+def test_models_are_counted_together(opened: tuple[ModelSettings, Model]) -> None:
+    settings, model = opened
+    needed = needed_bytes(model.checkpoint, settings)
+    check_start([opened, opened], 2 * needed)
+    check_start([opened, opened], None)
+    with pytest.raises(
+        ConfigError, match=rf"need about {2 * needed // MIB} MiB .*tiny about .* are available"
+    ):
+        check_start([opened, opened], 2 * needed - 1)
