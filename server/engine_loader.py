@@ -20,12 +20,13 @@ import signal
 import socket
 import sys
 from collections import deque
+from dataclasses import replace
 
 from llmserve.errors import EngineError, LLMServeError
 from llmserve.runners.registry import import_torch_runner
 
 from .engine_process import ParentGoneError, serve_engine
-from .engine_setup import LoadedModels, loaded_models, loads_before_fork
+from .engine_setup import LoadedModels, grammar_compiler, loaded_models, loads_before_fork
 from .log_format import start_log
 from .messages import (
     Ended,
@@ -36,6 +37,7 @@ from .messages import (
     Load,
     LoaderCommand,
     LoaderEvent,
+    LoadGrammars,
     encode_frame,
     loader_command_decoder,
 )
@@ -143,8 +145,29 @@ class _Loader:
                 self._channel.send(Ended(pid, os.waitstatus_to_exitcode(status)))
 
     def _apply(self, command: LoaderCommand) -> None:
-        if not isinstance(command, Fork):
-            raise EngineError(f"a Fork is due, not a {type(command).__name__}")
+        match command:
+            case Fork():
+                self._fork(command)
+            case LoadGrammars():
+                self._load_grammars()
+            case _:
+                raise EngineError(f"a Fork is due, not a {type(command).__name__}")
+
+    def _load_grammars(self) -> None:
+        """Have engines to come inherit what compiles grammars, as they do the model."""
+        models = self._models
+        if models is None or models.grammars is not None:
+            return  # each engine loads all anew
+        try:
+            compiler = grammar_compiler(self._settings, models.runner.info, models.stamp)
+        except LLMServeError as error:  # engines tell the requests, which is where it matters
+            _log.warning("engines will load the compiler of grammars themselves: %s", error)
+            return
+        self._models = replace(models, grammars=compiler)
+        gc.collect()
+        gc.freeze()
+
+    def _fork(self, command: Fork) -> None:
         descriptor = self._channel.take_descriptor()
         pid = os.fork()
         if pid == 0:

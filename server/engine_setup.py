@@ -27,6 +27,7 @@ __all__ = [
     "LoadedEngine",
     "LoadedModels",
     "engine_options",
+    "grammar_compiler",
     "grammar_queue",
     "loaded_engine",
     "loaded_models",
@@ -44,6 +45,8 @@ class LoadedModels:
     """The model that guesses, where there is one."""
     stamp: Stamp
     """The files that they were loaded from."""
+    grammars: GrammarCompiler | None = None
+    """Compiles grammars for the model; None: it is made when the first one comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,8 @@ class LoadedEngine:
     """Of the model that guesses, where there is one."""
     stamp: Stamp
     """The files that the models were loaded from."""
+    grammars: GrammarCompiler | None = None
+    """As in `LoadedModels`."""
 
 
 def loads_before_fork(settings: EngineSettings) -> bool:
@@ -134,6 +139,7 @@ def started_engine(
             info=models.runner.info,
             draft_info=None if models.draft is None else models.draft.info,
             stamp=models.stamp,
+            grammars=models.grammars,
         )
 
 
@@ -167,22 +173,34 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
 
 
 def grammar_queue(settings: EngineSettings, loaded: LoadedEngine) -> GrammarQueue:
-    """What compiles the grammars of requests for the model; its tokenizer is read at the first.
+    """What compiles the grammars of requests for the model; its tokenizer is read at the first,
+    if it was not before.
 
     Grammars fail with an `EngineError` where the folder is not what was loaded any more.
     """
+    inherited = loaded.grammars
 
     def load() -> GrammarCompiler:
-        from llmserve.text.tokenizer import Tokenizer
-
-        if stamp_of(settings) != loaded.stamp:
-            raise EngineError(
-                f"files of {settings.model} were changed since the model was loaded, and grammars "
-                "need its tokenizer: load the model anew"
-            )
-        return GrammarCompiler(Tokenizer.load(settings.model), loaded.info)
+        return inherited or grammar_compiler(settings, loaded.info, loaded.stamp)
 
     return GrammarQueue(load, timeout_s=settings.grammar_timeout_s)
+
+
+def grammar_compiler(settings: EngineSettings, info: RunnerInfo, stamp: Stamp) -> GrammarCompiler:
+    """Compiles grammars for a model that was loaded from files of that stamp.
+
+    Raises:
+        EngineError: the folder holds other files now.
+        MissingDependencyError: llguidance is not installed.
+    """
+    from llmserve.text.tokenizer import Tokenizer
+
+    if stamp_of(settings) != stamp:
+        raise EngineError(
+            f"files of {settings.model} were changed since the model was loaded, and grammars "
+            "need its tokenizer: load the model anew"
+        )
+    return GrammarCompiler(Tokenizer.load(settings.model), info)
 
 
 def _load_runner(settings: EngineSettings) -> Runner:

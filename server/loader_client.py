@@ -21,6 +21,7 @@ from .messages import (
     Fork,
     Forked,
     LoaderEvent,
+    LoadGrammars,
     encode_frame,
     loader_event_decoder,
 )
@@ -91,6 +92,14 @@ class LoaderClient(asyncio.Protocol):
             raise
         self._timeout_s = FORK_TIMEOUT_S
         return engine
+
+    def load_grammars(self) -> None:
+        """Have later engines inherit what compiles grammars; does not wait."""
+        if self.is_gone:
+            return
+        self._timeout_s = LOAD_TIMEOUT_S  # the next fork comes after it
+        with contextlib.suppress(ConnectionError):
+            self._sender.sendall(encode_frame(LoadGrammars()))
 
     async def status_of(self, engine: EngineClient) -> int | None:
         """How an engine ended whose connection has: its exit code or, negative, the signal.

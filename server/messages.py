@@ -33,6 +33,7 @@ __all__ = [
     "Forked",
     "FrameDecoder",
     "Load",
+    "LoadGrammars",
     "LoaderCommand",
     "LoaderEvent",
     "Outputs",
@@ -120,6 +121,13 @@ class Fork(msgspec.Struct, tag="fork"):
     """The sizes that the first engine found; None: this is the first, find them."""
 
 
+class LoadGrammars(msgspec.Struct, tag="load-grammars"):
+    """To the loader: requests with grammars come, so let later engines inherit what compiles them.
+
+    The one that serves now loads it itself; a server without such requests never does.
+    """
+
+
 class Forked(msgspec.Struct, tag="forked"):
     """From the loader: an engine has begun. Its first message comes over its own socket."""
 
@@ -191,7 +199,7 @@ class Failed(msgspec.Struct, tag="failed"):
     message: str
 
 
-LoaderCommand = Load | Fork
+LoaderCommand = Load | Fork | LoadGrammars
 LoaderEvent = Forked | Ended | Failed
 Command = AddRequest | Abort | Finish
 Event = Ready | Computing | Outputs | Failed

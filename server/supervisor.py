@@ -109,6 +109,7 @@ class Supervisor(EngineHandle):
         self._crashes = CrashCounts()
         self._restarts = Restarts()
         self._revived_at = 0.0
+        self._has_grammars = False
         self._numbers = itertools.count(1)
         self._replicas = [
             Replica(index, self.requests, self._crashes) for index in range(num_replicas)
@@ -135,6 +136,9 @@ class Supervisor(EngineHandle):
         match command:
             case AddRequest(request=request):
                 live = self.requests.get(request.request_id)
+                if request.grammar is not None and not self._has_grammars:
+                    self._has_grammars = True
+                    self._loader.load_grammars()
                 if live is not None:
                     live.replica = self._router.choose(request)
             case Abort(request_id=request_id) | Finish(request_id=request_id):
@@ -279,6 +283,8 @@ class Supervisor(EngineHandle):
         launch = EngineLaunch()
         launch.load(self._settings)
         self._loader = await LoaderClient.take_over(launch)
+        if self._has_grammars:
+            self._loader.load_grammars()
 
     async def _watch(self) -> None:
         """Replace engines that have work and make no steps; end what waits beyond its deadline."""

@@ -227,6 +227,24 @@ def test_a_grammar_that_crashes_engines_fails_alone(folder: Path) -> None:
         reply(url, {"prompt": "x", "max_tokens": 3})
 
 
+@pytest.mark.skipif(not HAS_GRAMMARS, reason="needs llguidance")
+def test_engines_inherit_what_compiles_grammars(tmp_path: Path) -> None:
+    """Without the tokenizer's file, which an engine that loads it itself would need."""
+    served = make_model_folder(tmp_path / "served")
+    with serving(served, "--runner", "fake", *SIZE) as server:
+        url = server.wait_until_ready()
+
+        def ask(regex: str) -> None:
+            reply(url, {"prompt": "x", "structured_outputs": {"regex": regex}, "ignore_eos": False})
+
+        ask("[ab]{3}")
+        kill_engine(server)
+        ask("[ab]{4}")  # the engine that answers was forked after the loader had loaded it
+        (served / "tokenizer.json").rename(tmp_path / "away.json")
+        kill_engine(server)
+        ask("[ab]{5}")
+
+
 def test_a_step_that_fails_once_fails_nobody(folder: Path) -> None:
     environment = {"LLMSERVE_FAILPOINTS": "engine.forward=raise@30"}
     with serving(folder, "--runner", "fake", *SIZE, environment=environment) as server:
