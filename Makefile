@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types soak compat mutants sanitize arm bench docs wheel try-wheel clean
+.PHONY: help setup demo test check lint format types soak compat mutants sanitize arm bench bench-peers docs wheel try-wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -67,7 +67,10 @@ types: $(VENV)/.dev  ## static types
 bench: $(VENV)/.demo  ## offline throughput of the demo's model against a plain loop
 	$(BIN)/llmserve bench throughput demo-run/train/model --concurrency 1,4,16 --baseline plain $(ARGS)
 
-docs: $(VENV)/.dev  ## write docs/cli.md anew from the parsers
+bench-peers: $(VENV)/.demo  ## ours and other programs on one model (MODEL=models/M SHAPE=M ARGS='--llama-cpp DIR ...')
+	$(BIN)/llmserve bench peers $(MODEL) --shape $(SHAPE) --out docs/results $(ARGS)
+
+docs: $(VENV)/.dev  ## write docs/cli.md from the parsers, docs/peers.md from results
 	$(BIN)/python docs/generate.py
 
 wheel: $(VENV)/.dev  ## dist/llmserve-*.whl

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .cli_verbs import Verbs, add_verb
 
-__all__ = ["add_offline_verbs"]
+__all__ = ["add_offline_arguments", "add_offline_verbs"]
 
 OFFLINE_DESCRIPTION = """\
 Time llmserve and other engines on one model, in turn, in one run: the prefill of one prompt, and
@@ -48,7 +48,7 @@ def add_offline_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     offline = add_verb(
         verbs, "offline", "compare with other engines", OFFLINE_DESCRIPTION, OFFLINE_EXAMPLES
     )
-    _add_offline(offline)
+    add_offline_arguments(offline)
     offline.set_defaults(sub_run=_run_offline)
     make = add_verb(
         verbs, "make-model", "random weights", MAKE_MODEL_DESCRIPTION, MAKE_MODEL_EXAMPLES
@@ -72,7 +72,8 @@ def _run_make_model(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_offline(parser: argparse.ArgumentParser) -> None:
+def add_offline_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, its schemes, what is measured in process, and where the peers are."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="the model folder, not quantized")
     parser.add_argument(
         "--schemes",

@@ -20,7 +20,15 @@ from llmserve.errors import ConfigError
 from .peer_llamacpp import LlamaCpp
 from .peer_process import EngineProcess
 
-__all__ = ["SCHEMES", "Contender", "OfflineOptions", "contenders", "offline_options"]
+__all__ = [
+    "SCHEMES",
+    "Contender",
+    "OfflineOptions",
+    "contenders",
+    "llama_cpp_file",
+    "offline_options",
+    "our_folder",
+]
 
 SCHEMES = {"int4": "q4_0", "int8": "q8_0", "bf16": "bf16"}
 """Scheme → type of llama.cpp's file; `bf16` is the model folder itself."""
@@ -133,19 +141,29 @@ def contenders(options: OfflineOptions) -> Iterator[tuple[str, Callable[[], Cont
         yield "bf16", _peer(options, options.transformers, "peer_transformers", options.model)
 
 
+def our_folder(model: Path, scheme: str) -> Path:
+    """Our form of `model`. Raises `ConfigError` if it is missing."""
+    folder = model if scheme == "bf16" else _beside(model, f"-{scheme}")
+    _need(folder, f"llmserve quantize {model} --scheme {scheme} --no-measure")
+    return folder
+
+
+def llama_cpp_file(model: Path, scheme: str) -> Path:
+    """llama.cpp's form of `model`. Raises `ConfigError` if it is missing."""
+    file = _beside(model, f"-{SCHEMES[scheme]}.gguf")
+    _need(file, f"llmserve export gguf {model} --type {SCHEMES[scheme]}")
+    return file
+
+
 def _ours(options: OfflineOptions, scheme: str) -> Callable[[], Contender]:
-    folder = options.model if scheme == "bf16" else _beside(options.model, f"-{scheme}")
-    _need(folder, f"llmserve quantize {options.model} --scheme {scheme} --no-measure")
-    arguments = [str(folder), "--runner", options.runner]
+    arguments = [str(our_folder(options.model, scheme)), "--runner", options.runner]
     if options.threads is not None:
         arguments += ["--threads", str(options.threads)]
     return lambda: EngineProcess.of_ours("offline_engine", *arguments)
 
 
 def _llama_cpp(options: OfflineOptions, programs: Path, scheme: str) -> Callable[[], Contender]:
-    kind = SCHEMES[scheme]
-    file = _beside(options.model, f"-{kind}.gguf")
-    _need(file, f"llmserve export gguf {options.model} --type {kind}")
+    file = llama_cpp_file(options.model, scheme)
     return lambda: LlamaCpp(programs, file, _threads(options))
 
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -29,8 +29,10 @@ from .machine import command_line, machine, versions
 from .offline_contenders import Contender, OfflineOptions, contenders
 
 __all__ = [
+    "OfflineRounds",
     "OfflineRow",
     "bench_offline",
+    "loaded_rows",
     "measure_rows",
     "offline_result",
     "offline_table",
@@ -55,6 +57,12 @@ class OfflineRow:
         engine: str = self.contender.description["engine"]
         return engine.startswith(OURS)
 
+    @property
+    def name(self) -> str:
+        """Engine, weights and cache."""
+        description = self.contender.description
+        return f"{description['engine']}: {description['weights']}, {description['cache']} cache"
+
 
 def bench_offline(options: OfflineOptions) -> int:
     """Run the comparison and print table and JSON; the exit code.
@@ -65,34 +73,62 @@ def bench_offline(options: OfflineOptions) -> int:
     """
     loaders = list(contenders(options))  # every path is checked before anything is loaded
     vocab_size = Checkpoint.open(options.model, verify=False).config.vocab_size
-    with ExitStack() as stack:
-        rows = []
-        for scheme, load in loaders:
-            row = OfflineRow(scheme=scheme, contender=load())
-            stack.callback(row.contender.close)
-            rows.append(row)
-            print(f"loaded {_name(row)}", file=sys.stderr, flush=True)
+    with loaded_rows(loaders) as rows:
         measure_rows(rows, options, vocab_size=vocab_size)
     print(offline_table(rows))
     print(orjson.dumps(offline_result(options, rows)).decode(), flush=True)
     return 0
 
 
+@contextmanager
+def loaded_rows(
+    loaders: Sequence[tuple[str, Callable[[], Contender]]],
+) -> Iterator[list[OfflineRow]]:
+    """A row with a loaded engine for each scheme and loader; they are closed at the end."""
+    with ExitStack() as stack:
+        rows = []
+        for scheme, load in loaders:
+            row = OfflineRow(scheme=scheme, contender=load())
+            stack.callback(row.contender.close)
+            rows.append(row)
+            print(f"loaded {row.name}", file=sys.stderr, flush=True)
+        yield rows
+
+
 def measure_rows(rows: Sequence[OfflineRow], options: OfflineOptions, *, vocab_size: int) -> None:
     """Take every measurement of every row, in turn, once to warm up and once for each repeat."""
-    prompts = _Prompts(np.random.default_rng(options.seed), vocab_size)
-    for repeat in range(options.repeats + 1):
-        for name, count in _measurements(options).items():
-            for row in rows:
-                rate = _measure(row.contender, prompts, options, count)
-                if repeat == 0:
-                    continue
-                row.rates.setdefault(name, []).append(rate)
-                print(
-                    f"repeat {repeat}/{options.repeats}, {name}, {_name(row)}: {rate:.1f} tokens/s",
-                    file=sys.stderr,
-                    flush=True,
-                )
+    rounds = OfflineRounds(rows, options, vocab_size=vocab_size)
+    for _ in range(options.repeats):
+        rounds.take()
+
+
+class OfflineRounds:
+    """The rounds of a comparison; made with one to warm up, which does not count."""
+
+    def __init__(
+        self, rows: Sequence[OfflineRow], options: OfflineOptions, *, vocab_size: int
+    ) -> None:
+        self._rows, self._options = rows, options
+        self._prompts = _Prompts(np.random.default_rng(options.seed), vocab_size)
+        self._num_taken = 0
+        for _ in self._measure():
+            pass
+
+    def take(self) -> None:
+        """One more round: every measurement, all rows in turn."""
+        self._num_taken += 1
+        for name, row, rate in self._measure():
+            row.rates.setdefault(name, []).append(rate)
+            print(
+                f"round {self._num_taken}, {name}, {row.name}: {rate:.1f} tokens/s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _measure(self) -> Iterator[tuple[str, OfflineRow, float]]:
+        for name, count in _measurements(self._options).items():
+            for row in self._rows:
+                yield name, row, _measure(row.contender, self._prompts, self._options, count)
 
 
 def offline_result(options: OfflineOptions, rows: Sequence[OfflineRow]) -> dict[str, object]:
@@ -142,7 +178,7 @@ def over_best_peer(row: OfflineRow, rows: Sequence[OfflineRow]) -> dict[str, flo
 def offline_table(rows: Sequence[OfflineRow]) -> str:
     """The table for people: medians, ranges beneath them, and ours over the best peer."""
     names = list(rows[0].rates)
-    labels = [_name(row) for row in rows]
+    labels = [row.name for row in rows]
     width = max(map(len, [*labels, "tokens/s: median, range"])) + 2
     lines = [f"{'tokens/s: median, range':<{width}}" + "".join(f"{name:>18}" for name in names)]
     for label, row in zip(labels, rows, strict=True):
@@ -181,8 +217,3 @@ def _measure(
     if count is None:
         return engine.prefill(prompts.draw(1, options.prefill_len)[0])
     return engine.decode(prompts.draw(count, options.input_len), options.output_len)
-
-
-def _name(row: OfflineRow) -> str:
-    description = row.contender.description
-    return f"{description['engine']}: {description['weights']}, {description['cache']} cache"

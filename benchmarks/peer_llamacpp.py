@@ -18,7 +18,7 @@ from llmserve.errors import ConfigError, EngineError
 
 from .peer_process import peer_environment
 
-__all__ = ["LlamaCpp", "tensor_types"]
+__all__ = ["LlamaCpp", "program_version", "tensor_types"]
 
 BENCH = "llama-bench"
 BATCHED_BENCH = "llama-batched-bench"
@@ -36,14 +36,19 @@ class LlamaCpp:
             if not (programs / program).is_file():
                 raise ConfigError(f"{programs} has no {program}; give the folder of the programs")
         self._programs, self._gguf, self._threads = programs, gguf, threads
-        types = tensor_types(gguf)
-        head = types.get("output.weight", types["token_embd.weight"])
         self.description: dict[str, Any] = {
             "engine": "llama.cpp",
-            "weights": f"{types['blk.0.ffn_up.weight']}, {head} head",
+            "weights": self.weights_of(gguf),
             "cache": "f16",
-            "versions": {"llama.cpp": self._version()},
+            "versions": {"llama.cpp": program_version(programs / BENCH)},
         }
+
+    @staticmethod
+    def weights_of(gguf: Path) -> str:
+        """Scheme and head of a file. Raises `ConfigError` as `tensor_types`."""
+        types = tensor_types(gguf)
+        head = types.get("output.weight", types["token_embd.weight"])
+        return f"{types['blk.0.ffn_up.weight']}, {head} head"
 
     def prefill(self, prompt: list[int]) -> float:
         """Prompt tokens per second for a prompt of that length; the program draws its own."""
@@ -67,27 +72,30 @@ class LlamaCpp:
     def close(self) -> None:
         """Nothing runs between two measurements."""
 
-    def _version(self) -> str:
-        done = self._start(BENCH, "--version")
-        lines = (done.stdout + done.stderr).splitlines()
-        version = next((line for line in lines if line.startswith("version: ")), "version: unknown")
-        return version.removeprefix("version: ")
-
     def _run(self, program: str, *options: object) -> str:
-        done = self._start(program, "-m", self._gguf, "-t", self._threads, *options)
+        done = _start(self._programs / program, "-m", self._gguf, "-t", self._threads, *options)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
             raise EngineError(f"{program} ended with code {done.returncode}: {last[0]}")
         return done.stdout
 
-    def _start(self, program: str, *options: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(  # noqa: S603 - the programs are the user's choice
-            [str(self._programs / program), *map(str, options)],
-            env=peer_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+
+def program_version(program: Path) -> str:
+    """What one of llama.cpp's programs says of its version."""
+    done = _start(program, "--version")
+    lines = (done.stdout + done.stderr).splitlines()
+    version = next((line for line in lines if line.startswith("version: ")), "version: unknown")
+    return version.removeprefix("version: ")
+
+
+def _start(program: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - the programs are the user's choice
+        [str(program), *map(str, options)],
+        env=peer_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def tensor_types(path: Path) -> dict[str, str]:

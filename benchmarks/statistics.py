@@ -20,7 +20,15 @@ from statistics import NormalDist, fmean, variance
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Interval", "Pool", "Ratio", "block_counts", "ratio_of_intervals", "ratio_of_runs"]
+__all__ = [
+    "Interval",
+    "Pool",
+    "Ratio",
+    "block_counts",
+    "mean_of_runs",
+    "ratio_of_intervals",
+    "ratio_of_runs",
+]
 
 CONFIDENCE = 0.95
 MIN_UNITS = 10
@@ -127,6 +135,21 @@ def ratio_of_intervals(over: tuple[float, Interval], under: tuple[float, Interva
     normal = NormalDist().inv_cdf(1.0 - _TAIL)
     halves = [math.log(i.high / i.low) / 2.0 for _, i in (over, under)]
     return _ratio(math.log(over[0] / under[0]), math.hypot(*halves) / normal, normal)
+
+
+def mean_of_runs(runs: Sequence[float]) -> tuple[float, Interval | None]:
+    """Geometric mean of figures above 0, and where it would lie; None: one run says nothing of it.
+
+    Of ratios taken within rounds it is the ratio of two contenders: what changed from round to
+    round has met both.
+    """
+    logs = [math.log(figure) for figure in runs]
+    mean = fmean(logs)
+    if len(logs) < 2:
+        return math.exp(mean), None
+    error = math.sqrt(variance(logs) / len(logs))
+    ratio = _ratio(mean, error, _student_quantile(len(logs) - 1.0))
+    return ratio.value, ratio.interval
 
 
 def ratio_of_runs(over: Sequence[float], under: Sequence[float]) -> Ratio:

@@ -1,19 +1,30 @@
-"""Write docs/cli.md from the command line's own parsers (`make docs`).
+"""Write docs/cli.md from the parsers, docs/peers.md from committed results (`make docs`).
 
-A test compares the committed page with what this makes, so the page cannot lag behind the code,
-and no option changes unnoticed.
+A test compares the committed pages with what this makes, so no page can lag behind the code, no
+option changes unnoticed, and no figure is changed by hand.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from importlib import import_module
 from pathlib import Path
 
+from llmserve.benchmarks.peers_report import peers_markdown
 from llmserve.cli import VERBS
 
 PAGE = Path(__file__).parent / "cli.md"
+PEERS_PAGE = Path(__file__).parent / "peers.md"
+PEERS_RESULTS = "results/peers-*.json"
+
+PEERS_INTRODUCTION = """\
+# llmserve beside other programs
+
+Made by `make docs` from the results in [results](results) that `make bench-peers` wrote; nothing
+here is typed by hand. How it is measured, and how to repeat it: [benchmarks](benchmarks.md).
+"""
 
 
 def render() -> str:
@@ -72,5 +83,14 @@ def _capital(text: str) -> str:
     return text if text.endswith((".", ":", "\n")) else text + "."
 
 
+def render_peers() -> str:
+    """The page of the comparison with other programs: a part for each result."""
+    paths = sorted(Path(__file__).parent.glob(PEERS_RESULTS))
+    results = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+    parts = [peers_markdown(result) for result in results]
+    return "\n".join([PEERS_INTRODUCTION, *(parts or ["No result of this version yet.\n"])])
+
+
 if __name__ == "__main__":
     PAGE.write_text(render(), encoding="utf-8")
+    PEERS_PAGE.write_text(render_peers(), encoding="utf-8")

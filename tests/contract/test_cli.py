@@ -68,10 +68,11 @@ def test_setting_that_cannot_be_used_exits_with_2(capsys: pytest.CaptureFixture[
     assert "no prompt was given" in capsys.readouterr().err
 
 
-def test_page_about_the_command_line_is_up_to_date() -> None:
+def test_generated_pages_are_up_to_date() -> None:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.PAGE.read_text(encoding="utf-8") == module.render(), "run `make docs`"
+    assert module.PEERS_PAGE.read_text(encoding="utf-8") == module.render_peers(), "run `make docs`"

@@ -1,0 +1,117 @@
+"""`llmserve bench peers`: the whole comparison with other programs, in process and over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmserve.errors import ConfigError
+
+from .cli_offline import add_offline_arguments
+from .cli_verbs import Verbs, add_verb
+
+if TYPE_CHECKING:
+    from .peers import PeersOptions
+
+__all__ = ["add_peers_verb"]
+
+DESCRIPTION = """\
+Compare llmserve with other programs on one model, in process and over HTTP, in one run: `bench
+offline` first, then our server, llama.cpp's and `transformers serve` with the same prompts from our
+own client, started and stopped in turn. Rounds are interleaved, and go on until there are --repeats
+of them or the next would not end within --budget; of each half one is always whole.
+
+Peers take part where an option names them; each needs its form of the model beside it, as `bench
+offline --help` says. OpenVINO GenAI and onnxruntime-genai have no server: they are measured in
+process only.
+
+Prints a page in Markdown with 95 % intervals, how many times the best peer ours is, and the bars
+for models of the shapes S, M and L; and as the last line one JSON document. Exits with 1 when a
+peer failed and was left out.
+"""
+
+EXAMPLES = """\
+examples:
+  llmserve bench peers models/M --shape M --llama-cpp llama.cpp/build/bin \\
+      --transformers venv/bin/python --budget 20 --out results
+  llmserve bench peers models/L --shape L --llama-cpp llama.cpp/build/bin --requests 2,8,32
+"""
+
+
+def add_peers_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Declare the verb and its options."""
+    parser = add_verb(verbs, "peers", "compare with other programs", DESCRIPTION, EXAMPLES)
+    add_offline_arguments(parser)
+    parser.add_argument(
+        "--shape", choices=("S", "M", "L"), help="bars to hold the figures against (default: none)"
+    )
+    parser.add_argument(
+        "--concurrency",
+        metavar="N,N",
+        default="1,8,32",
+        help="requests at a time over HTTP (default: 1,8,32)",
+    )
+    parser.add_argument(
+        "--requests",
+        metavar="N,N",
+        default="4,16,64",
+        help="requests in all for each --concurrency (default: 4,16,64)",
+    )
+    parser.add_argument(
+        "--http-output-len",
+        metavar="N",
+        type=int,
+        default=128,
+        help="tokens of an answer over HTTP (default: 128)",
+    )
+    parser.add_argument(
+        "--budget", metavar="MINUTES", type=float, help="time for all rounds (default: no limit)"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="keep document and page there, as peers-MODEL.*"
+    )
+    parser.set_defaults(sub_run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .peers import bench_peers
+
+    return bench_peers(_options(args))
+
+
+def _options(args: argparse.Namespace) -> PeersOptions:
+    from .offline_contenders import offline_options
+    from .peers import PeersOptions
+    from .peers_http import HttpLoad
+
+    concurrencies = _counts("--concurrency", args.concurrency)
+    requests = _counts("--requests", args.requests)
+    if len(concurrencies) != len(requests):
+        raise ConfigError(
+            f"--requests needs a number for each of {args.concurrency}, got {args.requests!r}"
+        )
+    if args.http_output_len < 2:
+        raise ConfigError(f"--http-output-len must be at least 2, got {args.http_output_len}")
+    options = PeersOptions(
+        offline=offline_options(args),
+        load=HttpLoad(
+            requests=dict(zip(concurrencies, requests, strict=True)),
+            input_len=args.input_len,
+            output_len=args.http_output_len,
+        ),
+        shape=args.shape,
+        out=args.out,
+    )
+    return options if args.budget is None else replace(options, budget_s=60 * args.budget)
+
+
+def _counts(name: str, text: str) -> list[int]:
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1 or len(set(counts)) < len(counts):
+        raise ConfigError(f"{name} takes different whole numbers like 1,8,32, got {text!r}")
+    return counts

@@ -1,0 +1,115 @@
+"""What a comparison's rows say: ratios within rounds, bars, and the page made of the document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmserve.benchmarks.peers_bars import BARS, Bar, best_peer, ratio_to, verdicts
+from llmserve.benchmarks.peers_report import peers_markdown
+
+
+def row(engine: str, scheme: str = "int4", surface: str = "process", **figures: Any) -> Any:
+    return {
+        "surface": surface,
+        "scheme": scheme,
+        "is_ours": engine.startswith("llmserve"),
+        "engine": engine,
+        "weights": f"{scheme} weights, int8 head",
+        "cache": "bf16",
+        "versions": {engine: "1.0"},
+        "figures": {name.replace("_", " "): runs for name, runs in figures.items()},
+        "problem": None,
+    }
+
+
+RATE = "decode 8 tokens/s"
+
+
+def rates(engine: str, runs: list[float], scheme: str = "int4") -> Any:
+    made = row(engine, scheme)
+    made["figures"][RATE] = runs
+    return made
+
+
+def test_ratio_is_that_of_the_rounds_whatever_the_machine_did_between_them() -> None:
+    ours, peer = rates("llmserve native", [100.0, 10.0]), rates("llama.cpp", [50.0, 5.0])
+    value, interval = ratio_to(ours, peer, RATE)
+    assert value == pytest.approx(2.0)
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((2.0, 2.0))
+
+
+def test_latency_is_better_when_it_is_less() -> None:
+    name = "http 1 TTFT p50 ms"
+    ours, peer = row("llmserve", surface="http"), row("llama.cpp", surface="http")
+    ours["figures"][name], peer["figures"][name] = [10.0], [30.0]
+    assert ratio_to(ours, peer, name) == (pytest.approx(3.0), None)
+    slower = row("transformers", "bf16", "http")
+    slower["figures"][name] = [90.0]
+    assert best_peer(ours, name, [ours, slower, peer]) is peer
+
+
+@pytest.mark.parametrize(
+    ("ours", "says"),
+    [
+        ([400.0], "reached (one round)"),
+        ([420.0, 424.0, 422.0], "reached"),
+        ([200.0, 800.0, 410.0], "reached, not for sure"),
+        ([300.0, 300.0, 300.0], "missed by 25%"),
+    ],
+)
+def test_verdict_says_by_how_much_and_how_sure(ours: list[float], says: str) -> None:
+    rows = [rates("llmserve native", ours), rates("OpenVINO GenAI", [100.0] * len(ours))]
+    [verdict] = verdicts("M", rows)
+    assert verdict.says == says
+
+
+def test_peer_that_counts_is_the_bars_first_engine_that_took_part() -> None:
+    ours = rates("llmserve native", [400.0])
+    rows = [ours, rates("llama.cpp", [300.0]), rates("transformers", [50.0], "bf16")]
+    assert [v.peer for v in verdicts("M", rows)] == ["transformers bf16"]
+    rows.append(rates("OpenVINO GenAI", [40.0], "int8"))
+    assert [v.peer for v in verdicts("M", rows)] == ["OpenVINO GenAI int8"]
+
+
+def test_same_scheme_only_where_the_bar_says_so() -> None:
+    bar = Bar(figure=RATE, surface="process", times=1.0, is_same_scheme=True)
+    ours = rates("llmserve native", [400.0])
+    rows = [ours, rates("llama.cpp", [300.0], "int8"), rates("llama.cpp", [200.0])]
+    assert best_peer(ours, RATE, rows, bar) is rows[2]
+
+
+def test_another_model_has_no_bars() -> None:
+    assert verdicts(None, [rates("llmserve native", [1.0]), rates("llama.cpp", [1.0])]) == []
+    assert set(BARS) == {"S", "M", "L"}
+
+
+def test_page_names_scheme_head_cache_and_what_was_left_out() -> None:
+    ours, peer = rates("llmserve native", [400.0, 410.0]), rates("llama.cpp", [100.0, 100.0])
+    failed = row("transformers", "bf16", "http")
+    failed["problem"] = "it ended"
+    page = peers_markdown(document([ours, peer, failed]))
+    assert "| llmserve native | int4 weights, int8 head; bf16 |" in page
+    assert "**4.05x**" in page
+    assert "2 in process, 0 over HTTP" in page
+    assert "left out: it ended." in page
+    assert "reached, not for sure" not in page
+    assert "    llmserve bench peers M\n" in page
+
+
+def document(rows: list[Any]) -> dict[str, Any]:
+    return {
+        "date": "20261128-120000",
+        "model": "M",
+        "shape": None,
+        "prefill_len": 512,
+        "input_len": 128,
+        "decode_len": 64,
+        "sequences": [8],
+        "load": {"requests": {"8": 16}, "input_len": 128, "output_len": 128},
+        "rows": rows,
+        "machine": {"cores": 2, "cpu": "a processor", "memory_bytes": 1 << 34},
+        "command": "llmserve bench peers M",
+    }
