@@ -26,6 +26,7 @@ from llmserve.errors import ConfigError, EngineError
 
 from .machine import command_line, machine, versions
 from .peer_process import peer_command, peer_environment
+from .statistics import Ratio, ratio_of_runs
 
 __all__ = ["Job", "TrainSpeed", "bench_train", "train_result", "train_table"]
 
@@ -104,21 +105,24 @@ def bench_train(args: argparse.Namespace) -> int:
 
 
 def train_table(rows: Sequence[TrainSpeed]) -> str:
-    """Medians and ranges; ours, which is the first row, over each of the others run by run."""
-    lines = [f"{'':<22}{'tokens/s':>10}{'range':>18}{'peak memory':>14}{'ours over it':>14}"]
+    """Medians and ranges; ours, the first row, over each of the others with 95 % intervals."""
+    head = f"{'':<22}{'tokens/s':>10}{'range':>16}{'ours over it':>20}"
+    lines = [f"{head}{'peak memory':>14}{'ours over it':>20}"]
     for row in rows:
         speeds = row.tokens_per_s
-        shown = f"{min(speeds):,.0f}-{max(speeds):,.0f}"
-        memory = f"{statistics.median(row.peak_bytes) / 1e6:,.0f} MB"
-        ratio = "" if row is rows[0] else f"{_ratio(rows[0], row):.2f}"
-        lines.append(
-            f"{row.name:<22}{statistics.median(speeds):>10,.0f}{shown:>18}{memory:>14}{ratio:>14}"
-        )
+        cells = [
+            f"{row.name:<22}{statistics.median(speeds):>10,.0f}",
+            f"{f'{min(speeds):,.0f}-{max(speeds):,.0f}':>16}",
+            f"{_shown(row, rows[0], 'tokens_per_s'):>20}",
+            f"{f'{statistics.median(row.peak_bytes) / 1e6:,.0f} MB':>14}",
+            f"{_shown(row, rows[0], 'peak_bytes'):>20}",
+        ]
+        lines.append("".join(cells).rstrip())
     return "\n".join(lines)
 
 
 def train_result(rows: Sequence[TrainSpeed], job: Job) -> dict[str, Any]:
-    """The JSON document. Ratios are medians of ours over the other's of the same repeat."""
+    """The JSON document. Ratios are of geometric means, with intervals from two repeats on."""
     return {
         "benchmark": "train",
         "date": datetime.now().strftime("%Y%m%d-%H%M%S"),
@@ -128,7 +132,12 @@ def train_result(rows: Sequence[TrainSpeed], job: Job) -> dict[str, Any]:
             {
                 **asdict(row),
                 "median_tokens_per_s": statistics.median(row.tokens_per_s),
-                "ours_over_it": _ratio(rows[0], row),
+                "median_peak_bytes": statistics.median(row.peak_bytes),
+            }
+            | {
+                f"ours_over_its_{figure}": asdict(_ratio(rows[0], row, figure))
+                for figure in ("tokens_per_s", "peak_bytes")
+                if row is not rows[0] and len(row.tokens_per_s) > 1
             }
             for row in rows
         ],
@@ -138,9 +147,18 @@ def train_result(rows: Sequence[TrainSpeed], job: Job) -> dict[str, Any]:
     }
 
 
-def _ratio(ours: TrainSpeed, other: TrainSpeed) -> float:
-    pairs = zip(ours.tokens_per_s, other.tokens_per_s, strict=True)
-    return statistics.median(mine / theirs for mine, theirs in pairs)
+def _ratio(ours: TrainSpeed, other: TrainSpeed, figure: str) -> Ratio:
+    return ratio_of_runs(getattr(ours, figure), getattr(other, figure))
+
+
+def _shown(row: TrainSpeed, ours: TrainSpeed, figure: str) -> str:
+    if row is ours:
+        return ""
+    values: tuple[list[float], list[float]] = getattr(ours, figure), getattr(row, figure)
+    if len(values[0]) < 2:
+        return f"{values[0][0] / values[1][0]:.2f}"
+    ratio = ratio_of_runs(*values)
+    return f"{ratio.value:.2f} ({ratio.interval.low:.2f}-{ratio.interval.high:.2f})"
 
 
 def _our_command(args: argparse.Namespace, out: Path) -> list[str]:

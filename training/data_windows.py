@@ -9,15 +9,13 @@ from torch.nn import functional
 from llmserve.model.transformer import Transformer
 
 from .attention import PackedAttention
-from .batches import IGNORED, StreamWindows, Windows
+from .batches import IGNORED, StreamWindows, TokenIds, Windows
 from .data_packing import PackedWindows
-from .evaluation import LossSum, held_out_loss
+from .evaluation import LossSum, held_out_loss, windows_at_once
 from .recipe import TrainingRecipe
 from .token_file import TokenFile
 
 __all__ = ["describe_windows", "evaluate_text", "open_windows"]
-
-_WINDOWS_AT_ONCE = 16
 
 
 def open_windows(text: TokenFile, recipe: TrainingRecipe, *, end_id: int | None) -> Windows:
@@ -63,7 +61,7 @@ def evaluate_text(
         loss_sum: As for `evaluation.held_out_loss`.
     """
     if recipe.packing == "stream":
-        ids = text.ids[: None if max_tokens is None else max_tokens + 1]
+        ids: TokenIds = text.ids if max_tokens is None else text.ids[: max_tokens + 1]
         return (
             held_out_loss(model, ids, context=recipe.max_seq_len, loss_sum=loss_sum),
             len(ids) - 1,
@@ -74,7 +72,7 @@ def evaluate_text(
     count = windows.num_targets(0, windows.windows_per_epoch)
     total = sum(
         float((loss_sum or _plain_loss(model))(*windows.read(start, size)))
-        for start, size in _batches(windows.windows_per_epoch)
+        for start, size in _batches(windows.windows_per_epoch, windows_at_once(recipe.max_seq_len))
     )
     model.train(was_training)
     return total / count, count
@@ -96,10 +94,10 @@ def _first_documents(
     )
 
 
-def _batches(num_windows: int) -> list[tuple[int, int]]:
-    """Position and size of each batch of all windows."""
-    starts = range(0, num_windows, _WINDOWS_AT_ONCE)
-    return [(start, min(_WINDOWS_AT_ONCE, num_windows - start)) for start in starts]
+def _batches(num_windows: int, most: int) -> list[tuple[int, int]]:
+    """Position and size of each batch of all windows, `most` windows in one."""
+    starts = range(0, num_windows, most)
+    return [(start, min(most, num_windows - start)) for start in starts]
 
 
 def _plain_loss(model: Transformer) -> LossSum:

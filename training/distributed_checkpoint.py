@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from llmserve.durable import write_json
 from llmserve.errors import CheckpointError
@@ -26,7 +25,7 @@ from llmserve.strict_json import read_json
 from llmserve.tensor_file import map_tensors, write_tensors
 
 from .distributed import Processes
-from .distributed_weights import local
+from .distributed_weights import is_part, local
 
 __all__ = ["INDEX_NAME", "ShardedTensors", "write_shards"]
 
@@ -39,7 +38,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], processes: Process
     own = {
         name: to_stored(local(tensor))
         for name, tensor in tensors.items()
-        if processes.is_first or isinstance(tensor, DTensor)
+        if processes.is_first or is_part(tensor)
     }
     files = [_file_name(rank, processes.count) for rank in range(processes.count)]
     write_tensors(folder / files[processes.rank], own)
@@ -79,7 +78,7 @@ class ShardedTensors:
         """Copy into `target` the rows that this process holds of it."""
         if tuple(target.shape) != self._entry(name).shape:
             raise CheckpointError(f"{self._path}: {name} is not of the shape {list(target.shape)}")
-        if isinstance(target, DTensor):
+        if is_part(target):
             start, stop = _rows_of(processes.rank, target.shape[0], processes.count)
             local(target).copy_(self._rows(name, start, stop))
         else:
@@ -120,7 +119,7 @@ class _Entry:
 
 def _entry(tensor: Tensor, count: int) -> dict[str, Any]:
     rows = None
-    if isinstance(tensor, DTensor):
+    if is_part(tensor):
         rows = [list(_rows_of(rank, tensor.shape[0], count)) for rank in range(count)]
     return {"shape": list(tensor.shape), "rows": rows}
 

@@ -1,86 +1,37 @@
-"""How several processes share a model: copies of it (DDP), or a part of each tensor (FSDP2).
+"""Weights of which a process may hold a part, without a word of torch.distributed.
 
-With DDP (arXiv:2006.15704) every process holds all weights; gradients are averaged while the
-backward pass runs. With FSDP2 (arXiv:2304.11277, per parameter) a process keeps its rows of every
-tensor, of the gradients and of the optimizer's state; a block's rows are gathered just before it
-runs and dropped behind it.
+Only a run of several processes imports what shards a model (`distributed_models.py`): it takes a
+second and 40 MB.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
-
-from llmserve.model.transformer import Transformer
 
 from .distributed import Processes
 
-__all__ = ["SharedModel", "is_sharded", "local", "number", "shard_model", "square_sums"]
+__all__ = ["is_part", "is_sharded", "local", "number", "square_sums"]
+
+
+def is_part(tensor: Tensor) -> bool:
+    """Whether the tensor is one of torch's DTensors, of which each process holds some rows."""
+    return hasattr(tensor, "to_local")
 
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds, which is all of it unless it is sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return getattr(tensor, "to_local", lambda: tensor)()
 
 
 def number(value: Tensor) -> float:
     """The number of a tensor without axes, which all processes ask for together if it is shared."""
-    return float(value.full_tensor() if isinstance(value, DTensor) else value)
-
-
-def shard_model(model: Transformer) -> None:
-    """Leave each process its rows of every tensor, with one gathering for a block and the rest.
-
-    Between two passes every parameter is in its rows, after a pass without gradients too.
-    """
-    for block in model.layers:
-        fully_shard(block, reshard_after_forward=True)
-    fully_shard(model, reshard_after_forward=True)
+    return float(getattr(value, "full_tensor", lambda: value)())
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard_model` was called on it."""
-    return isinstance(model, FSDPModule)
-
-
-class SharedModel:
-    """Backward passes whose gradients become everyone's mean."""
-
-    def __init__(self, model: Transformer, processes: Processes) -> None:
-        """`model` is sharded already, or is wrapped here."""
-        self._model = model
-        has_experts = model.config.experts is not None  # some of which see no token in a batch
-        self._wrapped = (
-            None
-            if is_sharded(model)
-            else DistributedDataParallel(model, find_unused_parameters=has_experts)
-        )
-        self._count = processes.count
-
-    @property
-    def forward(self) -> Callable[..., Tensor]:
-        """What stands for the model in training."""
-        return self._model if self._wrapped is None else self._wrapped
-
-    def backward(self, objective: Tensor) -> None:
-        """Add the gradients of this process's part; the mean of parts is made their sum."""
-        (objective * self._count).backward()  # type: ignore[no-untyped-call]
-
-    @contextlib.contextmanager
-    def part(self, *, is_last: bool) -> Iterator[None]:
-        """Around the passes of a part of the batch: gradients are exchanged with the last one."""
-        if isinstance(self._model, FSDPModule):
-            self._model.set_requires_gradient_sync(is_last)
-            yield
-        elif self._wrapped is not None:
-            with contextlib.nullcontext() if is_last else self._wrapped.no_sync():
-                yield
+    """Whether `distributed_models.shard_model` was called on it."""
+    return any(is_part(parameter) for parameter in model.parameters())
 
 
 def square_sums(groups: list[list[Tensor]], processes: Processes, *, shared: bool) -> Tensor:

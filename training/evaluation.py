@@ -8,7 +8,7 @@ token occurs and nothing of what came before, is the floor that a model must bea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,15 @@ from torch.nn import functional
 
 from llmserve.model.transformer import Transformer
 
-__all__ = ["HeldOutFigures", "LossSum", "held_out_loss", "unigram_loss"]
+from .batches import TokenIds
 
-_WINDOWS_AT_ONCE = 16
+__all__ = ["HeldOutFigures", "LossSum", "held_out_loss", "unigram_loss", "windows_at_once"]
 
-TokenIds = npt.NDArray[np.unsignedinteger[Any]]
+_TOKENS_AT_ONCE = 2048
+"""Of several windows that are evaluated together: enough for full speed on a few cores."""
+
+_IDS_AT_ONCE = 1 << 22
+
 LossSum = Callable[..., torch.Tensor]
 """From the tensors of a batch (`batches.Windows.read`) to the sum of its losses."""
 
@@ -84,22 +88,36 @@ def held_out_loss(
 
 def unigram_loss(train_ids: TokenIds, held_out_ids: TokenIds, vocab_size: int) -> float:
     """Mean nats of the same tokens under their frequencies in training, each counted once more."""
-    counts = np.bincount(train_ids, minlength=vocab_size) + 1
+    counts = np.ones(vocab_size, dtype=np.int64)
+    for part in _parts(train_ids, 0):
+        counts += np.bincount(part, minlength=vocab_size)
     log_probabilities = np.log(counts / counts.sum())
-    return -float(log_probabilities[held_out_ids[1:]].mean())
+    total = sum(float(log_probabilities[part].sum()) for part in _parts(held_out_ids, 1))
+    return -total / (len(held_out_ids) - 1)
 
 
-def _windows(ids: TokenIds, context: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of equal windows, then the shorter rest."""
+def _parts(ids: TokenIds, first: int) -> Iterator[npt.NDArray[Any]]:
+    """The ids from `first` on, a part at a time: they may be mapped, and many."""
+    for start in range(first, len(ids), _IDS_AT_ONCE):
+        yield ids[start : start + _IDS_AT_ONCE]
+
+
+def windows_at_once(context: int) -> int:
+    """How many windows of `context` tokens are evaluated together."""
+    return max(1, _TOKENS_AT_ONCE // context)
+
+
+def _windows(ids: TokenIds, context: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs and targets: batches of equal windows, then the shorter rest."""
+    whole, most = (len(ids) - 1) // context, windows_at_once(context)
+    for first in range(0, whole, most):
+        last = min(first + most, whole)
+        yield _pair(ids[first * context : last * context + 1], (last - first, context))
+    rest = len(ids) - 1 - whole * context
+    if rest:
+        yield _pair(ids[whole * context :], (1, rest))
+
+
+def _pair(ids: npt.NDArray[Any], shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = torch.from_numpy(ids.astype(np.int64))
-    whole = (len(tokens) - 1) // context
-    inputs = tokens[: whole * context].view(whole, context)
-    targets = tokens[1 : whole * context + 1].view(whole, context)
-    batches = [
-        (inputs[start : start + _WINDOWS_AT_ONCE], targets[start : start + _WINDOWS_AT_ONCE])
-        for start in range(0, whole, _WINDOWS_AT_ONCE)
-    ]
-    rest = tokens[whole * context :]
-    if len(rest) > 1:
-        batches.append((rest[None, :-1], rest[None, 1:]))
-    return batches
+    return tokens[:-1].view(shape), tokens[1:].view(shape)

@@ -24,6 +24,7 @@ from llmserve.strict_json import read_json
 from llmserve.tensor_file import map_tensors, write_tensors
 
 from .checkpoints import TrainingState
+from .optimizer_adamw import AdamW
 
 __all__ = ["load_tuned", "load_tuned_weights", "save_tuned"]
 
@@ -33,7 +34,7 @@ _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "
 def save_tuned(
     folder: Path,
     trainable: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
     state: TrainingState,
 ) -> None:
     """Write everything into the staged `folder`."""
@@ -48,7 +49,7 @@ def save_tuned(
 
 
 def load_tuned(
-    folder: Path, trainable: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    folder: Path, trainable: Mapping[str, nn.Parameter], optimizer: AdamW
 ) -> TrainingState:
     """Put a checkpoint back.
 

@@ -26,6 +26,7 @@ from .finetune_examples import Example, RowOrder, batches
 from .finetune_model import TunedModel
 from .finetune_recipe import FinetuneRecipe
 from .finetune_task import Task
+from .optimizer_adamw import AdamW
 from .schedule import learning_rate
 from .workers import BatchWorkers
 
@@ -83,7 +84,7 @@ class FinetuneTrainer:
         self.trainable = tuned.trainable()
         """What the optimizer changes, by name."""
         self._parameters = list(self.trainable.values())
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = AdamW(
             [
                 {
                     "params": [p for p in self._parameters if p.ndim >= 2],
@@ -92,6 +93,7 @@ class FinetuneTrainer:
                 {"params": [p for p in self._parameters if p.ndim < 2], "weight_decay": 0.0},
             ],
             lr=recipe.highest_rate,
+            betas=(0.9, 0.999),
         )
         """Its state belongs to `trainable`."""
         self.steps_per_epoch = math.ceil(self._order.batches_per_epoch / recipe.accumulation)

@@ -8,6 +8,7 @@ from typing import Any
 from llmserve.lineage import LINEAGE_FILE
 from llmserve.model.transformer import Transformer
 from llmserve.model.weights import canonical_tensors
+from llmserve.runners.freed_memory import give_back_freed_memory
 
 from .checkpoints import load_final_weights, save_weights
 from .curve import draw_loss_curve
@@ -43,6 +44,7 @@ def finish_run(
     path = folder.best_checkpoint() if recipe.early_stop is not None else None
     path = path or folder.last_checkpoint()
     assert path is not None, "a run ends with a checkpoint"
+    give_back_freed_memory()  # each of the threads that trained has kept some of its own
     model = Transformer(trainer.model.config)
     load_final_weights(path, model)
     figures = _evaluate(model, text, recipe)
@@ -75,7 +77,7 @@ def _evaluate(model: Transformer, text: PreparedText, recipe: TrainingRecipe) ->
     )
     return HeldOutFigures(
         loss=loss,
-        unigram_loss=unigram_loss(text.train.ids[:], text.held_out.ids[:], model.config.vocab_size),
+        unigram_loss=unigram_loss(text.train.ids, text.held_out.ids, model.config.vocab_size),
         num_tokens=num_tokens,
         num_bytes=text.held_out.text_bytes,
     )

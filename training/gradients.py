@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from llmserve.model.transformer import Transformer
 
 from .batches import Windows
 from .distributed import Processes
-from .distributed_weights import SharedModel
 from .objective import Objective
 from .recipe import TrainingRecipe
 from .workers import BatchWorkers
+
+if TYPE_CHECKING:
+    from .distributed_models import SharedModel
 
 __all__ = ["BatchGradients", "check_processes"]
 
@@ -53,8 +56,11 @@ class BatchGradients:
         self._processes = processes
         self._parameters = list(model.parameters())
         self._num_targets, self._scale = 0, 1.0
-        self._shared = SharedModel(model, processes) if processes.count > 1 else None
-        if self._shared is not None:
+        self._shared: SharedModel | None = None
+        if processes.count > 1:
+            from .distributed_models import SharedModel
+
+            self._shared = SharedModel(model, processes)
             objective.forward = self._shared.forward
 
     def accumulate(self, position: int, *, scale: float) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from llmserve.errors import CheckpointError
 
 from .optimizer_8bit import make_adamw_8bit, prepare_8bit_state
+from .optimizer_adamw import AdamW
 from .recipe import TrainingRecipe
 
 __all__ = ["Optimizer", "load_optimizer_tensors", "make_optimizer", "optimizer_tensors"]
@@ -29,12 +30,12 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 class Optimizer:
-    """One or two of torch's optimizers that share the parameters of a model."""
+    """One or two optimizers that share the parameters of a model."""
 
-    def __init__(self, parts: Iterable[torch.optim.Optimizer]) -> None:
+    def __init__(self, parts: Iterable[AdamW | torch.optim.Optimizer]) -> None:
         """`parts` own disjoint parameters."""
         self.parts = tuple(parts)
-        """torch's optimizers."""
+        """The optimizers."""
         self.param_groups: list[dict[str, Any]] = [
             group for part in self.parts for group in part.param_groups
         ]
@@ -58,14 +59,14 @@ class Optimizer:
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
         """The state of one parameter, which may be changed; empty before the first step."""
-        return self._part_of[parameter].state[parameter]  # type: ignore[no-any-return]
+        return self._part_of[parameter].state[parameter]
 
     def state_shapes(self, parameter: nn.Parameter) -> dict[str, tuple[int, ...]]:
         """What the state of a parameter holds after a step: names and shapes."""
         part, shape = self._part_of[parameter], tuple(parameter.shape)
         if isinstance(part, torch.optim.Muon):
             return {"momentum_buffer": shape}
-        if isinstance(part, torch.optim.AdamW):
+        if isinstance(part, AdamW):
             return {"exp_avg": shape, "exp_avg_sq": shape, "step": ()}
         shapes = {"state1": shape, "state2": shape, "step": ()}
         if self.state_of(parameter)["state1"].dtype == torch.uint8:
@@ -76,7 +77,7 @@ class Optimizer:
     def prepare_state(self) -> None:
         """Give every parameter the empty state that its part expects to find, if it does."""
         for part in self.parts:
-            if not isinstance(part, torch.optim.Muon | torch.optim.AdamW):
+            if not isinstance(part, torch.optim.Muon | AdamW):
                 prepare_8bit_state(part)
 
 
@@ -92,7 +93,7 @@ def make_optimizer(model: nn.Module, recipe: TrainingRecipe) -> Optimizer:
     matrices = [pair for pair in named if recipe.optimizer == "muon" and _is_inner(*pair)]
     chosen = {name for name, _ in matrices}
     rest = [pair for pair in named if pair[0] not in chosen]
-    adamw = torch.optim.AdamW(_groups(rest, recipe), **_adam_settings(recipe), fused=True)
+    adamw = AdamW(_groups(rest, recipe), **_adam_settings(recipe))
     if not matrices:
         return Optimizer([adamw])
     muon = torch.optim.Muon(

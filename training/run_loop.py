@@ -12,6 +12,7 @@ import torch
 
 from llmserve.config import ModelConfig
 from llmserve.model.transformer import Transformer
+from llmserve.runners.freed_memory import keep_freed_memory
 from llmserve.text.tokenizer import Tokenizer
 
 from .batches import read_windows
@@ -108,6 +109,7 @@ class RunLoop:
     def run(self) -> RunOutcome:
         """Train to the end, or until a signal; then finish, or leave a checkpoint."""
         self._announce()
+        keep_freed_memory()
         with ExitStack() as stack:
             if self._processes.is_first:
                 self._monitor = stack.enter_context(self._make_monitor())

@@ -22,7 +22,7 @@ from llmserve.model.transformer import Transformer
 from .batches import Windows
 from .checkpoints import TrainingState
 from .distributed import ALONE, Processes
-from .distributed_weights import local, number, shard_model
+from .distributed_weights import local, number
 from .gradients import BatchGradients, check_processes
 from .monitor_layers import LayerFigures, LayerMeter
 from .objective import Objective, Precision, recompute_blocks
@@ -81,6 +81,8 @@ class Trainer:
         if recipe.activation_checkpointing:
             recompute_blocks(model)
         if processes.count > 1 and recipe.parallel == "fsdp":
+            from .distributed_models import shard_model
+
             shard_model(model)
         self.objective = Objective(model, recipe, precision)
         """The loss, and what the routers of experts did."""

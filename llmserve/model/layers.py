@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from .rms_norm import rms_norm
 
 __all__ = [
     "Embedding",
@@ -73,10 +74,17 @@ class RmsNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] → [..., width]."""
         if not self.offset:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return _rms_norm(x, self.weight, self.eps)
         # In float32 throughout: 1 + a small weight would lose the weight in bfloat16.
-        weight = self.weight.float() + self.offset
-        return F.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
+        return _rms_norm(x.float(), self.weight.float() + self.offset, self.eps).to(x.dtype)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The same bits either way; with a gradient of its own where one may be asked for."""
+    is_differentiated = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if is_differentiated and x.dtype == weight.dtype == torch.float32 and x.ndim > 1:
+        return rms_norm(x, weight, eps)
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 class LayerNorm(nn.Module):

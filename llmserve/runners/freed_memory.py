@@ -9,8 +9,9 @@ learns otherwise from larger arrays, so the same step took 36 ms or 14, by what 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["give_back_freed_memory", "keep_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST_KEPT_BYTES = 512 << 20
@@ -20,9 +21,23 @@ _LARGEST_ARRAY_BYTES = 32 << 20
 
 def keep_freed_memory() -> bool:
     """Let this process keep up to 512 MiB that it freed. False where malloc is not glibc's."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
+    mallopt = _glibc("mallopt")
+    if mallopt is None:
         return False
     kept = mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT_BYTES)
     return bool(kept and mallopt(_M_MMAP_THRESHOLD, _LARGEST_ARRAY_BYTES))
+
+
+def give_back_freed_memory() -> None:
+    """Give all that was freed and kept back to the system, before a phase that needs less of it."""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(name: str) -> Any:
+    """A function of glibc's malloc; None where malloc is another's."""
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return None

@@ -13,23 +13,44 @@ from support.training_runs import write_text
 
 JOB = Job(model="m", tokens="t", batch_size=4, steps=20, threads=1, precision="float32")
 ROWS = [
-    TrainSpeed("llmserve train", [300.0, 200.0, 100.0], [2_000_000] * 3),
-    TrainSpeed("plain torch loop", [100.0, 100.0, 100.0], [4_000_000] * 3),
+    TrainSpeed("llmserve train", [220.0, 200.0, 180.0], [2_000_000] * 3),
+    TrainSpeed("plain torch loop", [101.0, 100.0, 99.0], [4_000_000] * 3),
 ]
 
 
-def test_ratios_are_of_runs_of_the_same_repeat() -> None:
+def test_ratios_are_of_all_runs_with_their_intervals() -> None:
     result = train_result(ROWS, JOB)
-    assert [row["ours_over_it"] for row in result["rows"]] == [1.0, 2.0]
-    assert result["rows"][0]["median_tokens_per_s"] == 200.0
+    ours, theirs = result["rows"]
+    assert ours["median_tokens_per_s"] == 200.0
+    assert "ours_over_its_tokens_per_s" not in ours
+    ratio = theirs["ours_over_its_tokens_per_s"]
+    assert ratio["value"] == pytest.approx(2.0, rel=0.01)
+    assert 1.5 < ratio["interval"]["low"] < 2.0 < ratio["interval"]["high"] < 2.7
+    assert theirs["ours_over_its_peak_bytes"]["value"] == pytest.approx(0.5)
     assert result["job"]["precision"] == "float32"
     assert "model" not in result["job"]
 
 
-def test_table_has_speed_memory_and_ratio() -> None:
+def test_table_has_speed_memory_and_ratios() -> None:
     _, ours, theirs = train_table(ROWS).splitlines()
-    assert ours.split()[2:] == ["200", "100-300", "2", "MB"]
-    assert theirs.split()[3:] == ["100", "100-100", "4", "MB", "2.00"]
+    assert ours.split()[2:] == ["200", "180-220", "2", "MB"]
+    speed, memory = theirs.split()[5], theirs.split()[9:]
+    assert speed == "1.99"
+    assert memory == ["0.50", "(0.50-0.50)"]
+
+
+def test_one_repeat_has_ratios_without_intervals() -> None:
+    rows = [TrainSpeed("a", [300.0], [1_000_000]), TrainSpeed("b", [100.0], [4_000_000])]
+    assert train_table(rows).splitlines()[2].split() == [
+        "b",
+        "100",
+        "100-100",
+        "3.00",
+        "4",
+        "MB",
+        "0.25",
+    ]
+    assert "ours_over_its_peak_bytes" not in train_result(rows, JOB)["rows"][1]
 
 
 @pytest.mark.slow

@@ -170,3 +170,28 @@ def test_sinusoids_are_their_definition() -> None:
             angle = position / 10_000 ** (2 * i / 8)
             assert rows[t, 2 * i] == pytest.approx(math.sin(angle), abs=1e-5)
             assert rows[t, 2 * i + 1] == pytest.approx(math.cos(angle), abs=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_gradients_of_rms_norm_are_those_of_torchs(offset: float) -> None:
+    norm = filled(RmsNorm(24, 1e-3, offset))
+    x, grad = random(2, 5, 24).requires_grad_(), random(2, 5, 24, seed=9)
+    mine = torch.autograd.grad(norm(x), (x, norm.weight), grad)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, norm.weight)]
+    y = torch.nn.functional.rms_norm(exact[0], (24,), exact[1] + offset, 1e-3)
+    for one, other in zip(mine, torch.autograd.grad(y, exact, grad.double()), strict=True):
+        np.testing.assert_allclose(as64(one), as64(other), atol=10 * TOLERANCE)
+
+
+def test_rms_norm_has_the_same_bits_with_and_without_gradients() -> None:
+    norm, x = filled(RmsNorm(24, 1e-3)), random(5, 24)
+    with torch.no_grad():
+        plain = norm(x)
+    assert torch.equal(norm(x), plain)
+
+
+def test_frozen_weight_of_rms_norm_gets_no_gradient() -> None:
+    norm, x = filled(RmsNorm(24, 1e-3)).requires_grad_(False), random(5, 24).requires_grad_()
+    norm(x).sum().backward()
+    assert x.grad is not None
+    assert norm.weight.grad is None
