@@ -12,6 +12,7 @@ from .clean_markup import drop_markup
 from .clean_quality import quality_fault
 from .clean_repeats import drop_boilerplate, drop_repeats, find_boilerplate
 from .clean_report import CleaningReport, StepReport
+from .document_store import ChosenDocuments, DocumentStore
 
 __all__ = ["Cleaner"]
 
@@ -46,7 +47,7 @@ class Cleaner:
                 report.note_change(before, text)
         return text
 
-    def select(self, documents: list[str]) -> list[str]:
+    def select(self, documents: Sequence[str]) -> Sequence[str]:
         """The documents that stay, after every step that looks at all of them. None is empty."""
         documents = _drop_empty(documents, self._empty)
         for name, report in self._steps.items():
@@ -57,16 +58,21 @@ class Cleaner:
         return documents
 
 
-def _drop_empty(documents: list[str], report: StepReport) -> list[str]:
-    for document in documents:
-        if not document.strip():
-            report.note_removal(document)
-    return [document for document in documents if document.strip()]
-
-
-def _boilerplate(documents: list[str], report: StepReport) -> list[str]:
-    boilerplate = find_boilerplate(documents)
+def _drop_empty(documents: Sequence[str], report: StepReport) -> Sequence[str]:
     kept = []
+    for index, document in enumerate(documents):
+        if document.strip():
+            kept.append(index)
+        else:
+            report.note_removal(document)
+    return _chosen(documents, kept)
+
+
+def _boilerplate(documents: Sequence[str], report: StepReport) -> Sequence[str]:
+    boilerplate = find_boilerplate(documents)
+    if not boilerplate:
+        return documents
+    kept = DocumentStore()
     for before in documents:
         after = drop_boilerplate(before, boilerplate)
         if after.strip():
@@ -79,30 +85,34 @@ def _boilerplate(documents: list[str], report: StepReport) -> list[str]:
 
 def _without(
     find: Callable[[Sequence[str]], set[int]],
-) -> Callable[[list[str], StepReport], list[str]]:
+) -> Callable[[Sequence[str], StepReport], Sequence[str]]:
     """The step that drops the documents whose indices `find` gives."""
 
-    def drop(documents: list[str], report: StepReport) -> list[str]:
+    def drop(documents: Sequence[str], report: StepReport) -> Sequence[str]:
         found = find(documents)
         for index in sorted(found):
             report.note_removal(documents[index])
-        return [document for index, document in enumerate(documents) if index not in found]
+        return _chosen(documents, [i for i in range(len(documents)) if i not in found])
 
     return drop
 
 
-def _quality(documents: list[str], report: StepReport) -> list[str]:
+def _quality(documents: Sequence[str], report: StepReport) -> Sequence[str]:
     kept = []
-    for document in documents:
+    for index, document in enumerate(documents):
         fault = quality_fault(document)
         if fault is None:
-            kept.append(document)
+            kept.append(index)
         else:
             report.note_removal(document, fault)
-    return kept
+    return _chosen(documents, kept)
 
 
-_DOCUMENT_STEPS: dict[str, Callable[[list[str], StepReport], list[str]]] = {
+def _chosen(documents: Sequence[str], kept: Sequence[int]) -> Sequence[str]:
+    return documents if len(kept) == len(documents) else ChosenDocuments(documents, kept)
+
+
+_DOCUMENT_STEPS: dict[str, Callable[[Sequence[str], StepReport], Sequence[str]]] = {
     "boilerplate": _boilerplate,
     "duplicates": _without(exact_duplicates),
     "near-duplicates": _without(near_duplicates),

@@ -8,6 +8,7 @@ split comes last: what is dropped as a duplicate is on neither side.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,7 @@ from .clean_pipeline import Cleaner
 from .clean_report import CleaningReport
 from .clean_steps import DEFAULT_STEPS, parse_steps
 from .data_sources import SourceFile, SourceReader
+from .document_store import ChosenDocuments, DocumentStore
 
 __all__ = ["Corpus", "Documents", "documents_sha256", "read_corpus", "read_documents"]
 
@@ -31,7 +33,8 @@ MAX_BLOCK_CHARS = 8000
 class Documents:
     """Documents of some sources, cleaned."""
 
-    texts: list[str]
+    texts: Sequence[str]
+    """They lie on disk, and are read as they are asked for."""
     files: list[SourceFile]
     """Where they come from."""
     cleaning: CleaningReport
@@ -42,8 +45,8 @@ class Documents:
 class Corpus:
     """Documents to train on and documents held out, none in both."""
 
-    train: list[str]
-    held_out: list[str]
+    train: Sequence[str]
+    held_out: Sequence[str]
     files: list[SourceFile]
     """Where they come from."""
     cleaning: CleaningReport
@@ -88,14 +91,15 @@ def read_documents(
         MissingDependencyError: a Parquet file, without pyarrow.
     """
     cleaner = Cleaner(parse_steps(cleaning))
-    reader = SourceReader(sources, text_field=text_field)
-    documents: list[str] = []
+    reader = SourceReader(sources, text_field=text_field, separator=separator)
+    store = DocumentStore()
     for source in reader.texts():
         if source.is_document:
-            documents.append(cleaner.clean(source.text))
-        else:
-            documents += _cut(source.text, separator, cleaner, in_blocks=in_blocks)
-    documents = cleaner.select(documents)
+            store.append(cleaner.clean(source.text))
+            continue
+        for document in _cut(source.text, separator, cleaner, in_blocks=in_blocks):
+            store.append(document)
+    documents = cleaner.select(store)
     if not documents:
         took = f": {cleaner.report.summary()}" if cleaner.report.characters_before else ""
         raise DataError(f"no text in {', '.join(sources)}{took}")
@@ -140,13 +144,13 @@ def read_corpus(
     return Corpus(train, rest, found.files, found.cleaning)
 
 
-def _cut(text: str, separator: str, cleaner: Cleaner, *, in_blocks: bool) -> list[str]:
+def _cut(text: str, separator: str, cleaner: Cleaner, *, in_blocks: bool) -> Iterator[str]:
     """The cleaned documents of one text: between separators, or in blocks, or the whole."""
     if separator:
         parts = text.replace("\r\n", "\n").split(separator)
-        return [cleaner.clean(part) for part in parts]
+        return map(cleaner.clean, parts)
     text = cleaner.clean(text)
-    return list(_blocks(text)) if in_blocks else [text]
+    return _blocks(text) if in_blocks else iter([text])
 
 
 def _blocks(text: str) -> Iterator[str]:
@@ -160,21 +164,21 @@ def _blocks(text: str) -> Iterator[str]:
         start = cut
 
 
-def _split_by_hash(documents: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    train: list[str] = []
-    held_out: list[str] = []
-    for document in documents:
+def _split_by_hash(
+    documents: Sequence[str], share: float, seed: int
+) -> tuple[Sequence[str], Sequence[str]]:
+    train, held_out = array("q"), array("q")
+    for index, document in enumerate(documents):
         digest = hashlib.sha256(f"{seed}\n{document}".encode()).digest()
         fraction = int.from_bytes(digest[:8], "big") / 2**64
-        (held_out if fraction < share else train).append(document)
-    return train, held_out
+        (held_out if fraction < share else train).append(index)
+    return ChosenDocuments(documents, train), ChosenDocuments(documents, held_out)
 
 
-def _split_tail(documents: list[str], share: float) -> tuple[list[str], list[str]]:
+def _split_tail(documents: Sequence[str], share: float) -> tuple[Sequence[str], Sequence[str]]:
     """Cut the concatenation of all documents once; the one cut through is in both, in parts."""
     remaining = int(sum(map(len, documents)) * (1 - share))
-    train: list[str] = []
-    held_out: list[str] = []
+    train, held_out = DocumentStore(), DocumentStore()
     for document in documents:
         if remaining > 0:
             train.append(document[:remaining])

@@ -1,9 +1,9 @@
 """The texts of sources, one by one: files, folders, glob patterns, standard input.
 
 By suffix, a file is a Parquet table (`.parquet`: one text in each row), JSON lines (`.jsonl`: one
-in each line) or plain text (anything else: the whole file). Text is UTF-8; whatever is not text is
-refused with its place, since a corpus that was silently repaired teaches the repair. Tables and
-lines are read as they are consumed, never as a whole.
+in each line) or plain text (anything else: the whole file, or pieces of it, `data_pieces.py`). Text
+is UTF-8; whatever is not text is refused with its place, since a corpus that was silently repaired
+teaches the repair. All are read as they are consumed, never as a whole.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from llmserve.errors import DataError
+
+from .data_pieces import read_pieces
 
 __all__ = ["SUFFIXES", "SourceFile", "SourceReader", "SourceText", "file_sha256s"]
 
@@ -47,7 +49,7 @@ class SourceText:
 
     text: str
     is_document: bool
-    """Whether it is one document: a line or row; a whole file may hold several."""
+    """Whether it is one document: a line or row; a plain text may hold several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +67,20 @@ class SourceFile:
 class SourceReader:
     """Reads the texts of sources in order, and keeps a record of the files."""
 
-    def __init__(self, sources: Sequence[str], *, text_field: str = "text") -> None:
-        """`text_field` is the field of a JSON line, or the column of a table, that is the text."""
+    def __init__(
+        self, sources: Sequence[str], *, text_field: str = "text", separator: str = ""
+    ) -> None:
+        """Read `sources` in order.
+
+        Args:
+            sources: Files, folders, patterns, `-`.
+            text_field: Field of a JSON line, or column of a table, that is the text.
+            separator: What stands between the documents of a plain text: where it may be cut.
+        """
         self.files: list[SourceFile] = []
         """Those read so far."""
         self._sources = sources
-        self._field = text_field
+        self._field, self._separator = text_field, separator
 
     def texts(self) -> Iterator[SourceText]:
         """Every text. Folders and patterns are read in order of name.
@@ -82,9 +92,7 @@ class SourceReader:
         """
         for source in self._sources:
             if source == "-":
-                data = sys.stdin.buffer.read()
-                self._note(_STANDARD_INPUT, len(data), hashlib.sha256(data).hexdigest())
-                yield SourceText(_decode(_STANDARD_INPUT, data), is_document=False)
+                yield from self._plain(sys.stdin.buffer, _STANDARD_INPUT, _STANDARD_INPUT)
                 continue
             for path, name in _paths(source):
                 try:
@@ -98,9 +106,22 @@ class SourceReader:
         elif path.suffix == ".jsonl":
             yield from (SourceText(text, is_document=True) for text in self._lines(path, name))
         else:
-            data = path.read_bytes()
-            self._note(name, len(data), hashlib.sha256(data).hexdigest())
-            yield SourceText(_decode(str(path), data), is_document=False)
+            with open(path, "rb") as file:
+                yield from self._plain(file, str(path), name)
+
+    def _plain(self, file: BinaryIO, where: str, name: str) -> Iterator[SourceText]:
+        digest, size = hashlib.sha256(), 0
+
+        def read(most: int) -> bytes:
+            nonlocal size
+            data = file.read(most)
+            digest.update(data)
+            size += len(data)
+            return data
+
+        for offset, data in read_pieces(read, self._separator):
+            yield SourceText(_decode(where, data, offset=offset), is_document=False)
+        self._note(name, size, digest.hexdigest())
 
     def _table(self, path: Path, name: str) -> Iterator[str]:
         from .data_parquet import parquet_texts

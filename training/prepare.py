@@ -6,7 +6,7 @@ What is already there is checked and used again, so that a resumed run needs the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -25,7 +25,8 @@ from .tokenizer_folder import write_tokenizer
 __all__ = ["PreparedText", "open_prepared", "prepare_text", "tokenizer_sha256"]
 
 _Kind = Literal["bpe", "word", "char"]
-_DOCUMENTS_AT_ONCE = 4096
+_CHARS_AT_ONCE = 1 << 20
+"""Characters encoded together; a token's record takes some 100 bytes."""
 _FILES = {"train": "train.json", "held_out": "held_out.json"}
 
 
@@ -102,8 +103,20 @@ def _make_tokenizer(corpus: Corpus, recipe: TrainingRecipe) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def _encode(tokenizer: Tokenizer, documents: Sequence[str]) -> Iterator[npt.NDArray[np.int64]]:
+def _encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[npt.NDArray[np.int64]]:
     """The ids of each document, as the tokenizer begins a text."""
-    for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
-        batch = tokenizer.encode_batch(documents[start : start + _DOCUMENTS_AT_ONCE])
-        yield from (np.asarray(ids, dtype=np.int64) for ids in batch)
+    for batch in _batches(documents):
+        yield from (np.asarray(ids, dtype=np.int64) for ids in tokenizer.encode_batch(batch))
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    chars = 0
+    for document in documents:
+        batch.append(document)
+        chars += len(document)
+        if chars >= _CHARS_AT_ONCE:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch

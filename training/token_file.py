@@ -10,6 +10,7 @@ noise, or read outside the embedding.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def write_token_file(
     One shard is in memory at a time. Raises `DataError` for an id outside the vocabulary.
     """
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-    starts: list[int] = []
+    starts = array("q")
     digest = hashlib.sha256()
     shards = []
     pieces = _counted(path, documents, starts, vocab_size, dtype)
@@ -137,7 +138,7 @@ def write_token_file(
 def _counted(
     path: Path,
     documents: Iterable[npt.NDArray[np.integer[Any]]],
-    starts: list[int],
+    starts: array[int],
     vocab_size: int,
     dtype: np.dtype[Any],
 ) -> Iterator[Ids]:

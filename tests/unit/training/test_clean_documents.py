@@ -128,7 +128,7 @@ def test_known_dirt_is_found_and_nothing_else() -> None:
     dirty += [edited(choose, good[70], 1)]
     dirty += ["|".join(["0.5"] * 50), " \n"]
     cleaner = Cleaner(parse_steps("all"))
-    assert cleaner.select([cleaner.clean(text) for text in dirty]) == good
+    assert list(cleaner.select([cleaner.clean(text) for text in dirty])) == good
     steps = {step.name: step for step in cleaner.report.steps}
     assert {name: steps[name].changed for name in ("markup", "json", "controls", "repeats")} == {
         "markup": 20,
