@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmserve.errors import ConfigError
 
-from .cli_train import add_recipe_options, check_installed
+from .cli_recipe import add_recipe_options, check_installed
 from .compare_variants import AXES
 from .recipe import TrainingRecipe, load_recipe
 

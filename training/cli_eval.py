@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .cli_train import check_installed
+from .cli_recipe import check_installed
 
 __all__ = ["add_arguments", "run"]
 

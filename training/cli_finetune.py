@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import signal
-import sys
-from dataclasses import fields
 from pathlib import Path
 
-from .cli_train import add_recipe_options, check_installed
+from .cli_recipe import (
+    add_recipe_options,
+    add_run_options,
+    check_installed,
+    given_fields,
+    report_outcome,
+)
 from .finetune_recipe import TASKS, FinetuneRecipe, load_finetune_recipe
 
 __all__ = ["add_arguments", "run"]
@@ -56,13 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="rows to evaluate on (default: a share of --data, see --held-out)",
     )
-    parser.add_argument("--out", required=True, type=Path, help="the run's folder")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="a TOML file")
-    parser.add_argument(
-        "--restart", action="store_true", help="remove an earlier run in OUT and begin anew"
-    )
-    parser.add_argument("--quiet", action="store_true", help="print the final figures alone")
-    parser.add_argument("--json", action="store_true", help="print the final figures as JSON")
+    add_run_options(parser, recipe_help="a TOML file")
     add_recipe_options(parser, FinetuneRecipe, leave_out="task")
 
 
@@ -74,9 +70,8 @@ def run(args: argparse.Namespace) -> int:
     from .progress_report import TerminalReporter
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    names = [field.name for field in fields(FinetuneRecipe)]
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    recipe = load_finetune_recipe(args.recipe, given)
+    path = None if args.recipe is None else Path(args.recipe)
+    recipe = load_finetune_recipe(path, given_fields(args, FinetuneRecipe))
     with TerminalReporter(is_quiet=args.quiet) as reporter:
         outcome = run_finetuning(
             recipe,
@@ -87,16 +82,4 @@ def run(args: argparse.Namespace) -> int:
             held_out_data=args.held_out_data,
             restart=args.restart,
         )
-    if outcome.result is None:
-        print(
-            f"stopped at a checkpoint; the same command goes on from it ({args.out})",
-            file=sys.stderr,
-        )
-        if outcome.stopped_by == signal.SIGINT:
-            raise KeyboardInterrupt
-        return 0
-    if args.json:
-        print(json.dumps({**outcome.result, "model": str(outcome.model)}))
-    else:
-        print(render_finetuning(outcome.result, outcome.model))
-    return 0
+    return report_outcome(args, outcome, render_finetuning)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .cli_train import check_installed
+from .cli_recipe import check_installed
 
 __all__ = ["add_arguments", "run"]
 

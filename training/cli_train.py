@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import signal
-import sys
-from dataclasses import fields
-from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from llmserve.errors import MissingDependencyError
+from .cli_recipe import (
+    add_recipe_options,
+    add_run_options,
+    check_installed,
+    given_fields,
+    report_outcome,
+)
+from .recipe import TrainingRecipe, load_recipe, recipe_names
 
-from .recipe import TrainingRecipe, field_docs, load_recipe, recipe_names
-
-__all__ = ["add_arguments", "add_recipe_options", "check_installed", "run"]
+__all__ = ["add_arguments", "run"]
 
 _DESCRIPTION = """\
 Train a language model on text and write it as a model folder, OUT/model.
@@ -50,13 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="files, folders (their .txt, .md, .jsonl, .parquet), patterns, - for standard input",
     )
-    parser.add_argument("--out", required=True, type=Path, help="the run's folder")
-    parser.add_argument("--recipe", metavar="FILE", help="a TOML file, or the name of a recipe")
-    parser.add_argument(
-        "--restart", action="store_true", help="remove an earlier run in OUT and begin anew"
-    )
-    parser.add_argument("--quiet", action="store_true", help="print the final figures alone")
-    parser.add_argument("--json", action="store_true", help="print the final figures as JSON")
+    add_run_options(parser, recipe_help="a TOML file, or the name of a recipe")
     add_recipe_options(parser, TrainingRecipe)
 
 
@@ -69,9 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from .training_run import run_training
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    names = [field.name for field in fields(TrainingRecipe)]
-    overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    recipe = _recipe(args, overrides)
+    recipe = _recipe(args, given_fields(args, TrainingRecipe))
     with (
         join_processes() as processes,
         TerminalReporter(is_quiet=args.quiet or not processes.is_first) as reporter,
@@ -86,19 +78,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if not processes.is_first:
         return 0
-    if outcome.result is None:
-        print(
-            f"stopped at a checkpoint; the same command goes on from it ({args.out})",
-            file=sys.stderr,
-        )
-        if outcome.stopped_by == signal.SIGINT:
-            raise KeyboardInterrupt
-        return 0
-    if args.json:
-        print(json.dumps({**outcome.result, "model": str(outcome.model)}))
-    else:
-        print(render_result(outcome.result, outcome.model))
-    return 0
+    return report_outcome(args, outcome, render_result)
 
 
 def _recipe(args: argparse.Namespace, overrides: dict[str, Any]) -> TrainingRecipe:
@@ -110,35 +90,3 @@ def _recipe(args: argparse.Namespace, overrides: dict[str, Any]) -> TrainingReci
         if begun is not None:
             return load_recipe(None, begun["recipe"])
     return load_recipe(args.recipe, overrides)
-
-
-def check_installed() -> None:
-    """Raise `MissingDependencyError` unless torch is installed."""
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError("torch", extra="train", feature="training") from error
-
-
-def add_recipe_options(
-    parser: argparse.ArgumentParser, recipe: type, *, leave_out: str = ""
-) -> None:
-    """Make every field of a class of recipes an option, but the one that is left out."""
-    group = parser.add_argument_group("recipe", "each replaces what the recipe says")
-    hints, docs = get_type_hints(recipe), field_docs(recipe)
-    for field in fields(recipe):
-        if field.name == leave_out:
-            continue
-        hint, default = hints[field.name], field.default
-        choices = get_args(hint) if isinstance(default, str) and get_args(hint) else None
-        kind = next((k for k in (get_args(hint) or (hint,)) if k in (int, float, bool)), str)
-        shown = "none" if default in (None, "") else default
-        group.add_argument(
-            "--" + field.name.replace("_", "-"),
-            dest=field.name,
-            type=kind,
-            choices=choices,
-            action=argparse.BooleanOptionalAction if kind is bool else "store",
-            metavar=None if choices or kind is bool else {int: "N", float: "X", str: "TEXT"}[kind],
-            help=f"{docs[field.name].replace('%', '%%')} (default: {shown})",
-        )

@@ -21,8 +21,7 @@ from typing import Any, Literal, get_type_hints
 from llmserve.errors import ConfigError, DataError
 
 from .finetune_rows import Row, read_rows
-from .recipe import read_toml
-from .recipe_checks import check_type
+from .recipe_fields import check_type, read_toml
 
 __all__ = ["EvalTask", "read_task"]
 

@@ -6,18 +6,15 @@ earlier, is written into the run's folder, and a run is resumed only under the r
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from llmserve.assignments import parse_assignments
 from llmserve.errors import ConfigError
 
-from .recipe import read_toml
-from .recipe_checks import check_range, check_type
+from .recipe_fields import check_fields, check_known, fields_sha256, read_toml
 
 __all__ = ["PROJECTIONS", "TASKS", "FinetuneRecipe", "load_finetune_recipe"]
 
@@ -125,15 +122,7 @@ class FinetuneRecipe:
     """Steps in a row that may be skipped for a loss or gradient that is not finite."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            value = getattr(self, field.name)
-            check_type(field.name, value, hints[field.name])
-            check_range(field.name, value, _RANGES.get(field.name))
-        if self.batch_size % self.accumulation:
-            raise ConfigError(
-                f"accumulation ({self.accumulation}) must divide batch_size ({self.batch_size})"
-            )
+        check_fields(self, _RANGES)
         self._check_use()
         self.target_names()
         self.column_names()
@@ -191,8 +180,7 @@ class FinetuneRecipe:
     @property
     def sha256(self) -> str:
         """Digest of all fields."""
-        text = json.dumps(asdict(self), sort_keys=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return fields_sha256(self)
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -228,8 +216,5 @@ def load_finetune_recipe(path: Path | None, overrides: Mapping[str, Any]) -> Fin
         ConfigError: a file that is no TOML, an unknown key or a bad value.
     """
     values = {} if path is None else read_toml(path)
-    known = {field.name for field in fields(FinetuneRecipe)}
-    unknown = sorted(values.keys() - known)
-    if unknown:
-        raise ConfigError(f"{path}: unknown settings {unknown}; known: {sorted(known)}")
+    check_known(FinetuneRecipe, path, values)
     return FinetuneRecipe(**{**values, **overrides})

@@ -6,24 +6,18 @@ It is written into the run folder; a run is resumed only under the recipe that b
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import inspect
-import json
-import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from llmserve.config import Experts, ModelConfig
 from llmserve.errors import ConfigError
 
 from .clean_steps import DEFAULT_STEPS, parse_steps
-from .recipe_checks import check_range, check_type
+from .recipe_fields import check_fields, check_known, fields_sha256, read_toml
 
-__all__ = ["TrainingRecipe", "field_docs", "load_recipe", "read_toml", "recipe_names"]
+__all__ = ["TrainingRecipe", "load_recipe", "recipe_names"]
 
 _RECIPES = Path(__file__).parent / "recipes"
 
@@ -156,15 +150,7 @@ class TrainingRecipe:
     as well (FSDP2). Without effect in one."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            value = getattr(self, field.name)
-            check_type(field.name, value, hints[field.name])
-            check_range(field.name, value, _RANGES.get(field.name))
-        if self.batch_size % self.accumulation:
-            raise ConfigError(
-                f"accumulation ({self.accumulation}) must divide batch_size ({self.batch_size})"
-            )
+        check_fields(self, _RANGES)
         if self.num_heads < 1 or self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"num_heads ({self.num_heads}) must divide hidden_size ({self.hidden_size})"
@@ -211,8 +197,7 @@ class TrainingRecipe:
     @property
     def sha256(self) -> str:
         """Digest of all fields."""
-        text = json.dumps(asdict(self), sort_keys=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return fields_sha256(self)
 
     @property
     def micro_batch_size(self) -> int:
@@ -289,11 +274,8 @@ def load_recipe(source: str | None, overrides: Mapping[str, Any]) -> TrainingRec
         ConfigError: no such recipe, a file that is no TOML, an unknown key or a bad value.
     """
     values = {} if source is None else read_toml(_recipe_path(source))
-    known = {field.name for field in fields(TrainingRecipe)}
-    for name, given in ((source, values), ("options", overrides)):
-        unknown = sorted(given.keys() - known)
-        if unknown:
-            raise ConfigError(f"{name}: unknown settings {unknown}; known: {sorted(known)}")
+    check_known(TrainingRecipe, source, values)
+    check_known(TrainingRecipe, "options", overrides)
     for one, other in (("steps", "minutes"), ("minutes", "steps")):
         if one in overrides and other not in overrides:
             values.pop(other, None)
@@ -307,19 +289,6 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in _RECIPES.glob("*.toml"))
 
 
-@cache
-def field_docs(recipe: type = TrainingRecipe) -> dict[str, str]:
-    """What stands beneath each field of a class of recipes: the help of its option."""
-    body = ast.parse(inspect.getsource(recipe)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    docs = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            assert isinstance(statement.target, ast.Name)
-            docs[statement.target.id] = ast.literal_eval(following.value)
-    return docs
-
-
 def _recipe_path(source: str) -> Path:
     own = _RECIPES / f"{source}.toml"
     path = own if own.is_file() else Path(source)
@@ -328,11 +297,3 @@ def _recipe_path(source: str) -> Path:
             f"no recipe {source!r}: neither a TOML file nor one of {', '.join(recipe_names())}"
         )
     return path
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """What the TOML file at `path` says. Raises `ConfigError` if it cannot be read."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: no TOML file that can be read: {error}") from error

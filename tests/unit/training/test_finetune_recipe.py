@@ -9,7 +9,7 @@ import pytest
 
 from llmserve.errors import ConfigError
 from llmserve.training.finetune_recipe import FinetuneRecipe, load_finetune_recipe
-from llmserve.training.recipe import field_docs
+from llmserve.training.recipe_fields import field_docs
 
 
 @pytest.mark.parametrize(

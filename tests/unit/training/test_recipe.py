@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from llmserve.errors import ConfigError
-from llmserve.training.recipe import TrainingRecipe, field_docs, load_recipe, recipe_names
+from llmserve.training.recipe import TrainingRecipe, load_recipe, recipe_names
+from llmserve.training.recipe_fields import field_docs
 
 
 def write(path: Path, text: str) -> str:
@@ -89,8 +90,8 @@ def test_bad_values_are_refused(values: dict[str, Any]) -> None:
 
 
 def test_every_field_is_documented() -> None:
-    assert field_docs().keys() == {field.name for field in fields(TrainingRecipe)}
-    assert all(text.endswith(".") for text in field_docs().values())
+    assert field_docs(TrainingRecipe).keys() == {field.name for field in fields(TrainingRecipe)}
+    assert all(text.endswith(".") for text in field_docs(TrainingRecipe).values())
 
 
 @pytest.mark.parametrize("name", recipe_names())
