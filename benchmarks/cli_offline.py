@@ -15,8 +15,10 @@ the decoding of several sequences together after prompts of their own. Peers tak
 option names them; each runs in a process of its own, with the context lengths of the others.
 
 The model's other forms are looked for beside it. For M: M-int4 and M-int8 (`llmserve quantize`),
-M-q4_0.gguf, M-q8_0.gguf and M-bf16.gguf (`llmserve export gguf`), M-openvino-int4 and -int8, and
-M-onnxruntime-genai-int4 and -int8 (the peers' own tools). transformers runs M itself in bfloat16.
+M-q4_0.gguf, M-q8_0.gguf and M-bf16.gguf (`llmserve export gguf`), M-onnx-fp32, -int8 and -int4
+(`llmserve export onnx`: the same graph on our ONNX runner and on onnxruntime-genai),
+M-openvino-int4 and -int8, and M-onnxruntime-genai-int4 and -int8 (the peers' own tools).
+transformers runs M itself in bfloat16.
 
 Prints medians, ranges and how many times the fastest peer ours is, and as the last line one JSON
 document.
@@ -79,7 +81,8 @@ def add_offline_arguments(parser: argparse.ArgumentParser) -> None:
         "--schemes",
         metavar="NAME,NAME",
         default="int4,int8",
-        help="forms of the weights: int4, int8, bf16 (default: %(default)s)",
+        help="forms of the weights: int4, int8, bf16, onnx-fp32, onnx-int8, onnx-int4 "
+        "(default: %(default)s)",
     )
     parser.add_argument("--runner", metavar="NAME", default="auto", help="ours (default: auto)")
     parser.add_argument(

@@ -2,7 +2,8 @@
 
 A model folder's other forms lie beside it under fixed names, so that one path names them all: for
 `models/M` the quantized folders `M-int4` and `M-int8`, llama.cpp's files `M-q4_0.gguf`,
-`M-q8_0.gguf` and `M-bf16.gguf`, and the folders that peers' own tools convert: `M-openvino-int4`,
+`M-q8_0.gguf` and `M-bf16.gguf`, the graphs `M-onnx-int8` and so on, which our ONNX runner and
+onnxruntime-genai both run, and the folders that peers' own tools convert: `M-openvino-int4`,
 `M-onnxruntime-genai-int8` and so on.
 """
 
@@ -30,10 +31,12 @@ __all__ = [
     "our_folder",
 ]
 
-SCHEMES = {"int4": "q4_0", "int8": "q8_0", "bf16": "bf16"}
-"""Scheme → type of llama.cpp's file; `bf16` is the model folder itself."""
+SCHEMES = ("int4", "int8", "bf16", "onnx-fp32", "onnx-int8", "onnx-int4")
+"""Forms of the weights; `bf16` is the model folder itself, `onnx-...` a graph exported from it."""
 
-_CONVERTED = ("int4", "int8")  # schemes that OpenVINO and onnxruntime-genai are compared in
+_GGUF_TYPES = {"int4": "q4_0", "int8": "q8_0", "bf16": "bf16"}
+_CONVERTED = ("int4", "int8")  # schemes that peers' own tools write
+_GRAPH = "onnx-"
 
 
 class Contender(Protocol):
@@ -89,7 +92,7 @@ class OfflineOptions:
         counts = (self.prefill_len, self.input_len, self.output_len, self.repeats)
         if not self.sequences or min(*counts, *self.sequences) < 1 or self.seed < 0:
             raise ConfigError("lengths, sequences and repeats must be at least 1, the seed 0")
-        if not self.schemes or set(self.schemes) - SCHEMES.keys():
+        if not self.schemes or set(self.schemes) - set(SCHEMES):
             raise ConfigError(f"--schemes takes some of {', '.join(SCHEMES)}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {self.threads}")
@@ -130,13 +133,16 @@ def contenders(options: OfflineOptions) -> Iterator[tuple[str, Callable[[], Cont
     for scheme in options.schemes:
         yield scheme, _ours(options, scheme)
     for scheme in options.schemes:
-        if options.llama_cpp is not None:
+        if options.llama_cpp is not None and scheme in _GGUF_TYPES:
             yield scheme, _llama_cpp(options, options.llama_cpp, scheme)
         if options.openvino is not None and scheme in _CONVERTED:
             yield scheme, _converted(options, options.openvino, "openvino", scheme)
         if options.onnxruntime_genai is not None and scheme in _CONVERTED:
             python = options.onnxruntime_genai
             yield scheme, _converted(options, python, "onnxruntime-genai", scheme)
+        if options.onnxruntime_genai is not None and scheme.startswith(_GRAPH):
+            folder = _graph_folder(options, scheme)
+            yield scheme, _peer(options, options.onnxruntime_genai, "peer_onnxruntime", folder)
     if options.transformers is not None:
         yield "bf16", _peer(options, options.transformers, "peer_transformers", options.model)
 
@@ -150,16 +156,24 @@ def our_folder(model: Path, scheme: str) -> Path:
 
 def llama_cpp_file(model: Path, scheme: str) -> Path:
     """llama.cpp's form of `model`. Raises `ConfigError` if it is missing."""
-    file = _beside(model, f"-{SCHEMES[scheme]}.gguf")
-    _need(file, f"llmserve export gguf {model} --type {SCHEMES[scheme]}")
+    file = _beside(model, f"-{_GGUF_TYPES[scheme]}.gguf")
+    _need(file, f"llmserve export gguf {model} --type {_GGUF_TYPES[scheme]}")
     return file
 
 
 def _ours(options: OfflineOptions, scheme: str) -> Callable[[], Contender]:
-    arguments = [str(our_folder(options.model, scheme)), "--runner", options.runner]
+    is_graph = scheme.startswith(_GRAPH)
+    folder = _graph_folder(options, scheme) if is_graph else our_folder(options.model, scheme)
+    arguments = [str(folder), "--runner", "onnx" if is_graph else options.runner]
     if options.threads is not None:
         arguments += ["--threads", str(options.threads)]
     return lambda: EngineProcess.of_ours("offline_engine", *arguments)
+
+
+def _graph_folder(options: OfflineOptions, scheme: str) -> Path:
+    folder, numbers = _beside(options.model, f"-{scheme}"), scheme.removeprefix(_GRAPH)
+    _need(folder, f"llmserve export onnx {options.model} --scheme {numbers} --out {folder}")
+    return folder
 
 
 def _llama_cpp(options: OfflineOptions, programs: Path, scheme: str) -> Callable[[], Contender]:

@@ -1,7 +1,8 @@
 """onnxruntime-genai as a peer: its generator, all prompts of a run as one batch.
 
-The folder is one of `python -m onnxruntime_genai.models.builder -e cpu -p int8 --extra_options
-accuracy_level=4 block_size=32`, or `-p int4` with `algo_config=rtn_last` (int8 head) added.
+The folder is one of `llmserve export onnx`, or of its own tool: `python -m
+onnxruntime_genai.models.builder -e cpu -p int8 --extra_options accuracy_level=4 block_size=32`, or
+`-p int4` with `algo_config=rtn_last` (int8 head) added.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ __all__ = ["OnnxRuntimeEngine"]
 
 
 class OnnxRuntimeEngine:
-    """A folder of the model builder. Implements `TimedEngine`."""
+    """A folder with `genai_config.json`. Implements `TimedEngine`."""
 
     def __init__(self, folder: str, threads: int) -> None:
         config = onnxruntime_genai.Config(folder)
         session = {"session_options": {"intra_op_num_threads": threads}}
         config.overlay(json.dumps({"model": {"decoder": session}}))
         self._model = onnxruntime_genai.Model(config)
-        self._scheme = "int4" if Path(folder).name.endswith("int4") else "int8"
+        self._scheme = Path(folder).name.rpartition("-")[2]
 
     def describe(self) -> dict[str, Any]:
         """What runs."""
         return {
             "engine": "onnxruntime-genai",
-            "weights": f"{self._scheme}, int8 head",
+            "weights": self._scheme if self._scheme == "fp32" else f"{self._scheme}, int8 head",
             "cache": "f32",
             "versions": versions_of("onnxruntime-genai", "onnxruntime"),
         }

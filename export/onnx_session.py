@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from llmserve.model_files import GRAPH_FILE
 from llmserve.quant.dtypes import Float32Array
-from llmserve.runners.onnx_session import GraphCache, OnnxGraph
+from llmserve.runners.onnx_cache import GraphCache
+from llmserve.runners.onnx_session import OnnxGraph
 
 __all__ = ["OnnxDecoder"]
 

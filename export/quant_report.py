@@ -208,10 +208,11 @@ def _notes(source: Checkpoint, layers: tuple[LayerReport, ...], scheme: str) -> 
         yield "transformers reads a folder of two widths of integers; other programs may refuse it"
     elif forms != {"int4"}:
         yield "transformers reads this form, with bitsandbytes and accelerate installed"
-    if any(layer.has_zeros and layer.form == "int4" for layer in layers):
+    layouts = {(layer.form, layer.group_size, layer.has_zeros) for layer in layers}
+    if len(layouts) > 1 and any(form == "int4" and has_zeros for form, _, has_zeros in layouts):
         yield (
-            "int4 zero points: vLLM and SGLang read them; transformers (5.23 with "
-            "compressed-tensors 0.20) looks for them unpacked and does not open the folder"
+            "int4 zero points in layers of several group sizes or forms: vLLM and SGLang read "
+            "them; transformers (5.23 with compressed-tensors 0.20) does not open the folder"
         )
     unusual = {layer.group_size for layer in layers if layer.form == "int4"}
     unusual -= {None, *_COMMON_GROUP_SIZES}

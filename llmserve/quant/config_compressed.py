@@ -33,7 +33,7 @@ def render_compressed(
 ) -> dict[str, Any]:
     """The value of `quantization_config` in config.json."""
     formats = {group.packing for group in groups}
-    return {
+    rendered: dict[str, Any] = {
         "quant_method": "compressed-tensors",
         "format": formats.pop() if len(formats) == 1 else _MIXED,
         "quantization_status": "compressed",
@@ -43,6 +43,11 @@ def render_compressed(
         "ignore": list(ignore),
         "kv_cache_scheme": dict(_INT8_BY_TOKEN) if has_int8_cache else None,
     }
+    if len(groups) == 1 and groups[0].packing == "pack-quantized" and not groups[0].is_symmetric:
+        # transformers 5.23 makes place for zero points that are not packed, unless it is told to
+        # dequantize while it loads; there it takes one group's form for all layers.
+        rendered["dequantize"] = True
+    return rendered
 
 
 def has_int8_cache(value: Mapping[str, Any]) -> bool:

@@ -23,8 +23,9 @@ from ..failpoints import hit
 from ..layouts import expected_tensors
 from ..strict_json import read_json
 from .model_facts import fingerprint_of
+from .onnx_cache import GraphCache
 from .onnx_rows import RowTable
-from .onnx_session import EXPORT_FILE, GraphCache, OnnxGraph
+from .onnx_session import EXPORT_FILE, OnnxGraph
 from .protocol import Batch, CacheGroup, IntArray, RunnerInfo, StepResult
 from .sampler import prompt_logprobs, sample
 
@@ -70,8 +71,11 @@ class OnnxRunner:
         self._cache: GraphCache | None = None
         self._rows = RowTable(0, 1)
         self._logits: dict[int, Floats] = {}
+        """Packed index → logits [V], of tokens of chunks."""
         self._single: Floats = np.empty((0, 0), np.float32)
-        self._order: IntArray = np.empty(0, np.int64)
+        """[B, V], of the tokens that are their sequences' only ones."""
+        self._place_of: list[int] = []
+        """Packed index of such a token → its place among them."""
         self._result: StepResult | None = None
         self.info = _describe(checkpoint, path, self._graph)
 
@@ -82,7 +86,7 @@ class OnnxRunner:
         """
         (count,) = num_blocks
         length = min(count * block_size, self.info.max_seq_len)
-        self._cache = self._graph.new_cache(count, length)
+        self._cache = self._graph.new_cache(count, length, is_growing=True)
         self._rows = RowTable(count, block_size)
 
     def submit(self, batch: Batch) -> None:
@@ -90,13 +94,13 @@ class OnnxRunner:
         if self._cache is None:
             raise EngineError("the runner has no cache yet: call allocate_cache first")
         hit("engine.forward")
-        logits = self._logits = self._forward(batch, self._cache)
+        self._forward(batch, self._cache)
         result = StepResult(token_ids=np.empty(0, np.int64))
         if batch.sampling:
             result = sample(self._asked(batch.logits_indices), batch.sampling)
         for wanted in batch.prompt_rows:
-            rows = [logits[wanted.start + place] for place in range(len(wanted.targets))]
-            entries = prompt_logprobs(np.stack(rows), wanted.targets, wanted.num_top)
+            asked = range(wanted.start, wanted.start + len(wanted.targets))
+            entries = prompt_logprobs(self.logits(asked), wanted.targets, wanted.num_top)
             result.prompt_logprobs.append(entries)
         self._result = result
 
@@ -109,50 +113,59 @@ class OnnxRunner:
 
     def close(self) -> None:
         """Drop graph and cache."""
-        self._cache, self._logits = None, {}
+        self._cache, self._logits, self._place_of = None, {}, []
         del self._graph
 
     def logits(self, tokens: range) -> Floats:
         """Raw logits [n, V] of tokens of the last step, of those that were asked for. For who
         compares models: a server's never leave the runner."""
-        return np.stack([self._logits[index] for index in tokens])
+        return np.stack([self._logits_at(index) for index in tokens])
 
-    def _forward(self, batch: Batch, cache: GraphCache) -> dict[int, Floats]:
-        """Packed index → logits [V], of the tokens whose logits are asked for."""
+    def _forward(self, batch: Batch, cache: GraphCache) -> None:
+        """Compute the step's logits: of single tokens all, of chunks those that are asked for."""
         starts = batch.cu_seqlens[:-1]
         num_single = int(np.count_nonzero(np.diff(batch.cu_seqlens) == 1))
         rows = self._rows.place(batch)
         for row in self._rows.released:
             cache.forget(row)
+        cache.fit(self._rows.lengths)
+        self._logits, self._place_of = {}, []
+        if num_single:
+            self._run_singles(batch, rows, num_single, cache)
+        if num_single == len(starts):
+            return
         wanted = set(batch.logits_indices.tolist())
         for prompt in batch.prompt_rows:
             wanted.update(range(prompt.start, prompt.start + len(prompt.targets)))
-        logits: dict[int, Floats] = {}
-        self._order = np.empty(0, np.int64)
-        if num_single:
-            order = self._gather(rows, num_single, cache)
-            single = self._graph.run(
-                cache, 0, batch.token_ids[order, None], batch.positions[order, None],
-                batch.context_lens[order],
-            )  # fmt: skip
-            logits = dict(zip(order.tolist(), single[:, 0], strict=True))
-            self._single, self._order = single[:, 0], order
         for sequence in range(num_single, len(starts)):
             tokens = slice(int(starts[sequence]), int(batch.cu_seqlens[sequence + 1]))
-            logits |= self._run_one(batch, tokens, rows[sequence], wanted, cache)
-        return logits
+            self._logits |= self._run_one(batch, tokens, rows[sequence], wanted, cache)
+
+    def _logits_at(self, index: int) -> Floats:
+        if index < len(self._place_of):
+            row: Floats = self._single[self._place_of[index]]
+            return row
+        return self._logits[index]
 
     def _asked(self, indices: IntArray) -> Floats:
-        """Logits [R, V] of the tokens asked for; not copied where all of them decode."""
-        if np.array_equal(indices, self._order):
+        """Logits [R, V] of the tokens asked for; not copied where they are all, in their order."""
+        count = len(self._place_of)
+        if not self._logits and len(indices) == count and self._place_of == list(range(count)):
             return self._single
-        return np.stack([self._logits[index] for index in indices.tolist()])
+        return np.stack([self._logits_at(index) for index in indices.tolist()])
 
-    def _gather(self, rows: list[int], count: int, cache: GraphCache) -> IntArray:
-        """Put the first `count` sequences in the first rows; their indices in the order of those.
+    def _run_singles(self, batch: Batch, rows: list[int], count: int, cache: GraphCache) -> None:
+        """The first `count` sequences, with one token each, in one call."""
+        self._gather(rows, count, cache)
+        self._place_of = rows[:count]
+        order = np.argsort(self._place_of)
+        self._single = self._graph.run(
+            cache, 0, batch.token_ids[order, None], batch.positions[order, None],
+            batch.context_lens[order],
+        )[:, 0]  # fmt: skip
 
-        `rows` is changed where sequences moved.
-        """
+    def _gather(self, rows: list[int], count: int, cache: GraphCache) -> None:
+        """Put the first `count` sequences in the first rows; `rows` is changed where they moved."""
         for row, other in self._rows.misplaced(rows[:count]):
             lengths = self._rows.lengths
             if lengths[other]:
@@ -163,7 +176,6 @@ class OnnxRunner:
             self._rows.exchange(row, other)
             moved = {row: other, other: row}
             rows[:] = [moved.get(one, one) for one in rows]
-        return np.argsort(rows[:count])
 
     def _run_one(
         self, batch: Batch, tokens: slice, row: int, wanted: set[int], cache: GraphCache

@@ -1,26 +1,27 @@
 """An exported decoder on ONNX Runtime's CPU provider; the one door to the package onnxruntime.
 
-The caches are our own memory, given to the graph as past and as present: GroupQueryAttention then
-writes new keys and values in place. Memory is reserved for rows of full length and becomes real as
-it is written.
+The caches (`onnx_cache.py`) are our own memory, given to the graph as past and as present:
+GroupQueryAttention then writes new keys and values in place. So are the inputs and logits of a step
+that gives each row one token: all of it is bound once, and a step only writes numbers into it.
 
-Shapes: R rows of the cache, B rows of a call, KV key heads, C tokens of room in a row, D values of
-a head, S tokens of a call in each row, V vocabulary.
+Shapes: B rows of a call, S tokens of a call in each row, C tokens of room in a row of the cache, V
+vocabulary.
 """
 
 from __future__ import annotations
 
-import mmap
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CheckpointError, ConfigError, MissingDependencyError
+from ..errors import CheckpointError, MissingDependencyError
+from .onnx_cache import GraphCache
 from .protocol import IntArray
 
-__all__ = ["EXPORT_FILE", "GraphCache", "OnnxGraph", "open_session"]
+__all__ = ["EXPORT_FILE", "OnnxGraph", "open_session"]
 
 EXPORT_FILE = "export.json"
 """Name of the file beside a graph that says what the graph is."""
@@ -53,52 +54,6 @@ def open_session(path: Path, *, num_threads: int | None = None) -> Any:
         raise CheckpointError(f"{path}: ONNX Runtime refuses the graph: {error}") from error
 
 
-class GraphCache:
-    """Keys and values of every layer, [R, KV, C, D] each."""
-
-    def __init__(self, num_tensors: int, shape: tuple[int, int, int, int]) -> None:
-        """Reserve `num_tensors` tensors of `shape`; what was never written is zero.
-
-        Raises `ConfigError` where so much address space is not to be had.
-        """
-        size = 4 * int(np.prod(shape))
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        try:
-            memory = [mmap.mmap(-1, size, flags=flags) for _ in range(num_tensors)]
-        except (OSError, OverflowError, ValueError) as error:
-            raise ConfigError(
-                f"{num_tensors} caches of {size} bytes cannot be reserved ({error}): give the "
-                "engine a shorter context or a smaller KV cache"
-            ) from error
-        self.tensors: list[Floats] = [
-            np.frombuffer(one, np.float32).reshape(shape) for one in memory
-        ]
-        self.shape = shape
-        self._memory = memory
-        self._row_bytes = size // shape[0]
-
-    def move(self, source: int, target: int, num_tokens: int) -> None:
-        """Copy the first tokens of one row to another."""
-        for tensor in self.tensors:
-            tensor[target, :, :num_tokens] = tensor[source, :, :num_tokens]
-
-    def forget(self, row: int) -> None:
-        """Give the memory of a row back to the system, whole pages of it."""
-        page = mmap.PAGESIZE
-        start = -(-row * self._row_bytes // page) * page
-        length = (row + 1) * self._row_bytes // page * page - start
-        if length > 0:
-            for memory in self._memory:
-                memory.madvise(mmap.MADV_DONTNEED, start, length)
-
-    def swap(self, one: int, other: int, num_tokens: int) -> None:
-        """Exchange the first tokens of two rows."""
-        for tensor in self.tensors:
-            kept = tensor[one, :, :num_tokens].copy()
-            tensor[one, :, :num_tokens] = tensor[other, :, :num_tokens]
-            tensor[other, :, :num_tokens] = kept
-
-
 class OnnxGraph:
     """One loaded decoder. Not for several threads."""
 
@@ -117,19 +72,18 @@ class OnnxGraph:
         _, self.num_kv_heads, _, self.head_dim = inputs[self._pasts[0]].shape
         self.vocab_size: int = outputs["logits"].shape[-1]
         self._bindings: dict[tuple[int, int], Any] = {}
-        self._single: dict[int, Floats] = {}
+        self._steps: dict[tuple[int, int], _Step] = {}
+        self._bound: npt.NDArray[np.float32] | None = None
 
     @property
     def num_layers(self) -> int:
         """Layers with a cache."""
         return len(self._pasts) // 2
 
-    def new_cache(self, num_rows: int, num_tokens: int) -> GraphCache:
-        """A cache with room for `num_tokens` in each row; earlier ones can no longer be used."""
-        self._bindings, self._single = {}, {}
-        return GraphCache(
-            len(self._pasts), (num_rows, self.num_kv_heads, num_tokens, self.head_dim)
-        )
+    def new_cache(self, num_rows: int, num_tokens: int, *, is_growing: bool = False) -> GraphCache:
+        """A cache with room for `num_tokens` in each row, at once or as it is needed."""
+        shape = (num_rows, self.num_kv_heads, num_tokens, self.head_dim)
+        return GraphCache(len(self._pasts), shape, is_growing=is_growing)
 
     def run(
         self, cache: GraphCache, first_row: int, ids: IntArray, positions: IntArray,
@@ -138,7 +92,7 @@ class OnnxGraph:
         """Add tokens to rows of the cache and give their logits.
 
         Args:
-            cache: of this graph.
+            cache: of this graph, with room for the tokens.
             first_row: row of the first text; the others follow it.
             ids: [B, S]. Several tokens beside a past need B = 1.
             positions: [B, S] of the tokens in their texts.
@@ -148,42 +102,91 @@ class OnnxGraph:
         Returns:
             [B, S, V]; with S = 1 valid until the next call of that kind.
         """
-        count = len(ids)
-        binding = self._binding(cache, first_row, count)
-        mask = (np.arange(int(lengths.max())) < lengths[:, None]).astype(np.int64)
-        feed = {
-            "input_ids": np.ascontiguousarray(ids, np.int64),
-            "attention_mask": mask,
-        }
-        if self._has_positions:
-            feed["position_ids"] = np.ascontiguousarray(positions, np.int64)
-        for name, values in feed.items():
-            binding.bind_cpu_input(name, values)
-        logits = self._room(ids.shape)
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._forget_bindings_of_others(cache)
+        if ids.shape[1] == 1:
+            return self._step(cache, first_row, ids, positions, lengths)
+        binding = self._binding(cache, first_row, len(ids))
+        mask = np.arange(int(lengths.max())) < lengths[:, None]
+        logits = np.empty((*ids.shape, self.vocab_size), np.float32)
+        # A binding has addresses only: what it names lives until the call is over.
+        feed = [np.ascontiguousarray(values, np.int64) for values in (ids, positions, mask)]
+        self._bind(binding, *feed)
+        _bind_output(binding, "logits", logits)
         self._session.run_with_iobinding(binding)
         return logits
 
-    def _room(self, shape: tuple[int, ...]) -> Floats:
-        """Memory for logits; that of single tokens is kept, as new pages would cost every step."""
-        count, length = shape
-        if length > 1:
-            return np.empty((count, length, self.vocab_size), np.float32)
-        if count not in self._single:
-            self._single[count] = np.empty((count, 1, self.vocab_size), np.float32)
-        return self._single[count]
+    def _step(
+        self, cache: GraphCache, first_row: int, ids: IntArray, positions: IntArray,
+        lengths: IntArray,
+    ) -> Floats:  # fmt: skip
+        """One token for each row, in memory that stays bound."""
+        key = (first_row, len(ids))
+        step = self._steps.get(key)
+        if step is None:
+            step = self._steps[key] = self._new_step(cache, *key)
+        step.ids[:] = ids
+        step.positions[:] = positions
+        np.less(step.places, lengths[:, None], out=step.mask)
+        self._session.run_with_iobinding(step.binding)
+        return step.logits
+
+    def _new_step(self, cache: GraphCache, first_row: int, count: int) -> _Step:
+        """The mask is as wide as a row's room: the operator counts a row's tokens itself."""
+        step = _Step(
+            binding=self._new_binding(cache, first_row, count),
+            ids=np.zeros((count, 1), np.int64),
+            positions=np.zeros((count, 1), np.int64),
+            mask=np.zeros((count, cache.room), np.int64),
+            places=np.arange(cache.room),
+            logits=np.empty((count, 1, self.vocab_size), np.float32),
+        )
+        self._bind(step.binding, step.ids, step.positions, step.mask)
+        _bind_output(step.binding, "logits", step.logits)
+        return step
+
+    def _bind(self, binding: Any, ids: IntArray, positions: IntArray, mask: IntArray) -> None:
+        feed = {"input_ids": ids, "attention_mask": mask}
+        if self._has_positions:
+            feed["position_ids"] = positions
+        for name, values in feed.items():
+            binding.bind_input(name, "cpu", 0, np.int64, values.shape, values.ctypes.data)
 
     def _binding(self, cache: GraphCache, first_row: int, count: int) -> Any:
+        key = (first_row, count)
+        if key not in self._bindings:
+            self._bindings[key] = self._new_binding(cache, *key)
+        return self._bindings[key]
+
+    def _new_binding(self, cache: GraphCache, first_row: int, count: int) -> Any:
         """Past and present of `count` rows as the same memory."""
-        binding = self._bindings.get((first_row, count))
-        if binding is not None:
-            return binding
         binding = self._session.io_binding()
-        shape = (count, *cache.shape[1:])
         for past, tensor in zip(self._pasts, cache.tensors, strict=True):
-            address = tensor[first_row].ctypes.data
-            present = past.replace("past_key_values", "present")
-            binding.bind_input(past, "cpu", 0, np.float32, shape, address)
-            binding.bind_output(present, "cpu", 0, np.float32, shape, address)
-        self._bindings[(first_row, count)] = binding
+            rows = tensor[first_row : first_row + count]
+            binding.bind_input(past, "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+            _bind_output(binding, past.replace("past_key_values", "present"), rows)
         return binding
+
+    def _forget_bindings_of_others(self, cache: GraphCache) -> None:
+        """What is bound is of one cache, and of the room that its rows had."""
+        if self._bound is not cache.tensors[0]:
+            self._bindings, self._steps = {}, {}
+            self._bound = cache.tensors[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Step:
+    """A call with one token in each row, [B, 1] except where said."""
+
+    binding: Any
+    ids: IntArray
+    positions: IntArray
+    mask: IntArray
+    """[B, C]"""
+    places: IntArray
+    """[C], ascending."""
+    logits: Floats
+    """[B, 1, V]"""
+
+
+def _bind_output(binding: Any, name: str, values: Floats) -> None:
+    binding.bind_output(name, "cpu", 0, np.float32, values.shape, values.ctypes.data)

@@ -108,6 +108,18 @@ def test_choices_of_integers_give_the_logits_of_our_own_dequantization(
     assert_same_logits(theirs.eval(), checkpoint)
 
 
+@pytest.mark.parametrize("group_size", [None, 32])
+def test_packed_zero_points_give_the_logits_of_our_own_dequantization(
+    tmp_path: Path, group_size: int | None
+) -> None:
+    config = dataclasses.replace(CONFIG, intermediate_size=96)  # one group size for all layers
+    checkpoint = quantized(tmp_path, config, "int4", group_size, is_symmetric=False)
+    theirs, loading = open_in_transformers(checkpoint)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert_same_logits(theirs.eval(), checkpoint)
+
+
 def test_int8_activations_are_rounded_for_each_token(tmp_path: Path) -> None:
     """Against our model with every quantized layer's inputs rounded as the package rounds them."""
     checkpoint = quantized(tmp_path, CONFIG, "w8a8", method="smoothquant")

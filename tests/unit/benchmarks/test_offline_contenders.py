@@ -25,6 +25,7 @@ def make_forms(folder: Path) -> Path:
     for engine in ("openvino", "onnxruntime-genai"):
         for scheme in ("int4", "int8"):
             (folder / f"M-{engine}-{scheme}").touch()
+            (folder / f"M-onnx-{scheme}").touch()
     return folder / "M"
 
 
@@ -39,6 +40,13 @@ def test_every_named_peer_has_a_row_for_each_scheme_it_takes(tmp_path: Path) -> 
     assert [scheme for scheme, _ in contenders(parse(model))] == ["int4", "int8"]
 
 
+def test_graph_is_run_by_our_runner_and_by_onnxruntime_genai_alone(tmp_path: Path) -> None:
+    model = str(make_forms(tmp_path))
+    peers = ["--llama-cpp", "bin", "--openvino", "python", "--onnxruntime-genai", "python"]
+    options = parse(model, "--schemes", "onnx-int8,onnx-int4", *peers)
+    assert [scheme for scheme, _ in contenders(options)] == ["onnx-int8", "onnx-int4"] * 2
+
+
 @pytest.mark.parametrize(
     ("missing", "command"),
     [
@@ -46,6 +54,7 @@ def test_every_named_peer_has_a_row_for_each_scheme_it_takes(tmp_path: Path) -> 
         ("M-q8_0.gguf", "llmserve export gguf .*/M --type q8_0"),
         ("M-openvino-int4", "benchmarks/peer_openvino.py"),
         ("M-onnxruntime-genai-int8", "benchmarks/peer_onnxruntime.py"),
+        ("M-onnx-int8", "llmserve export onnx .*/M --scheme int8 --out .*/M-onnx-int8"),
     ],
 )
 def test_missing_form_is_named_with_how_to_make_it(
@@ -58,6 +67,7 @@ def test_missing_form_is_named_with_how_to_make_it(
         llama_cpp=Path("bin"),
         openvino=Path("python"),
         onnxruntime_genai=Path("python"),
+        schemes=("int4", "int8", "onnx-int8"),
     )
     with pytest.raises(ConfigError, match=f"{missing} is missing; make it with .*{command}"):
         list(contenders(options))

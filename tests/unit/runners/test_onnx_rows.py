@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmserve.errors import ConfigError
 from llmserve.runners.onnx_rows import RowTable
-from llmserve.runners.onnx_session import GraphCache
 from llmserve.runners.protocol import Batch, GroupTables
 
 BLOCK = 4
@@ -60,32 +58,6 @@ def test_first_block_of_a_dead_sequence_may_be_another_ones_first() -> None:
     assert rows.place(batch(([1], 0, 2))) == [0]
     assert rows.lengths[0] == 2
     assert rows.released == [0]
-
-
-def test_what_a_row_held_is_forgotten() -> None:
-    cache = GraphCache(2, (3, 2, 4096, 8))
-    for tensor in cache.tensors:
-        tensor[:] = 1.0
-    cache.forget(1)
-    for tensor in cache.tensors:
-        assert not tensor[1].any()
-        assert tensor[[0, 2]].all()
-
-
-def test_rows_are_moved_and_exchanged_as_far_as_they_are_filled() -> None:
-    cache = GraphCache(1, (3, 1, 8, 2))
-    (tensor,) = cache.tensors
-    tensor[0], tensor[1] = 1.0, 2.0
-    cache.move(0, 2, 3)
-    assert tensor[2, 0, :, 0].tolist() == [1.0] * 3 + [0.0] * 5
-    cache.swap(0, 1, 4)
-    assert tensor[0, 0, :, 0].tolist() == [2.0] * 4 + [1.0] * 4
-    assert tensor[1, 0, :, 0].tolist() == [1.0] * 4 + [2.0] * 4
-
-
-def test_more_than_the_address_space_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot be reserved"):
-        GraphCache(1, (1 << 20, 1 << 20, 1 << 10, 64))
 
 
 @pytest.mark.parametrize("seed", range(3))
