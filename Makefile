@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CHROMIUM := /usr/bin/chromium
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types soak compat mutants sanitize arm bench bench-peers docs wheel try-wheel clean
+.PHONY: help setup demo test check lint format types soak compat mutants sanitize arm bench bench-peers docs wheel try-wheel clean test-page
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -32,6 +33,13 @@ demo: $(VENV)/.demo  ## train, quantize, serve, load-test (ARGS=--once: then exi
 
 test: $(VENV)/.dev  ## all tests but the soak
 	$(BIN)/python -m pytest $(ARGS)
+
+test-page: $(VENV)/.dev | $(CHROMIUM)  ## the page in a real browser: Chromium from Debian's package
+	$(BIN)/python -m pytest tests/integration/test_page.py $(ARGS)
+
+$(CHROMIUM):
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
 
 soak: $(VENV)/.dev  ## the long tests: a million random operations on the engine, every file operation of exports
 	$(BIN)/python -m pytest -m soak $(ARGS)

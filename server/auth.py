@@ -56,6 +56,7 @@ PUBLIC_PATHS = frozenset({"/health", "/ready", *PAGE_FILES})
 
 SCOPES = {
     "/metrics": RouteScope.METRICS,
+    "/kv-blocks": RouteScope.METRICS,
     "/limits": RouteScope.ADMIN,
     "/admin/models/load": RouteScope.ADMIN,
 }

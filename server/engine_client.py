@@ -10,13 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+from llmserve.engine.block_map import BlockMap
 from llmserve.errors import EngineDeadError, EngineError
 
 from .messages import (
-    Command,
+    BlockMaps,
     Computing,
+    EngineCommand,
     Event,
     Failed,
+    Inspect,
     Outputs,
     Ready,
     encode_frame,
@@ -54,6 +57,7 @@ class EngineClient(asyncio.Protocol):
         """... though nothing outside had stopped it."""
         self.progress = progress
         self._ticks = 0
+        self._inspection: asyncio.Future[list[BlockMap]] | None = None
         self._transport: asyncio.Transport | None = None
         self._decoder = event_decoder()
         self._take: Callable[[Outputs], None] | None = None
@@ -62,10 +66,25 @@ class EngineClient(asyncio.Protocol):
         """Have `take` called with what the engine computes. Before this it is given nothing to."""
         self._take = take
 
-    def send(self, command: Command) -> None:
+    def send(self, command: EngineCommand) -> None:
         """Pass a command on without waiting; dropped when the engine is gone."""
         if self._transport is not None:
             self._transport.write(encode_frame(command))
+
+    async def block_maps(self) -> list[BlockMap]:
+        """Who holds which KV blocks, when the step under way is done.
+
+        Who asks meanwhile gets the same answer: nobody can make the engine busy with questions.
+
+        Raises:
+            EngineDeadError: it has ended.
+        """
+        if self._transport is None:
+            raise EngineDeadError("the engine has ended")
+        if self._inspection is None or self._inspection.done():
+            self._inspection = asyncio.get_running_loop().create_future()
+            self.send(Inspect())
+        return await asyncio.shield(self._inspection)
 
     def close(self) -> None:
         """Close the connection, which ends the process when its step is done."""
@@ -109,6 +128,9 @@ class EngineClient(asyncio.Protocol):
         """From asyncio: the process has ended, or is about to."""
         self._transport = None
         self.lost.set()
+        if self._inspection is not None and not self._inspection.done():
+            self._inspection.set_exception(EngineDeadError("the engine has ended"))
+            self._inspection.exception()  # seen: whoever asked may have left
         if not self.ready.done():
             self.ready.set_exception(
                 EngineEndedError(self.cause or "the engine process ended before it served")
@@ -126,6 +148,9 @@ class EngineClient(asyncio.Protocol):
                     self._take(event)
             case Computing(request_ids=request_ids):
                 self.computing = request_ids
+            case BlockMaps(maps=maps):
+                if self._inspection is not None and not self._inspection.done():
+                    self._inspection.set_result(maps)
             case Failed(message=message):
                 self.cause = message
             case Ready():

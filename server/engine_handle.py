@@ -10,6 +10,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from llmserve.engine.block_map import BlockMap
 from llmserve.engine.config import EngineConfig
 from llmserve.engine.engine import EngineStats
 from llmserve.limits import Limits
@@ -49,6 +50,13 @@ class EngineHandle(ABC):
     @abstractmethod
     async def close(self) -> None:
         """End the engine and what runs it."""
+
+    @abstractmethod
+    async def block_maps(self) -> list[list[BlockMap]]:
+        """Who holds which KV blocks: of each replica that serves, each of its pools.
+
+        Raises `EngineDeadError` where an engine ended meanwhile.
+        """
 
     @abstractmethod
     def stall(self) -> str | None:

@@ -26,13 +26,15 @@ from .grammar_queue import GrammarQueue
 from .messages import (
     Abort,
     AddRequest,
-    Command,
+    BlockMaps,
     Computing,
+    EngineCommand,
     EngineSettings,
     Event,
     Failed,
     Finish,
     Fork,
+    Inspect,
     Outputs,
     Ready,
     command_decoder,
@@ -63,12 +65,12 @@ class Channel:
         self._connection = connection
         self._decoder = command_decoder()
 
-    def receive(self, *, wait: bool) -> list[Command]:
+    def receive(self, *, wait: bool) -> list[EngineCommand]:
         """Commands that have arrived; with `wait`, at least one.
 
         Raises `ParentGoneError` at the end of the stream.
         """
-        commands: list[Command] = []
+        commands: list[EngineCommand] = []
         while True:
             flags = 0 if wait and not commands else socket.MSG_DONTWAIT
             try:
@@ -163,7 +165,7 @@ class EngineLoop:
             if self._engine.has_work or self._refused:
                 self._step()
 
-    def _apply(self, command: Command) -> None:
+    def _apply(self, command: EngineCommand) -> None:
         match command:
             case AddRequest(request=request):
                 if request.grammar is None:
@@ -176,6 +178,8 @@ class EngineLoop:
             case Finish(request_id=request_id, choice_index=choice_index):
                 self._grammars.finish(request_id, choice_index)
                 self._engine.finish(request_id, choice_index)
+            case Inspect():
+                self._channel.send(BlockMaps(self._engine.block_maps()))
 
     def _take_in(self, request: Request, matcher: Matcher | LLMServeError | None) -> None:
         try:

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from llmserve.engine.block_map import BlockMap
 from llmserve.engine.config import EngineConfig, PolicyName, SpeculationConfig
 from llmserve.engine.engine import EngineStats
 from llmserve.engine.request import Request, RequestOutput
@@ -22,9 +23,11 @@ from llmserve.runners.protocol import RunnerInfo
 __all__ = [
     "Abort",
     "AddRequest",
+    "BlockMaps",
     "Command",
     "Computing",
     "Ended",
+    "EngineCommand",
     "EngineSettings",
     "Event",
     "Failed",
@@ -32,6 +35,7 @@ __all__ = [
     "Fork",
     "Forked",
     "FrameDecoder",
+    "Inspect",
     "Load",
     "LoadGrammars",
     "LoaderCommand",
@@ -161,6 +165,10 @@ class Finish(msgspec.Struct, tag="finish"):
     choice_index: int
 
 
+class Inspect(msgspec.Struct, tag="inspect"):
+    """Ask who holds which KV blocks; `BlockMaps` answers between two steps."""
+
+
 class Ready(msgspec.Struct, tag="ready"):
     """The first event of an engine that serves."""
 
@@ -193,6 +201,12 @@ class Outputs(msgspec.Struct, tag="outputs"):
     """What it computed; None: nothing."""
 
 
+class BlockMaps(msgspec.Struct, tag="block_maps"):
+    """The answer to `Inspect`: one for each pool."""
+
+    maps: list[BlockMap]
+
+
 class Failed(msgspec.Struct, tag="failed"):
     """The last event of a loader or an engine that cannot start or go on."""
 
@@ -202,13 +216,14 @@ class Failed(msgspec.Struct, tag="failed"):
 LoaderCommand = Load | Fork | LoadGrammars
 LoaderEvent = Forked | Ended | Failed
 Command = AddRequest | Abort | Finish
-Event = Ready | Computing | Outputs | Failed
+EngineCommand = Command | Inspect
+Event = Ready | Computing | Outputs | BlockMaps | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 T = TypeVar("T")
 
 
-def encode_frame(message: Command | Event | LoaderCommand | LoaderEvent) -> bytes:
+def encode_frame(message: EngineCommand | Event | LoaderCommand | LoaderEvent) -> bytes:
     """One message with its length in front."""
     body = _encoder.encode(message)
     if len(body) > MAX_FRAME_BYTES:
@@ -258,9 +273,9 @@ class FrameDecoder(Generic[T]):
             body.release()  # else the buffer could not shrink
 
 
-def command_decoder() -> FrameDecoder[Command]:
+def command_decoder() -> FrameDecoder[EngineCommand]:
     """For the engine process."""
-    return FrameDecoder(msgspec.msgpack.Decoder(Command))
+    return FrameDecoder(msgspec.msgpack.Decoder(EngineCommand))
 
 
 def event_decoder() -> FrameDecoder[Event]:

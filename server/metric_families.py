@@ -73,6 +73,8 @@ class Families:
     def __init__(self, prefix: str, labels: Mapping[str, str]) -> None:
         """`prefix` is a key of `PREFIXES`."""
         self._prefix = PREFIXES[prefix]
+        self.step_tokens = "iteration_tokens_total" if prefix == "vllm" else "iteration_tokens"
+        """Name of the histogram of a step's tokens: vLLM's ends as only a counter's should."""
         self._names = list(labels)
         self._values = list(labels.values())
 

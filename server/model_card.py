@@ -44,7 +44,8 @@ class ModelCard:
     """The stored number format, where the weights are quantized."""
     has_chat_template: bool
     records: Mapping[str, object] = field(default_factory=dict)
-    """The folder's `lineage`, and its `certificate`: how far served forms are from the original."""
+    """The folder's `lineage`; the curves of its `training`; and its `certificate`: how far served
+    forms are from the original."""
     info: RunnerInfo
     config: EngineConfig
     created: int = field(default_factory=lambda: int(time.time()))
@@ -122,7 +123,7 @@ class ModelCard:
         }
 
     def with_records(self, name: str) -> dict[str, object]:
-        """The same with the folder's lineage and certificate, for `/v1/models/{name}`."""
+        """The same with the folder's records, for `/v1/models/{name}`."""
         return {**self.as_dict(name), **self.records}
 
 

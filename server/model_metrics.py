@@ -152,7 +152,7 @@ class ModelMetrics:
             ("request_inference_time_seconds", "First scheduled to last token.", self.inference),
             ("request_prompt_tokens", "Tokens of a request's prompts.", self.prompt_tokens),
             ("request_generation_tokens", "Tokens of its answers.", self.answer_tokens),
-            ("iteration_tokens_total", "Tokens computed in a step.", self.step_tokens),
+            (self._families.step_tokens, "Tokens computed in a step.", self.step_tokens),
         ):
             yield self._families.histogram(name, documentation, histogram)
 

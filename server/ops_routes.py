@@ -44,6 +44,12 @@ def ops_router(state: ServerState) -> APIRouter:
         """Counters and histograms in Prometheus' format."""
         return Response(state.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
+    @router.get("/kv-blocks")
+    async def kv_blocks() -> Response:
+        """Who holds which KV blocks at this moment."""
+        alive = [service for service in state.services if not service.engine.died.is_set()]
+        return json_reply({"models": [await _kv_blocks(service) for service in alive]})
+
     @router.get("/requests/{request_id}/trace")
     async def trace(request: Request, request_id: str) -> Response:
         """Where the time of one of the caller's latest requests went."""
@@ -79,6 +85,15 @@ def _health(state: ServerState, request: Request) -> Response:
         return plain_error(state.limits, 503, "; ".join(told))
     # No names: these routes need no key.
     return json_reply({"status": "degraded" if problems.keys() & set(names) else "ok"})
+
+
+async def _kv_blocks(service: Service) -> dict[str, object]:
+    engine = service.engine
+    return {
+        "model": service.name,
+        "block_size": engine.config.block_size,
+        "replicas": await engine.block_maps(),
+    }
 
 
 def _trace(state: ServerState, request: Request, request_id: str) -> Response:

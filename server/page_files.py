@@ -8,8 +8,10 @@ __all__ = ["PAGE_FILES"]
 MODULES = (
     "api",
     "app",
+    "blocks",
     "card",
     "chart",
+    "curves",
     "dashboard",
     "dom",
     "metrics",
@@ -20,7 +22,7 @@ MODULES = (
 )
 """The page's program, by feature; `app` is where it begins."""
 
-SHEETS = ("playground", "style", "views")
+SHEETS = ("dashboard", "playground", "style", "views")
 
 PAGE_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),

@@ -23,6 +23,7 @@ from llmserve.text.tokenizer import Tokenizer
 
 from .model_card import AdapterFacts, names_of
 from .settings import ModelSettings
+from .training_curves import read_curves
 
 __all__ = ["Model", "load_template", "open_model"]
 
@@ -38,7 +39,7 @@ class Model:
     template: ChatTemplate | None
     adapters: tuple[AdapterFacts, ...] = ()
     records: Mapping[str, object] = field(default_factory=dict)
-    """What the folder says of its making and its proof: `lineage` and `certificate`."""
+    """What the folder says of its making and its proof: `lineage`, `training`, `certificate`."""
 
 
 def open_model(settings: ModelSettings, limits: Limits) -> Model:
@@ -71,6 +72,7 @@ def _read_records(folder: Path) -> dict[str, object]:
     lineage = folder / LINEAGE_FILE
     return {
         "lineage": read_json(lineage) if lineage.is_file() else None,
+        "training": read_curves(folder),
         "certificate": _without_points(read_certificate(folder)),
     }
 

@@ -15,6 +15,7 @@ import itertools
 import logging
 import time
 
+from llmserve.engine.block_map import BlockMap
 from llmserve.errors import EngineDeadError, LLMServeError, OverloadedError
 from llmserve.limits import Limits
 
@@ -149,6 +150,11 @@ class Supervisor(EngineHandle):
         replica.send(command, live)
         if replica.alone is not None:  # it may be the one that leaves the table now
             asyncio.get_running_loop().call_soon(replica.release)
+
+    async def block_maps(self) -> list[list[BlockMap]]:
+        """Asked of all that serve at once."""
+        engines = [replica.engine for replica in self._replicas if replica.engine is not None]
+        return list(await asyncio.gather(*(engine.block_maps() for engine in engines)))
 
     def stall(self) -> str | None:
         """Nobody serves: all are being replaced, or have work and make no steps."""

@@ -85,6 +85,10 @@ class BlockPool:
         """Whether any sequence holds the block."""
         return self._ref_counts[block_id] > 0
 
+    def idle_blocks(self) -> list[int]:
+        """Sealed blocks that nobody holds."""
+        return list(self._idle)
+
     def unseal(self, block_id: int) -> None:
         """Forget what a block holds, because it does not hold it after all."""
         for key in self._keys_of.pop(block_id, ()):

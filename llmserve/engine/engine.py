@@ -17,6 +17,7 @@ from .admission import check_request, resolve_max_len
 from .advance import Advance
 from .batch import build_batch
 from .block_keys import BlockKeys, root_key
+from .block_map import BlockMap, draw_map
 from .config import EngineConfig
 from .drafting import Drafter
 from .grammar import Constraint, Matcher, constrain
@@ -217,6 +218,18 @@ class Engine:
             num_accepted_tokens=drafts.num_accepted_tokens if drafts else 0,
             accepted_per_position=list(drafts.accepted_per_position) if drafts else [],
         )
+
+    def block_maps(self) -> list[BlockMap]:
+        """Who holds which KV blocks, pool by pool. O(blocks): for people, not for every step."""
+        scheduler = self._scheduler
+        return [
+            draw_map(
+                group.pool,
+                ((one.request_id, group.held(one.row)) for one in scheduler.running.sequences),
+                group.window,
+            )
+            for group in scheduler.kv.groups
+        ]
 
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken: blocks, queues, or a sequence lost."""

@@ -1,6 +1,7 @@
 // The model card: what is served, what it was made from, and what its form costs.
 
 import { ApiError, getJson } from "./api.js";
+import { trainingCurves } from "./curves.js";
 import { $, bytes, compact, element } from "./dom.js";
 
 const FACTS = [
@@ -40,6 +41,10 @@ async function readDetails(model) {
 function card(model) {
   const facts = FACTS.map(([title, read]) => [title, read(model)]).filter(([, value]) => value);
   const node = element("article", "card", element("h2", "", model.id), list(facts));
+  if (model.training) {
+    const what = "Loss by step, in nats a token.";
+    node.append(element("h3", "", "Training"), element("p", "hint", what), trainingCurves(model.training));
+  }
   for (const [name, title, what] of RECORDS) {
     if (!model[name]) continue;
     node.append(element("h3", "", title), element("p", "hint", what), record(model[name]));

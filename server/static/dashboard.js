@@ -1,6 +1,7 @@
 // The dashboard: `/metrics` every second while it is looked at, kept for one minute.
 
 import { ApiError, getText } from "./api.js";
+import { showBlocks } from "./blocks.js";
 import { drawLines } from "./chart.js";
 import { $, compact, duration, element, percent } from "./dom.js";
 import { bucketsBetween, highest, parse, quantile, total, totalsBy } from "./metrics.js";
@@ -148,6 +149,7 @@ async function poll() {
     const text = await getText("/metrics", $("key").value);
     take(performance.now(), parse(text));
     draw();
+    await showBlocks($("key").value);
     $("dashboard-problem").textContent = "";
   } catch (error) {
     $("dashboard-problem").textContent = problem(error);

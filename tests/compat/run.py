@@ -1,7 +1,9 @@
-"""Other people's clients against a server of ours, each in a virtual environment of its own.
+"""Other people's clients against a server of ours, each in an environment of its own.
 
 `make compat` runs all of them, `make compat ARGS=openai` one. A client is a package to install and
-either a script beside this file or a command; both find the server in `LLMSERVE_URL`.
+either a script beside this file or a command; both find the server in `LLMSERVE_URL`, and the
+folder of its model in `LLMSERVE_MODEL_FOLDER`. What a client needs of the system, Node or
+Prometheus, is not installed here: where it is missing the client fails, and says so.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,60 +27,99 @@ ROOT = HERE.parents[1]
 ENVIRONMENTS = ROOT / ".compat"
 START_TIMEOUT_S = 60.0
 MODEL = "compat"
+TORCH = "torch==2.13.0"
 
 
 @dataclass(frozen=True)
 class Client:
     """Someone else's program."""
 
-    packages: tuple[str, ...]
     command: tuple[str, ...]
-    """After the interpreter of its environment; `{url}` is the server's."""
+    """`{url}` is the server's, `{model}` the folder of its model, `{bin}` where the packages'
+    programs are."""
+    python: tuple[str, ...] = ()
+    """Packages for a virtual environment."""
+    node: tuple[str, ...] = ()
+    """Packages for a folder of Node's."""
+    system: tuple[str, ...] = ()
+    """Programs that must be there."""
 
 
 CLIENTS = {
-    "openai": Client(("openai>=1.60",), (str(HERE / "openai_client.py"),)),
-    "langchain": Client(("langchain-openai>=0.3",), (str(HERE / "langchain_client.py"),)),
+    "openai": Client(
+        ("{bin}/python", str(HERE / "openai_client.py")), python=("openai>=1.60",)
+    ),
+    "openai-node": Client(
+        ("node", "{bin}/openai_client.mjs"), node=("openai@6",), system=("node", "npm")
+    ),
+    "langchain": Client(
+        ("{bin}/python", str(HERE / "langchain_client.py")), python=("langchain-openai>=0.3",)
+    ),
+    "lm-eval": Client(
+        ("{bin}/python", str(HERE / "lm_eval_client.py")),
+        python=("lm_eval[api]>=0.4.9", "transformers", "accelerate", TORCH),
+    ),
+    "guidellm": Client(
+        ("{bin}/python", str(HERE / "guidellm_client.py")),
+        python=("guidellm>=0.8",),
+    ),
     "schemathesis": Client(
-        ("schemathesis>=4",),
         (
-            "-m", "schemathesis.cli", "run", "{url}/openapi.json", "--checks",
-            "not_a_server_error", "--max-examples", "40", "--seed", "1", "--no-color",
+            "{bin}/python", "-m", "schemathesis.cli", "run", "{url}/openapi.json", "--checks",
+            "not_a_server_error", "--request-timeout", "60", "--max-examples", "40", "--seed", "1",
+            "--no-color",
         ),
+        python=("schemathesis>=4",),
+    ),
+    "prometheus": Client(
+        ("bash", str(HERE / "prometheus_client.sh")), system=("prometheus", "promtool", "curl")
     ),
 }  # fmt: skip
 
 
-def environment_of(name: str, client: Client) -> Path:
-    """The interpreter of the client's environment, which is made where it is missing."""
+def programs_of(name: str, client: Client) -> Path:
+    """Where the client's programs are; what is missing of its packages is installed."""
     folder = ENVIRONMENTS / name
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-    command = [python, "-m", "pip", "install", "--quiet", *client.packages]
-    subprocess.run(command, check=True)
-    return python
+    if client.python:
+        python = folder / "bin" / "python"
+        if not python.exists():
+            venv.create(folder, with_pip=True)
+        command = [str(python), "-m", "pip", "install", "--quiet", *client.python]
+        subprocess.run(command, check=True)
+        return folder / "bin"
+    if client.node:
+        folder.mkdir(exist_ok=True)
+        command = ["npm", "install", "--silent", "--no-audit", "--no-fund", *client.node]
+        subprocess.run(command, check=True, cwd=folder)
+        for script in HERE.glob("*.mjs"):  # Node looks for packages beside the script
+            shutil.copy(script, folder)
+    return folder
 
 
 @contextmanager
-def server() -> Iterator[str]:
-    """A server of a small model with random weights; gives its URL."""
+def server(folder: Path) -> Iterator[str]:
+    """A server of the model in `folder`; gives its URL."""
+    command = [sys.executable, "-m", "llmserve", "serve", str(folder), "--port", "0"]
+    log = folder.parent / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment()
+        )
+    try:
+        yield _url_of(process, log)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextmanager
+def model_folder() -> Iterator[Path]:
+    """A small model with random weights."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     from support.models import make_model_folder
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = make_model_folder(Path(temporary) / MODEL, max_seq_len=2048)
-        command = [sys.executable, "-m", "llmserve", "serve", str(folder), "--port", "0"]
-        log = Path(temporary) / "log"
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment()
-            )
-        try:
-            yield _url_of(process, log)
-        finally:
-            process.terminate()
-            process.wait(30)
+        yield make_model_folder(Path(temporary) / MODEL, max_seq_len=2048)
 
 
 def _environment() -> dict[str, str]:
@@ -94,14 +136,29 @@ def _url_of(process: subprocess.Popen[bytes], log: Path) -> str:
     raise SystemExit(f"the server did not start:\n{log.read_text()}")
 
 
-def run_client(name: str, url: str) -> bool:
+def run_client(name: str, url: str, folder: Path) -> bool:
     """Whether the client was content."""
     client = CLIENTS[name]
-    python = environment_of(name, client)
-    command = [str(python), *(word.replace("{url}", url) for word in client.command)]
-    given = {**os.environ, "LLMSERVE_URL": url, "LLMSERVE_MODEL": MODEL, "OPENAI_API_KEY": "none"}
+    if missing := [program for program in client.system if shutil.which(program) is None]:
+        print(f"{name}: not found: {', '.join(missing)}; install what has them", file=sys.stderr)
+        return False
+    places = {"{bin}": str(programs_of(name, client)), "{url}": url, "{model}": str(folder)}
+    command = [_put(word, places) for word in client.command]
+    given = {
+        **os.environ,
+        "LLMSERVE_URL": url,
+        "LLMSERVE_MODEL": MODEL,
+        "LLMSERVE_MODEL_FOLDER": str(folder),
+        "OPENAI_API_KEY": "none",
+    }
     given.pop("PYTHONPATH", None)
     return subprocess.run(command, env=given, cwd=ENVIRONMENTS, check=False).returncode == 0
+
+
+def _put(word: str, places: dict[str, str]) -> str:
+    for mark, value in places.items():
+        word = word.replace(mark, value)
+    return word
 
 
 def main() -> int:
@@ -112,8 +169,8 @@ def main() -> int:
     if unknown := set(names) - CLIENTS.keys():
         parser.error(f"no client {min(unknown)!r}; known: {', '.join(CLIENTS)}")
     ENVIRONMENTS.mkdir(exist_ok=True)
-    with server() as url:
-        outcomes = {name: run_client(name, url) for name in names}
+    with model_folder() as folder, server(folder) as url:
+        outcomes = {name: run_client(name, url, folder) for name in names}
     for name, is_content in outcomes.items():
         print(f"{name:<14}{'ok' if is_content else 'FAILED'}")
     return 0 if all(outcomes.values()) else 1

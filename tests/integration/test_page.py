@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from llmserve.runners.protocol import SamplingRow
 from llmserve.server.auth import Key, KeyRing, RouteScope
 from llmserve.text.tokenizer import Tokenizer
 from support.models import make_model_folder
-from support.servers import local_server
+from support.servers import call, local_server
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -228,6 +229,91 @@ def test_the_dashboard_shows_what_the_counters_say(folder: Path, page: Any) -> N
         assert page.is_hidden("#dashboard-problem")
 
 
+def canvas_colours(page: Any) -> set[str]:
+    """Colours at the centres of the map's cells."""
+    return set(
+        page.evaluate(
+            """() => {
+              const figure = document.querySelector("#blocks figure");
+              const canvas = figure.querySelector("canvas");
+              const context = canvas.getContext("2d");
+              const scale = canvas.width / canvas.clientWidth;
+              return figure.cells.map((_what, index) => {
+                const x = ((index % figure.columns) + 0.4) * figure.size * scale;
+                const y = (Math.floor(index / figure.columns) + 0.4) * figure.size * scale;
+                return [...context.getImageData(x, y, 1, 1).data].join(",");
+              });
+            }"""
+        )
+    )
+
+
+def test_the_map_shows_who_holds_which_blocks(folder: Path, page: Any) -> None:
+    with opened(page, folder, "#dashboard", step_s=0.05) as server:
+        server.complete(prompt=list(range(5, 40)), max_tokens=1)
+        bodies = (
+            json.dumps({"prompt": prompt, "max_tokens": 200, "ignore_eos": True}).encode()
+            for prompt in (list(range(5, 40)), [9])
+        )
+        waiting = [
+            asyncio.run_coroutine_threadsafe(
+                call(server.app, "POST", "/v1/completions", body), server.loop
+            )
+            for body in bodies
+        ]
+        text = page.locator("#blocks .blocks-under")
+        playwright.expect(text).to_contain_text("2 requests hold")
+        server.loop.call_soon_threadsafe(server.engine.running.clear)
+        page.wait_for_timeout(1500)  # it is drawn anew every second
+        told = server.get("/kv-blocks").json()["models"][0]["replicas"][0][0]
+        figure = page.evaluate("() => document.querySelector('#blocks figure').cells")
+        assert figure == [what for what, count in told["runs"] for _ in range(count)]
+        assert len(told["owners"]) == 2
+        holders = page.locator("#blocks [data-id]")
+        assert holders.count() == 2
+        many = canvas_colours(page)
+        holders.first.focus()
+        page.keyboard.press("Enter")  # one request's blocks stand out, the rest grows faint
+        playwright.expect(holders.first).to_have_attribute("aria-pressed", "true")
+        assert canvas_colours(page) != many
+        page.wait_for_timeout(1200)
+        playwright.expect(page.locator(":focus")).to_have_attribute("aria-pressed", "true")
+        server.loop.call_soon_threadsafe(server.engine.running.set)
+        for one in waiting:
+            assert one.result(30).status == 200
+
+
+@pytest.mark.parametrize("num_blocks", [10, 1000, 10_000])
+def test_a_map_of_any_size_can_be_read_on_a_narrow_screen(
+    folder: Path, page: Any, num_blocks: int
+) -> None:
+    runs = [[3 + index % 40, 1] for index in range(num_blocks // 2)]
+    runs.append([0, num_blocks - len(runs)])
+    pool = {
+        "window": None, "num_blocks": num_blocks, "blocks_per_cell": 1, "runs": runs,
+        "owners": [f"{index:032x}" for index in range(min(40, num_blocks // 2))],
+    }  # fmt: skip
+    page.route(
+        "**/kv-blocks",
+        lambda route: route.fulfill(
+            json={"models": [{"model": "tiny", "block_size": 16, "replicas": [[pool]]}]}
+        ),
+    )
+    page.set_viewport_size({"width": 390, "height": 844})
+    with opened(page, folder, "#dashboard"):
+        playwright.expect(page.locator("#blocks .blocks-under")).to_contain_text("blocks of 16")
+        figure = page.evaluate(
+            """() => { const { size, columns, cells } = document.querySelector("#blocks figure");
+                       return [size, columns, cells.length]; }"""
+        )
+        size, columns, cells = figure
+        assert cells == num_blocks
+        assert 3 <= size <= 18
+        assert size * columns <= 390
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.locator("#blocks [data-id]").count() <= 12
+
+
 def test_the_dashboard_tells_a_key_that_does_not_open_the_counters(folder: Path, page: Any) -> None:
     keys = KeyRing([Key.of("the-right-key", {RouteScope.USER})])
     with local_server(folder, keys=keys) as server, server.listening() as (host, port):
@@ -282,6 +368,30 @@ def test_the_model_card_shows_a_certificate_where_there_is_one(folder: Path, pag
         page.click("#nav-playground")
         assert page.is_visible("#prompt")
         assert page.get_attribute("#nav-playground", "aria-current") == "page"
+
+
+def test_the_model_card_draws_the_curves_of_its_training(folder: Path, page: Any) -> None:
+    training = {
+        "loss": [[10 * step, 2 + 3 / step] for step in range(1, 60)],
+        "held_out_loss": [[100, 3.1], [590, 2.25]],
+    }
+
+    def with_training(route: Any) -> None:
+        reply = route.fetch()
+        route.fulfill(response=reply, body=json.dumps({**reply.json(), "training": training}))
+
+    page.route("**/v1/models/tiny", with_training)
+    with opened(page, folder, "#model"):
+        picture = page.locator("#models svg.curves")
+        assert "held out loss from 3.100 at step 100 to 2.250 at step 590" in str(
+            picture.get_attribute("aria-label")
+        )
+        line = str(page.get_attribute("#models polyline.curve-0", "points")).split()
+        assert len(line) == 59
+        heights = [float(point.split(",")[1]) for point in line]
+        assert heights == sorted(heights)  # the loss falls: lines go down the page
+        assert page.locator("#models circle").count() == 2
+        assert "training: 2.051 at the end" in page.inner_text("#models .curve-legend")
 
 
 UNNAMED = """() => [...document.querySelectorAll("input, select, textarea, button, meter")]

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import uvicorn
 
+from llmserve.engine.block_map import BlockMap
 from llmserve.engine.engine import Engine
 from llmserve.engine.request import RequestOutput
 from llmserve.errors import LLMServeError
@@ -89,6 +90,9 @@ class LocalEngine(EngineHandle):
             case Finish(request_id=request_id, choice_index=choice_index):
                 self.engine.finish(request_id, choice_index)
         self._commands.set()
+
+    async def block_maps(self) -> list[list[BlockMap]]:
+        return [self.engine.block_maps()]
 
     def stall(self) -> str | None:
         return self.trouble
