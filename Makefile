@@ -41,7 +41,7 @@ $(CHROMIUM):
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
 
-soak: $(VENV)/.dev  ## the long tests: a million random operations on the engine, every file operation of exports
+soak: $(VENV)/.dev  ## the long tests: engines killed, overload, chaos, a million random operations (docs/reliability.md)
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
 compat: $(VENV)/.dev  ## other people's clients against a server, each in its own environment
