@@ -18,7 +18,7 @@ $(BIN)/python:
 # What the demo needs; a complete set-up contains it.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing what the demo needs into $(VENV) (about a minute)"
-	$(PIP) install -c constraints.txt -e '.[train,bench]'
+	$(PIP) install -c constraints.txt -e '.[train]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -173,7 +173,7 @@ def _report(
         "missed_at": min(missed, default=None),
         "probes": [_item(probe) for probe in probes],
         "machine": machine(),
-        "versions": versions(("aiohttp", "numpy")),
+        "versions": versions(("numpy",)),
         "command": command_line(),
     }
     lines = [_line(probe) for probe in sorted(probes, key=lambda probe: probe.rate)]

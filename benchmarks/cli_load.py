@@ -1,5 +1,5 @@
 """`llmserve bench serve` loads a server, `capacity` finds what it carries, `compare` says which of
-two load tests was faster."""
+two load tests was faster, and `client` how much the load generator itself can take."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .cli_load_options import (
     add_server_arguments,
     add_traffic_arguments,
 )
+from .cli_multi_turn import add_conversation_arguments
 from .cli_trace import add_trace_arguments
 from .cli_verbs import Verbs, add_verb
 
@@ -39,6 +40,8 @@ examples:
       --random-input-len 256 --random-output-len 64 --goodput ttft:200 tpot:50
   llmserve bench serve --rate-steps 2:30,4:30,8:30 --random-prefix-len 100
   llmserve bench serve --trace conversation_trace.jsonl --length-scale 1/16 --num-requests 500
+  llmserve bench serve --endpoint /v1/chat/completions --dataset-name mt-bench \\
+      --dataset-path question.jsonl --multi-turn --think-time 2 --max-concurrency 8
   llmserve bench serve --endpoint /v1/chat/completions --dataset-name text \\
       --dataset-path prompts.txt --max-concurrency 4 --save-result --result-dir results
 """
@@ -73,6 +76,20 @@ examples:
   llmserve bench capacity --slo e2el:5000 --start-rate 4 --input-len 256 --output-len 64
 """
 
+CLIENT_DESCRIPTION = """\
+Measure the load generator itself: a server that only streams, one token in each chunk, sends from
+another process and core at rates that rise, until the client no longer keeps up. It keeps up while
+all tokens come and its event loop wakes at most 10 ms late in 99 of 100 looks.
+
+The last line is one JSON document. Exits with 0 when it kept a rate, 1 when it kept none.
+"""
+
+CLIENT_EXAMPLES = """\
+examples:
+  llmserve bench client
+  llmserve bench client --rates 50000 --streams 256 --seconds 20
+"""
+
 # A probe's traffic is the search's own; its figures are the share in time and the goodput.
 PROBE_DEFAULTS: dict[str, object] = {
     "num_prompts": None,
@@ -97,6 +114,10 @@ PROBE_DEFAULTS: dict[str, object] = {
     "result_dir": None,
     "result_filename": None,
     "html": None,
+    "markdown": None,
+    "multi_turn": False,
+    "num_turns": None,
+    "think_time": 0.0,
     "label": None,
 }
 
@@ -108,6 +129,7 @@ def add_load_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_traffic_arguments(serve)
     add_trace_arguments(serve)
     add_prompts_arguments(serve)
+    add_conversation_arguments(serve)
     add_sampling_arguments(serve)
     add_figures_arguments(serve)
     serve.set_defaults(sub_run=_run_serve)
@@ -125,6 +147,11 @@ def add_load_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     compare.add_argument("a", metavar="A", type=Path, help="a result, or a folder of repeated runs")
     compare.add_argument("b", metavar="B", type=Path, help="what it is compared with, alike")
     compare.set_defaults(sub_run=_run_compare)
+    client = add_verb(
+        verbs, "client", "what the load generator can take", CLIENT_DESCRIPTION, CLIENT_EXAMPLES
+    )
+    _add_client(client)
+    client.set_defaults(sub_run=_run_client)
 
 
 def _run_serve(args: argparse.Namespace) -> int:
@@ -153,3 +180,37 @@ def _run_compare(args: argparse.Namespace) -> int:
     from .compare import bench_compare
 
     return bench_compare(args.a, args.b)
+
+
+def _run_client(args: argparse.Namespace) -> int:
+    from .client_speed import ClientSpeedOptions, bench_client, parse_rates
+
+    options = ClientSpeedOptions(
+        rates=parse_rates(args.rates),
+        num_streams=args.streams,
+        output_len=args.output_len,
+        seconds=args.seconds,
+    )
+    return bench_client(options)
+
+
+def _add_client(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rates",
+        metavar="R,R",
+        default="10000,25000,50000,75000,100000",
+        help="tokens/s over all streams, one try each (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--streams", metavar="N", type=int, default=256, help="answers at a time (default: 256)"
+    )
+    parser.add_argument(
+        "--output-len",
+        metavar="N",
+        type=int,
+        default=128,
+        help="mean tokens of an answer (default: 128)",
+    )
+    parser.add_argument(
+        "--seconds", metavar="S", type=float, default=5.0, help="of each try (default: 5)"
+    )

@@ -109,15 +109,16 @@ def add_prompts_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompts")
     group.add_argument(
         "--dataset-name",
-        choices=("random", "text"),
+        choices=("random", "text", "sharegpt", "mt-bench", "gsm8k", "messages"),
         default="random",
-        help="random token ids, or the lines of a file (default: random)",
+        help="random token ids, the lines of a file, or a chat set (default: random)",
     )
     group.add_argument(
         "--dataset-path",
         metavar="FILE",
         type=Path,
-        help='text: a prompt on each line, or .jsonl with "prompt" and maybe "output_len"',
+        help='text: a prompt on each line, or .jsonl with "prompt" and maybe "output_len"; '
+        "chat sets: JSON or JSON lines of the format named",
     )
     group.add_argument(
         "--random-input-len",
@@ -131,7 +132,7 @@ def add_prompts_arguments(parser: argparse.ArgumentParser) -> None:
         "--output-len",
         metavar="N",
         type=int,
-        help="tokens of an answer; for text the most of them (default: 128)",
+        help="tokens of an answer; for texts the most of them (default: 128)",
     )
     group.add_argument(
         "--random-range-ratio",
@@ -172,6 +173,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--top-p", metavar="P", type=float, help="0 to 1 (default: the server's)")
     group.add_argument(
+        "--continuous-usage",
+        action="store_true",
+        help="ask for token counts in each chunk: exact itl where chunks hold several tokens",
+    )
+    group.add_argument(
         "--extra-body", metavar="JSON", help='more fields of each request, as {"top_k": 5}'
     )
 
@@ -211,6 +217,9 @@ def add_figures_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--html", metavar="FILE", type=Path, help="write a page of figures and plots for people"
+    )
+    group.add_argument(
+        "--markdown", metavar="FILE", type=Path, help="write the figures as Markdown tables"
     )
     group.add_argument("--label", metavar="NAME", help="kept in the result and in its file's name")
 

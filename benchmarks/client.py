@@ -1,6 +1,6 @@
-"""One OpenAI-compatible server as the load test sees it. The only door to aiohttp.
+"""One OpenAI-compatible server as the load test sees it.
 
-A request is serialized before its send time is taken, and each raw chunk is stamped before it is
+A request is serialized before its send time is taken, and each raw piece is stamped before it is
 parsed, so that the client's own work is not the server's latency. No failure of the server raises
 out of `complete`: it ends in the record, by kind.
 """
@@ -16,31 +16,21 @@ from typing import Self
 
 import orjson
 
-from llmserve.errors import LLMServeError, MissingDependencyError
+from llmserve.errors import LLMServeError
 
+from .http_client import HttpClient, HttpError, Want
 from .record import RequestRecord, apply_event, error_message
 from .sse import SSEError, SSEParser
 from .workload import Prompt
-
-try:
-    import aiohttp
-except ImportError as error:
-    raise MissingDependencyError(
-        "aiohttp", extra="bench", feature="llmserve bench serve"
-    ) from error
 
 __all__ = ["CHAT_ENDPOINT", "COMPLETIONS_ENDPOINT", "Client", "ServerError", "Target"]
 
 COMPLETIONS_ENDPOINT = "/v1/completions"
 CHAT_ENDPOINT = "/v1/chat/completions"
 
-CONNECT_TIMEOUT_S = 10.0
-# Below uvicorn's 5 s: a connection taken up just as the server closes it would fail the request.
-KEEP_ALIVE_S = 3.0
-# What may follow [DONE]: the end of the chunked body, which lets the connection be used again.
-TRAILER_TIMEOUT_S = 1.0
 MAX_ERROR_BYTES = 64 << 10
 MAX_REPLY_BYTES = 16 << 20
+ASK_TIMEOUT_S = 60.0
 
 
 class ServerError(LLMServeError):
@@ -67,6 +57,8 @@ class Target:
     """Fields of each request besides model, prompt, length and streaming."""
     include_usage: bool = True
     """Whether to ask for token counts; some servers refuse the question."""
+    continuous_usage: bool = False
+    """Whether to ask for them in each chunk."""
     request_timeout_s: float = 600.0
     """From a request's send to its end."""
 
@@ -74,15 +66,19 @@ class Target:
         """JSON of the request for `prompt`."""
         body: dict[str, object] = {"model": self.model}
         if self.endpoint == CHAT_ENDPOINT:
-            body["messages"] = [{"role": "user", "content": prompt.content}]
+            body["messages"] = [*prompt.history, {"role": "user", "content": prompt.content}]
             body["max_completion_tokens"] = prompt.output_len
         else:
             body["prompt"] = prompt.content
             body["max_tokens"] = prompt.output_len
         body["stream"] = True
         if self.include_usage:
-            body["stream_options"] = {"include_usage": True}
+            body["stream_options"] = self._stream_options()
         return orjson.dumps(body | dict(self.body))
+
+    def _stream_options(self) -> dict[str, bool]:
+        continuous = {"continuous_usage_stats": True} if self.continuous_usage else {}
+        return {"include_usage": True, **continuous}
 
 
 class Client:
@@ -94,13 +90,9 @@ class Client:
     def __init__(self, target: Target, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.target = target
         self._clock = clock
-        self._session: aiohttp.ClientSession | None = None
+        self._http = HttpClient(target.base_url, clock=clock)
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
-            headers={"Accept-Encoding": "identity"},  # a packed stream arrives in lumps
-        )
         return self
 
     async def __aexit__(
@@ -109,28 +101,32 @@ class Client:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._open_session().close()
+        self._http.close()
 
     async def complete(self, prompt: Prompt, origin_s: float | None = None) -> RequestRecord:
         """Send `prompt` and read the stream to its end.
 
         `origin_s` is when it was meant to be sent (None: now), on this client's clock.
         """
-        record = RequestRecord(index=prompt.index, prompt_tokens=prompt.num_tokens)
-        body = self.target.request_body(prompt)
+        target = self.target
+        record = RequestRecord(
+            index=prompt.index, turn=prompt.turn, prompt_tokens=prompt.num_tokens
+        )
+        body = target.request_body(prompt)
+        head = self._http.head("POST", target.endpoint, target.headers)
+        reader = _EventReader(record, most_chunks=2 * prompt.output_len + 16)
         record.sent_s = self._clock()
         record.origin_s = record.sent_s if origin_s is None else origin_s
         try:
-            await self._stream(body, record, most_chunks=2 * prompt.output_len + 16)
-        except aiohttp.ConnectionTimeoutError:
-            record.fail("connection", f"no connection within {CONNECT_TIMEOUT_S:g} s")
+            async with asyncio.timeout(target.request_timeout_s):
+                await self._http.request(head, body, reader)
         except TimeoutError:
             record.fail("timeout", self._timeout_message(record))
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             record.fail("connection", _reason(error))
-        except SSEError as error:
+        except HttpError as error:
             record.fail("garbage", str(error))
-        record.close()
+        reader.close()
         return record
 
     async def models(self) -> list[dict[str, object]]:
@@ -157,54 +153,32 @@ class Client:
             raise ServerError(f"{self.target.base_url}/detokenize gives no text")
         return text
 
-    async def _stream(self, body: bytes, record: RequestRecord, *, most_chunks: int) -> None:
-        headers = {"Content-Type": "application/json", **self.target.headers}
-        url = self.target.base_url + self.target.endpoint
-        timeout = _timeout(self.target.request_timeout_s)
-        session = self._open_session()
-        async with session.post(url, data=body, headers=headers, timeout=timeout) as response:
-            if response.status != 200:
-                text = await _read_most(response.content, MAX_ERROR_BYTES)
-                record.fail(f"http_{response.status}", _http_message(response.status, text))
-                return
-            await self._read_events(response.content, record, most_chunks)
-
-    async def _read_events(
-        self, content: aiohttp.StreamReader, record: RequestRecord, most_chunks: int
-    ) -> None:
-        parser = SSEParser()
-        async for chunk in content.iter_any():
-            now = self._clock()
-            for event in parser.feed(chunk):
-                apply_event(record, event, now)
-                if not record.is_success:
-                    return
-                if record.is_done:
-                    await _read_trailer(content)
-                    return
-            if len(record.chunk_times_s) > most_chunks:
-                record.fail("garbage", f"{len(record.chunk_times_s)} chunks and no end in sight")
-                return
+    async def page(self, path: str, *, timeout_s: float = ASK_TIMEOUT_S) -> bytes:
+        """What a GET of `path` answers. Raises `ServerError`."""
+        return await self._fetch("GET", path, b"", timeout_s)
 
     async def _ask(self, method: str, path: str, body: object) -> dict[str, object]:
         """The JSON object that the server answers. Raises `ServerError`."""
-        url = self.target.base_url + path
-        data = None if body is None else orjson.dumps(body)
-        headers = {"Content-Type": "application/json", **self.target.headers}
-        timeout = _timeout(min(60.0, self.target.request_timeout_s))
+        data = b"" if body is None else orjson.dumps(body)
+        return _json_object(
+            self.target.base_url + path, await self._fetch(method, path, data, ASK_TIMEOUT_S)
+        )
+
+    async def _fetch(self, method: str, path: str, body: bytes, timeout_s: float) -> bytes:
+        url, reader = self.target.base_url + path, _BodyReader()
+        timeout_s = min(timeout_s, self.target.request_timeout_s)
         try:
-            async with self._open_session().request(
-                method, url, data=data, headers=headers, timeout=timeout
-            ) as response:
-                status = response.status
-                text = await _read_most(response.content, MAX_REPLY_BYTES)
+            async with asyncio.timeout(timeout_s):
+                head = self._http.head(method, path, self.target.headers)
+                await self._http.request(head, body, reader)
         except TimeoutError as error:
-            raise ServerError(f"no answer from {url} within {timeout.total:g} s") from error
-        except (aiohttp.ClientError, OSError) as error:
+            raise ServerError(f"no answer from {url} within {timeout_s:g} s") from error
+        except (OSError, HttpError) as error:
             raise ServerError(f"cannot reach {url}: {_reason(error)}") from error
-        if status != 200:
-            raise ServerError(f"{url}: {_http_message(status, text)}", status=status)
-        return _json_object(url, text)
+        if reader.status != 200:
+            message = _http_message(reader.status, bytes(reader.body))
+            raise ServerError(f"{url}: {message}", status=reader.status)
+        return bytes(reader.body)
 
     def _timeout_message(self, record: RequestRecord) -> str:
         limit = f"no end within {self.target.request_timeout_s:g} s"
@@ -213,32 +187,63 @@ class Client:
         last_s = self._clock() - record.chunk_times_s[-1]
         return f"{limit}: {len(record.chunk_times_s)} chunks came, the last {last_s:.1f} s ago"
 
-    def _open_session(self) -> aiohttp.ClientSession:
-        assert self._session is not None, "the client is used outside its `async with`"
-        return self._session
+
+class _BodyReader:
+    """Keeps a reply, up to a limit."""
+
+    def __init__(self, limit: int = MAX_REPLY_BYTES) -> None:
+        self.status = 0
+        self.body = bytearray()
+        self._limit = limit
+
+    def take(self, status: int, piece: bytes, now: float) -> Want:
+        self.status = status
+        self.body += piece[: self._limit - len(self.body)]
+        return Want.MORE if len(self.body) < self._limit else Want.STOP
+
+    def end(self, status: int) -> None:
+        self.status = status
 
 
-def _timeout(total_s: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=total_s, sock_connect=min(total_s, CONNECT_TIMEOUT_S))
+class _EventReader:
+    """Enters the events of a stream, or the error that came instead, into a record."""
 
+    def __init__(self, record: RequestRecord, *, most_chunks: int) -> None:
+        self._record = record
+        self._most_chunks = most_chunks
+        self._parser = SSEParser()
+        self._error = _BodyReader(MAX_ERROR_BYTES)
 
-async def _read_most(content: aiohttp.StreamReader, limit: int) -> bytes:
-    """The body, or its first `limit` bytes where it is longer."""
-    body = bytearray()
-    async for chunk in content.iter_any():
-        body += chunk
-        if len(body) >= limit:
-            break
-    return bytes(body[:limit])
+    def take(self, status: int, piece: bytes, now: float) -> Want:
+        if status != 200:
+            return self._error.take(status, piece, now)
+        record = self._record
+        try:
+            events = self._parser.feed(piece)
+        except SSEError as error:
+            record.fail("garbage", str(error))
+            return Want.STOP
+        for event in events:
+            apply_event(record, event, now)
+            if record.error_kind is not None:
+                return Want.STOP
+            if record.is_done:
+                return Want.NOTHING_MORE
+        if len(record.chunk_times_s) > self._most_chunks:
+            record.fail("garbage", f"{len(record.chunk_times_s)} chunks and no end in sight")
+            return Want.STOP
+        return Want.MORE
 
+    def end(self, status: int) -> None:
+        self._error.status = status
 
-async def _read_trailer(content: aiohttp.StreamReader) -> None:
-    try:
-        async with asyncio.timeout(TRAILER_TIMEOUT_S):
-            async for _ in content.iter_any():
-                pass
-    except (TimeoutError, aiohttp.ClientError, OSError):
-        return  # the answer is whole; only the connection cannot be used again
+    def close(self) -> None:
+        """Judge what came, once nothing more will."""
+        status = self._error.status
+        if status not in (0, 200):
+            message = _http_message(status, bytes(self._error.body))
+            self._record.fail(f"http_{status}", message)
+        self._record.close()
 
 
 def _json_object(url: str, text: bytes) -> dict[str, object]:

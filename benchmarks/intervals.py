@@ -71,16 +71,13 @@ def _rate_intervals(
 ) -> dict[str, Interval | None]:
     """Tokens count when their chunk came; a request, and its prompt, at its last chunk."""
     chunks = [time for record in good for time in record.chunk_times_s]
-    per_chunk = np.repeat(
-        [record.output_tokens / len(record.chunk_times_s) for record in good],
-        [len(record.chunk_times_s) for record in good],
-    )
+    per_chunk = [float(count) for record in good for count in record.chunk_tokens]
     ends = [record.chunk_times_s[-1] for record in good]
     in_time = [
         float(meets_slos(slos_ms, ttft_s=r.ttft_s, tpot_s=r.tpot_s, e2e_s=r.e2e_s)) for r in good
     ]
     inputs = [record.prompt_tokens or 0 for record in good]
-    output_rate = _rates(chunks, per_chunk.tolist(), start_s, duration_s)
+    output_rate = _rates(chunks, per_chunk, start_s, duration_s)
     input_rate = _rates(ends, inputs, start_s, duration_s)
     rates = {
         "request_throughput": _rates(ends, [1.0] * len(ends), start_s, duration_s),

@@ -6,6 +6,8 @@ returns:
 
 - closed loop: N clients, each sending its next request when its last one ended. A slow server
   slows the clients down, so a stall of it touches at most N requests.
+- conversations: a closed loop whose clients speak several turns, with the server's own replies as
+  history, and think between them.
 - open loop: requests are due at times fixed beforehand. A stalled server does not stop them
   coming, and what they wait for it counts as their latency, even where `max_concurrency` holds
   them back in the client (no coordinated omission: G. Tene, "How NOT to measure latency").
@@ -17,12 +19,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .record import RequestRecord
-from .workload import Prompt
+from .workload import Message, Prompt
 
-__all__ = ["LoadState", "Send", "drive_closed_loop", "drive_open_loop"]
+__all__ = ["LoadState", "Send", "drive_closed_loop", "drive_conversations", "drive_open_loop"]
 
 Clock = Callable[[], float]
 Send = Callable[[Prompt, float | None], Awaitable[RequestRecord]]
@@ -45,6 +47,8 @@ class LoadState:
     """Requests that ended in failure."""
     num_tokens: int = 0
     """Output tokens of the requests that succeeded."""
+    num_unsent: int = 0
+    """Turns that were not sent because one before them failed."""
     records: list[RequestRecord] = field(default_factory=list)
     """Ended requests, in the order they ended."""
 
@@ -73,6 +77,41 @@ async def drive_closed_loop(
             await _send_one(prompt, send, state, None)
 
     clients = [client() for _ in range(min(max_concurrency, len(prompts)))]
+    await _run_all(clients, state, clock)
+
+
+async def drive_conversations(
+    conversations: Sequence[Sequence[Prompt]],
+    send: Send,
+    state: LoadState,
+    *,
+    max_concurrency: int,
+    think_s: Sequence[float],
+    clock: Clock = time.perf_counter,
+) -> None:
+    """Hold all conversations in order, `max_concurrency` at a time.
+
+    A turn is sent `think_s[index]` seconds after the reply before it; a failed one ends its
+    conversation, for what would have followed cannot be known.
+    """
+    remaining = iter(conversations)
+
+    async def client() -> None:
+        for turns in remaining:
+            history: tuple[Message, ...] = ()
+            for place, prompt in enumerate(turns):
+                if place:
+                    await asyncio.sleep(think_s[prompt.index])
+                record = await _send_one(replace(prompt, history=history), send, state, None)
+                if not record.is_success:
+                    state.num_unsent += len(turns) - place - 1
+                    break
+                history += (
+                    {"role": "user", "content": str(prompt.content)},
+                    {"role": "assistant", "content": "".join(record.texts)},
+                )
+
+    clients = [client() for _ in range(min(max_concurrency, len(conversations)))]
     await _run_all(clients, state, clock)
 
 
@@ -107,12 +146,16 @@ async def drive_open_loop(
     await _run_all([pace()], state, clock)
 
 
-async def _send_one(prompt: Prompt, send: Send, state: LoadState, origin_s: float | None) -> None:
+async def _send_one(
+    prompt: Prompt, send: Send, state: LoadState, origin_s: float | None
+) -> RequestRecord:
     state.num_running += 1
     try:
-        state.take(await send(prompt, origin_s))
+        record = await send(prompt, origin_s)
+        state.take(record)
     finally:
         state.num_running -= 1
+    return record
 
 
 async def _run_all(

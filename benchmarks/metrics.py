@@ -187,13 +187,12 @@ def _meets(record: RequestRecord, slos_ms: Mapping[str, float]) -> bool:
 
 
 def _peak_tokens(good: Sequence[RequestRecord]) -> float:
-    """Fullest one-second bin; a request's tokens are spread evenly over its chunks."""
+    """Fullest one-second bin; tokens come with their chunk."""
     if not good:
         return 0.0
     start_s = min(record.sent_s for record in good)
     chunks = np.array([time - start_s for record in good for time in record.chunk_times_s])
-    per_chunk = [record.output_tokens / len(record.chunk_times_s) for record in good]
-    tokens = np.repeat(per_chunk, [len(record.chunk_times_s) for record in good])
+    tokens = [count for record in good for count in record.chunk_tokens]
     return float(np.bincount(chunks.astype(np.int64), weights=tokens).max())
 
 

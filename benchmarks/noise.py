@@ -21,6 +21,8 @@ __all__ = ["LagMeter", "NoiseMeter", "cpu_shares", "warnings_of"]
 LAG_PERIOD_S = 0.02
 MAX_LAG_MS = 10.0
 """A client that is later than this in one of a hundred looks is a bottleneck."""
+MAX_CLIENT_CPU_PERCENT = 90.0
+"""Of one core: the client is one thread, and has no more."""
 MAX_STEAL_PERCENT = 2.0
 # Columns of the first line of /proc/stat (man 5 proc): steal is time that the host gave to others.
 _IDLE, _IOWAIT, _STEAL, _NUM_COLUMNS = 3, 4, 7, 8
@@ -81,10 +83,16 @@ def cpu_shares(before: list[int], after: list[int]) -> tuple[float | None, float
 def warnings_of(noise: dict[str, object]) -> Iterator[str]:
     """What a reader of the figures must know, in sentences."""
     lag_ms, steal = noise["client_lag_p99_ms"], noise["steal_percent"]
+    cpu = noise["client_cpu_percent"]
     if isinstance(lag_ms, float) and lag_ms > MAX_LAG_MS:
         yield (
             f"the client was a bottleneck: it ran {lag_ms:.0f} ms late (p99), and so much of the "
             "latencies may be its own; load from another machine, or with fewer streams"
+        )
+    elif isinstance(cpu, float) and cpu > MAX_CLIENT_CPU_PERCENT:
+        yield (
+            f"the client was near its limit: it used {cpu:.0f} % of one core, and a little more "
+            "load would show in the latencies; load from another machine, or with fewer streams"
         )
     if isinstance(steal, float) and steal > MAX_STEAL_PERCENT:
         yield (

@@ -8,15 +8,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 import orjson
 
 from llmserve.errors import ConfigError
 
+from .chat_sets import CHAT_SETS
 from .client import CHAT_ENDPOINT
 from .metrics import LATENCIES, parse_slos
+from .multi_turn import MultiTurn, multi_turn_from
 from .traffic import Traffic, traffic_from
 from .workload import RandomLengths
 
@@ -40,8 +41,13 @@ class ServeOptions:
     body: Mapping[str, object] = field(default_factory=dict)
     """Fields of each request beside prompt and length."""
     traffic: Traffic = field(default_factory=Traffic)
+    multi_turn: MultiTurn | None = None
+    """None: requests stand alone."""
+    continuous_usage: bool = False
+    """Whether to ask the server to count the tokens of each chunk."""
     num_warmups: int = 0
-    dataset_name: Literal["random", "text"] = "random"
+    dataset_name: str = "random"
+    """`random`, `text` or one of `chat_sets.CHAT_SETS`."""
     dataset_path: Path | None = None
     lengths: RandomLengths = field(default_factory=RandomLengths)
     vocab_size: int | None = None
@@ -58,6 +64,8 @@ class ServeOptions:
     result_filename: str | None = None
     html: Path | None = None
     """Where the page for people is written; None: nowhere."""
+    markdown: Path | None = None
+    """The same for a report in Markdown."""
 
     @property
     def backend(self) -> str:
@@ -72,7 +80,6 @@ def options_from(args: argparse.Namespace) -> ServeOptions:
         ConfigError: a value out of range, or an option that would have no effect.
     """
     _check_unused(args)
-    dataset_name: Literal["random", "text"] = args.dataset_name
     traffic = traffic_from(args)
     extra = OPEN_LOOP_LATENCIES if traffic.is_open_loop else ()
     return ServeOptions(
@@ -83,7 +90,9 @@ def options_from(args: argparse.Namespace) -> ServeOptions:
         body=_body(args),
         traffic=traffic,
         num_warmups=_at_least("--num-warmups", args.num_warmups, 0),
-        dataset_name=dataset_name,
+        multi_turn=multi_turn_from(args),
+        continuous_usage=args.continuous_usage,
+        dataset_name=args.dataset_name,
         dataset_path=args.dataset_path,
         lengths=_lengths(args),
         vocab_size=_count("--vocab-size", args.vocab_size),
@@ -99,6 +108,7 @@ def options_from(args: argparse.Namespace) -> ServeOptions:
         result_dir=args.result_dir,
         result_filename=args.result_filename,
         html=args.html,
+        markdown=args.markdown,
     )
 
 
@@ -106,8 +116,14 @@ def _check_unused(args: argparse.Namespace) -> None:
     """Refuse options that the others leave without effect."""
     is_random = args.dataset_name == "random"
     rules = [
-        (is_random and args.dataset_path is not None, "--dataset-path needs --dataset-name text"),
-        (not is_random and args.dataset_path is None, "--dataset-name text needs --dataset-path"),
+        (
+            is_random and args.dataset_path is not None,
+            f"--dataset-path needs --dataset-name text, {', '.join(CHAT_SETS)}",
+        ),
+        (
+            not is_random and args.dataset_path is None,
+            f"--dataset-name {args.dataset_name} needs --dataset-path",
+        ),
         *(
             (not is_random and value is not None, f"{name} needs --dataset-name random")
             for name, value in (

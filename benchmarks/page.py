@@ -13,22 +13,16 @@ from itertools import chain, pairwise
 
 import numpy as np
 
+from .load_markdown import RATE_TITLES, latency_keys
+from .load_table import LATENCY_TITLES, server_facts, turn_facts
 from .metrics import samples_by_request
 from .plots import Series, line_plot
 from .record import RequestRecord
-from .result import LATENCY_TITLES, RATES
 
 __all__ = ["load_page"]
 
 NUM_POINTS = 200
 """Most points of a line: a page stays small however long the run was."""
-RATE_TITLES = dict(
-    zip(
-        RATES,
-        ("requests/s", "goodput, requests/s", "output tokens/s", "input + output tokens/s"),
-        strict=True,
-    )
-)
 STYLE = """
 :root { color-scheme: light dark; --text: #1d2733; --soft: #5c6b7a; --back: #fff; --grid: #dde3e9;
   --s0: #1f6fd1; --s1: #c7511f; --s2: #2b8a57; --s3: #8a4fbf; }
@@ -71,6 +65,7 @@ def load_page(
         *_latencies(result),
         *_distributions(good),
         *_timeline(good, start_s),
+        *_server(result),
         *_origin(result),
         "</body></html>\n",
     ]
@@ -103,12 +98,11 @@ def _rates(result: Mapping[str, object]) -> Iterator[str]:
 def _latencies(result: Mapping[str, object]) -> Iterator[str]:
     """A row for each latency that the result holds, with the interval beneath each figure."""
     yield "<h2>Latencies in milliseconds, with 95 % intervals</h2><div class='scroll'><table>"
-    for number, (name, title) in enumerate(LATENCY_TITLES.items()):
-        ending = f"_{name}_ms"
-        keys = [
-            key for key in result if key.endswith(ending) and key.split("_", 1)[1] == ending[1:]
-        ]
-        if number == 0 and keys:
+    has_head = False
+    for name, title in LATENCY_TITLES.items():
+        ending, keys = f"_{name}_ms", latency_keys(result, name)
+        if keys and not has_head:
+            has_head = True
             heads = "".join(f"<th>{key.removesuffix(ending)}</th>" for key in keys)
             yield f"<tr><th></th>{heads}</tr>"
         if keys:
@@ -155,6 +149,33 @@ def _timeline(good: Sequence[RequestRecord], start_s: float) -> Iterator[str]:
         Series(name="TTFT", points=_peaks(firsts), is_dots=True),
     ]
     yield line_plot(series, x_label="seconds", y_label="milliseconds")
+
+
+def _server(result: Mapping[str, object]) -> Iterator[str]:
+    """What the server told of itself, and what each turn of conversations cost."""
+    facts = [*server_facts(result), *turn_facts(result)]
+    if not facts:
+        return
+    yield "<h2>What the server told, and what turns cost</h2><div class='scroll'><table>"
+    yield from (
+        f"<tr><th>{escape(title)}</th><td>{escape(text)}</td></tr>" for title, text in facts
+    )
+    yield "</table></div>"
+    metrics = result["server_metrics"]
+    looks = metrics.get("timeline", []) if isinstance(metrics, dict) else []
+    lines = [
+        Series(
+            name=name, points=[(look[0], look[place]) for look in looks if look[place] is not None]
+        )
+        for place, name in ((1, "running"), (2, "queue"))
+    ]
+    if any(line.points for line in lines):
+        yield line_plot(lines, x_label="seconds", y_label="requests in the server")
+    usage = [(look[0], look[3] * 100.0) for look in looks if look[3] is not None]
+    if usage:
+        yield line_plot(
+            [Series(name="KV cache", points=usage)], x_label="seconds", y_label="percent in use"
+        )
 
 
 def _origin(result: Mapping[str, object]) -> Iterator[str]:

@@ -29,6 +29,8 @@ class RequestRecord:
 
     index: int
     """Its place in the workload."""
+    turn: int = 0
+    """Its place in its conversation."""
     prompt_tokens: int | None = None
     """Tokens of the prompt as the server counted them, or else as it was made; None: unknown."""
     origin_s: float = 0.0
@@ -37,6 +39,8 @@ class RequestRecord:
     """When it really was sent."""
     chunk_times_s: list[float] = field(default_factory=list)
     """Arrival of each token chunk."""
+    told_tokens: list[int | None] = field(default_factory=list)
+    """Tokens in each of them as the server told; None: it did not."""
     completion_tokens: int | None = None
     """As the server counted them in `usage`; None: it did not say."""
     texts: list[str] = field(default_factory=list)
@@ -77,10 +81,38 @@ class RequestRecord:
         return self.chunk_times_s[-1] - self.origin_s
 
     @property
+    def is_told(self) -> bool:
+        """Whether the server told what each chunk holds, and its total agrees."""
+        told = sum(count or 0 for count in self.told_tokens)
+        return 0 < told == self.output_tokens
+
+    @property
+    def chunk_tokens(self) -> list[int]:
+        """Tokens in each token chunk; they add up to `output_tokens`.
+
+        As the server told. Where it did not, one each, as far as there are tokens; more tokens than
+        chunks are spread evenly.
+        """
+        if self.is_told:
+            return [count or 0 for count in self.told_tokens]
+        chunks, tokens = len(self.chunk_times_s), self.output_tokens
+        if tokens <= chunks:
+            return [1] * tokens + [0] * (chunks - tokens)
+        return [tokens * (i + 1) // chunks - tokens * i // chunks for i in range(chunks)]
+
+    @property
     def itls_s(self) -> list[float]:
-        """Gaps between neighbouring token chunks; several tokens in one chunk make one gap."""
-        times = self.chunk_times_s
-        return [later - earlier for earlier, later in pairwise(times)]
+        """Gaps between neighbouring tokens, all of which arrive with their chunk.
+
+        So k tokens in one chunk make one gap to the token before them and k - 1 gaps of 0, and
+        the mean of all gaps is the time per token.
+        """
+        arrivals = [
+            time_s
+            for time_s, count in zip(self.chunk_times_s, self.chunk_tokens, strict=True)
+            for _ in range(count)
+        ]
+        return [later - earlier for earlier, later in pairwise(arrivals)]
 
     @property
     def tpot_s(self) -> float | None:
@@ -123,8 +155,11 @@ def apply_event(record: RequestRecord, event: ServerEvent, now: float) -> None:
     elif chunk.get("error") is not None or event.name == b"error":
         record.fail("server", error_message(chunk))
     else:
+        before = record.completion_tokens
         _apply_usage(record, chunk.get("usage"))
-        _apply_choices(record, chunk.get("choices"), now)
+        choice = _first_choice(record, chunk.get("choices"))
+        if choice is not None:
+            _apply_choice(record, choice, now, told=_told_tokens(record, choice, before))
 
 
 def error_message(body: object) -> str:
@@ -134,22 +169,45 @@ def error_message(body: object) -> str:
     return str(message)[:500]
 
 
-def _apply_choices(record: RequestRecord, choices: object, now: float) -> None:
-    if choices is None or choices == []:
-        return
+def _first_choice(record: RequestRecord, choices: object) -> dict[str, object] | None:
+    if not choices:
+        return None
     choice = choices[0] if isinstance(choices, list) else None
-    if not isinstance(choice, dict):
-        record.fail("garbage", f"choices is {str(choices)[:80]!r}, not a list of objects")
-        return
+    if isinstance(choice, dict):
+        return choice
+    record.fail("garbage", f"choices is {str(choices)[:80]!r}, not a list of objects")
+    return None
+
+
+def _apply_choice(
+    record: RequestRecord, choice: dict[str, object], now: float, *, told: int | None
+) -> None:
     finish_reason = choice.get("finish_reason")
     text = _text_of(choice)
     if text is None and not finish_reason:
         return  # announces the role
     record.chunk_times_s.append(now)
+    record.told_tokens.append(told)
     if text:
         record.texts.append(text)
     if finish_reason:
         record.finish_reason = str(finish_reason)
+
+
+def _told_tokens(
+    record: RequestRecord, choice: dict[str, object], before: int | None
+) -> int | None:
+    """Tokens of a chunk: by its ids, its log-probabilities, or the usage so far."""
+    if isinstance(ids := choice.get("token_ids"), list):
+        return len(ids)
+    if isinstance(logprobs := choice.get("logprobs"), dict):
+        listed = logprobs.get("tokens") or logprobs.get("content")
+        if isinstance(listed, list):
+            return len(listed)
+    is_one_total = before is None and bool(record.chunk_times_s)  # told once, at the end
+    if record.completion_tokens == before or is_one_total:
+        return None
+    return max(0, (record.completion_tokens or 0) - (before or 0))
 
 
 def _text_of(choice: dict[str, object]) -> str | None:

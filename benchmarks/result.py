@@ -1,4 +1,4 @@
-"""The figures of a load test as one JSON document and as a table.
+"""The figures of a load test as one JSON document.
 
 Keys are those of `vllm bench serve`, whose plot and CI scripts then read ours, and a few more
 (docs/benchmarks.md lists them all). `DETAILED_KEYS` hold one entry per request and appear only in
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from statistics import fmean, median
 
 from .arrivals import Ramp, Steps
 from .machine import command_line, machine, versions
@@ -23,7 +24,6 @@ __all__ = [
     "DETAILED_KEYS",
     "RATES",
     "detailed_result",
-    "load_table",
     "result_filename",
     "serve_result",
 ]
@@ -36,20 +36,12 @@ DETAILED_KEYS = (
     "itls",
     "latencies",
     "queue_times",
+    "turns",
     "generated_texts",
     "errors",
 )
-PACKAGES = ("aiohttp", "numpy")
+PACKAGES = ("numpy",)
 RATES = ("request_throughput", "request_goodput", "output_throughput", "total_token_throughput")
-LATENCY_TITLES = {
-    "ttft": "TTFT: first token",
-    "tpot": "TPOT: per token after it",
-    "itl": "ITL: gap between chunks",
-    "e2el": "E2E: last token",
-    "ttft_from_send": "TTFT from the send",
-    "e2el_from_send": "E2E from the send",
-    "client_queue_time": "wait in the client",
-}
 
 
 def serve_result(
@@ -59,6 +51,7 @@ def serve_result(
     records: Sequence[RequestRecord],
     intervals: Mapping[str, Interval],
     noise: Mapping[str, object],
+    server_metrics: Mapping[str, object] | None,
     *,
     now: datetime,
     is_interrupted: bool,
@@ -74,6 +67,8 @@ def serve_result(
         "base_url": options.base_url,
         "endpoint": options.endpoint,
         "num_prompts": options.traffic.num_prompts,
+        "dataset_name": options.dataset_name,
+        "multi_turn": None if options.multi_turn is None else str(options.multi_turn),
         "seed": options.seed,
         "traffic": str(options.traffic),
         "request_rate": _rate(options.traffic),
@@ -85,6 +80,8 @@ def serve_result(
         "failed": metrics.failed,
         "errors_by_kind": metrics.errors_by_kind,
         "output_lens_from": _output_lens_from(records),
+        "tokens_per_chunk": _tokens_per_chunk(records),
+        "chunk_tokens_from": _chunk_tokens_from(records),
         "total_input_tokens": metrics.total_input_tokens,
         "total_output_tokens": metrics.total_output_tokens,
         "request_throughput": metrics.request_throughput,
@@ -99,6 +96,8 @@ def serve_result(
             for key, interval in intervals.items()
             if key in RATES or key in latencies
         },
+        **({} if options.multi_turn is None else {"by_turn": _by_turn(records)}),
+        "server_metrics": server_metrics,
         "noise": noise,
         "machine": machine(),
         "versions": versions(PACKAGES),
@@ -120,6 +119,7 @@ def detailed_result(records: Sequence[RequestRecord], *, start_s: float) -> dict
         "itls": [record.itls_s for record in ordered],
         "latencies": [record.e2e_s if record.chunk_times_s else 0.0 for record in ordered],
         "queue_times": [record.client_queue_s for record in ordered],
+        "turns": [record.turn for record in ordered],
         "generated_texts": ["".join(record.texts) for record in ordered],
         "errors": [record.error for record in ordered],
     }
@@ -135,14 +135,6 @@ def result_filename(options: ServeOptions, model: str, now: datetime) -> str:
     date = now.strftime("%Y%m%d-%H%M%S")
     label = options.label or options.backend
     return f"{label}-{_rate(options.traffic)}qps{concurrency}-{name}-{date}.json"
-
-
-def load_table(
-    options: ServeOptions, model: str, metrics: LoadMetrics, intervals: Mapping[str, Interval]
-) -> str:
-    """The run for a person to read: what was done, rates, and latencies in milliseconds."""
-    rates, grid = _rates(metrics, intervals), _grid(options, metrics, intervals)
-    return "\n".join([*_heading(options, model), "", *rates, "", *grid])
 
 
 def _latency_items(options: ServeOptions, metrics: LoadMetrics) -> Iterator[tuple[str, object]]:
@@ -162,9 +154,34 @@ def _output_lens_from(records: Sequence[RequestRecord]) -> str:
     return "+".join(sorted(sources, reverse=True)) or "none"
 
 
-def _heading(options: ServeOptions, model: str) -> Iterator[str]:
-    yield f"{model} at {options.base_url}{options.endpoint}"
-    yield str(options.traffic)
+def _tokens_per_chunk(records: Sequence[RequestRecord]) -> float | None:
+    good = [record for record in records if record.is_success]
+    num_chunks = sum(len(record.chunk_times_s) for record in good)
+    return sum(record.output_tokens for record in good) / num_chunks if num_chunks else None
+
+
+def _chunk_tokens_from(records: Sequence[RequestRecord]) -> str:
+    """How the tokens of each chunk are known: told by the server, spread evenly, or both."""
+    sources = {"server" if record.is_told else "even" for record in records if record.is_success}
+    return "+".join(sorted(sources, reverse=True)) or "none"
+
+
+def _by_turn(records: Sequence[RequestRecord]) -> list[dict[str, object]]:
+    """What each turn of the conversations cost: their history grows."""
+    good = [record for record in records if record.is_success]
+    turns: list[dict[str, object]] = []
+    for turn in sorted({record.turn for record in good}):
+        these = [record for record in good if record.turn == turn]
+        lens = [record.prompt_tokens for record in these if record.prompt_tokens is not None]
+        turns.append(
+            {
+                "turn": turn,
+                "completed": len(these),
+                "mean_input_len": fmean(lens) if lens else None,
+                "median_ttft_ms": 1000.0 * median(record.ttft_s for record in these),
+            }
+        )
+    return turns
 
 
 def _rate(traffic: Traffic) -> float | str:
@@ -172,47 +189,3 @@ def _rate(traffic: Traffic) -> float | str:
     if traffic.trace is not None or isinstance(traffic.request_rate, Ramp | Steps):
         return "varying"
     return traffic.request_rate if math.isfinite(traffic.request_rate) else "inf"
-
-
-def _rates(metrics: LoadMetrics, intervals: Mapping[str, Interval]) -> Iterator[str]:
-    def sure(key: str) -> str:
-        interval = intervals.get(key)
-        return f"  (95 %: {interval.low:.4g}-{interval.high:.4g})" if interval else ""
-
-    counts = f"{metrics.completed} completed, {metrics.failed} failed"
-    goodput = _number(metrics.request_goodput) + sure("request_goodput")
-    total = f"{metrics.total_token_throughput:.1f}{sure('total_token_throughput')}"
-    rows = [
-        ("requests", f"{counts} in {metrics.duration_s:.2f} s"),
-        ("failures", ", ".join(f"{n} x {kind}" for kind, n in metrics.errors_by_kind.items())),
-        ("tokens", f"{metrics.total_input_tokens} in, {metrics.total_output_tokens} out"),
-        ("requests/s", f"{metrics.request_throughput:.2f}{sure('request_throughput')}"),
-        ("goodput, requests/s", goodput),
-        ("output tokens/s", f"{metrics.output_throughput:.1f}{sure('output_throughput')}"),
-        ("peak output tokens/s", f"{metrics.max_output_tokens_per_s:.1f}"),
-        ("input + output tokens/s", total),
-        ("most requests at once", f"{metrics.max_concurrent_requests}"),
-    ]
-    return (f"{name:<26}{value}" for name, value in rows if value not in ("", "-"))
-
-
-def _grid(
-    options: ServeOptions, metrics: LoadMetrics, intervals: Mapping[str, Interval]
-) -> Iterator[str]:
-    """A line of figures for each latency, and under it their intervals where there are any."""
-    names = [name for name, _ in statistics_of(None, options.percentiles)]
-    yield _row("milliseconds", names)
-    for latency in options.latencies:
-        values = statistics_of(metrics.latencies[latency], options.percentiles)
-        yield _row(LATENCY_TITLES[latency], [_number(value) for _, value in values])
-        sure = [intervals.get(f"{name}_{latency}_ms") for name in names]
-        if any(sure):
-            yield _row("  95 %", [f"{i.low:.4g}-{i.high:.4g}" if i else "" for i in sure])
-
-
-def _row(title: str, cells: Sequence[str]) -> str:
-    return f"{title:<26}{''.join(f'{cell:>16}' for cell in cells)}".rstrip()
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

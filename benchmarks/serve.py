@@ -1,8 +1,8 @@
 """One load test of a server, from the first question to the exit code.
 
-Order: wait for the server and learn its model, make the prompts, send one request to settle what
-the server takes (`ready.py`), warm up, then drive the measured load (`load.py`) and report.
-Ctrl-C during the load keeps and reports what has ended by then.
+Order: wait for the server and learn its model (`ready.py`), make the prompts and settle what the
+server takes (`load_prompts.py`), warm up, then drive the measured load (`load.py`) and report
+(`load_report.py`). Ctrl-C during the load keeps and reports what has ended by then.
 """
 
 from __future__ import annotations
@@ -11,34 +11,24 @@ import asyncio
 import gc
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from pathlib import Path
-
-import orjson
-
-from llmserve.console import console, progress
-from llmserve.durable import write_bytes
-from llmserve.errors import ConfigError, LLMServeError
 
 from .arrivals import arrival_offsets
-from .client import CHAT_ENDPOINT, Client, ServerError, Target
-from .intervals import load_intervals
-from .load import LoadState, drive_closed_loop, drive_open_loop
-from .metrics import compute_metrics
-from .noise import NoiseMeter, warnings_of
+from .client import Client, ServerError, Target
+from .live_view import show_load
+from .load import LoadState, drive_closed_loop, drive_conversations, drive_open_loop
+from .load_prompts import Workload, make_workload
+from .load_report import report_load
+from .noise import NoiseMeter
 from .options import ServeOptions
-from .page import load_page
-from .ready import ServedModel, align_all, choose_model, first_request, list_models
-from .result import detailed_result, load_table, result_filename, serve_result
-from .trace_prompts import trace_prompts
-from .workload import Prompt, RandomLengths, random_prompts, sample_ids, text_prompts
+from .ready import ServedModel, choose_model, list_models
+from .scrape import METRICS_PATH, Scraper
+from .workload import Prompt
 
 __all__ = ["Run", "bench_serve", "run_load"]
 
-# The display is drawn on the thread that stamps the chunks: seldom, and only on a terminal.
-REFRESH_S = 0.5
+SCRAPE_TIMEOUT_S = 2.0
 
 
 @dataclass(slots=True)
@@ -49,6 +39,8 @@ class Run:
     state: LoadState = field(default_factory=LoadState)
     noise: NoiseMeter = field(default_factory=NoiseMeter)
     """Counts from the run's making; made anew when the load begins."""
+    scraper: Scraper | None = None
+    """What the server said of itself; None: the load has not begun."""
 
 
 def bench_serve(options: ServeOptions) -> int:
@@ -81,6 +73,7 @@ async def run_load(options: ServeOptions, run: Run) -> None:
         endpoint=options.endpoint,
         headers=options.headers,
         body=options.body,
+        continuous_usage=options.continuous_usage,
         request_timeout_s=options.request_timeout_s,
     )
     async with Client(target) as client:
@@ -88,11 +81,11 @@ async def run_load(options: ServeOptions, run: Run) -> None:
         served = await _served_model(client, options, deadline_s)
         run.model = served.name
         client.target = replace(client.target, model=served.name)
-        prompts = await _make_prompts(client, options, served)
-        num_prompts = options.traffic.num_prompts
-        prompts = await _settle(client, prompts, num_prompts, deadline_s)
-        await _warm_up(client, options, prompts[num_prompts + 1 :])
-        await _measure(client, options, run, prompts[:num_prompts])
+        workload = await make_workload(
+            client, options, served, deadline_s=deadline_s, announce=_announce
+        )
+        await _warm_up(client, options, workload.warmups)
+        await _measure(client, options, run, workload)
 
 
 async def _served_model(client: Client, options: ServeOptions, deadline_s: float) -> ServedModel:
@@ -103,66 +96,6 @@ async def _served_model(client: Client, options: ServeOptions, deadline_s: float
             raise
         models = []  # a server without the route can still be tested, once the model is named
     return choose_model(models, options.model)
-
-
-async def _make_prompts(client: Client, options: ServeOptions, served: ServedModel) -> list[Prompt]:
-    """The measured prompts, then one for the first request, then the warm-ups'."""
-    count = 1 + options.num_warmups
-    if options.dataset_path is not None:
-        num_prompts = options.traffic.num_prompts + count
-        return text_prompts(
-            options.dataset_path, num_prompts, output_len=options.lengths.output_len
-        )
-    _check_lengths(options, served)
-    ids = await _known_ids(client, options, served)
-    if (trace := options.traffic.trace) is not None:
-        recorded = trace_prompts(trace, ids, seed=options.seed)
-        lengths = RandomLengths(input_len=len(recorded[0].content), output_len=1)
-        prompts = recorded + random_prompts(count, lengths, ids, seed=options.seed)
-    else:
-        count += options.traffic.num_prompts
-        prompts = random_prompts(count, options.lengths, ids, seed=options.seed)
-    if options.endpoint == CHAT_ENDPOINT:
-        return await align_all(client, prompts, _announce)
-    return prompts
-
-
-def _check_lengths(options: ServeOptions, served: ServedModel) -> None:
-    """Refuse what cannot fit before anything is sent."""
-    trace, limit = options.traffic.trace, served.max_model_len
-    longest = options.lengths.most if trace is None else trace.size(1).max_len
-    if limit is not None and longest > limit:
-        cure = "--random-input-len or --random-output-len" if trace is None else "--length-scale"
-        raise ConfigError(
-            f"the longest prompt and answer make {longest} tokens; the context of "
-            f"{served.name} is {limit}: lower {cure}"
-        )
-
-
-async def _known_ids(client: Client, options: ServeOptions, served: ServedModel) -> Sequence[int]:
-    """Ids that the model has: all of them, or those of a sample text."""
-    vocab_size = options.vocab_size or served.vocab_size
-    if vocab_size is not None and options.endpoint != CHAT_ENDPOINT:
-        return range(vocab_size)
-    try:
-        return await sample_ids(client)
-    except ServerError as error:
-        raise ServerError(
-            f"no token ids to make random prompts from: the server neither tells its vocabulary's "
-            f"size nor tokenizes ({error}); give --vocab-size, or use --dataset-name text",
-            status=error.status,
-        ) from error
-
-
-async def _settle(
-    client: Client, prompts: list[Prompt], first: int, deadline_s: float
-) -> list[Prompt]:
-    """`prompts` in a form that the server takes, tried out with the one at index `first`."""
-    if await first_request(client, prompts[first], deadline_s=deadline_s, announce=_announce):
-        return prompts
-    prompts = await align_all(client, prompts, _announce)
-    await first_request(client, prompts[first], deadline_s=deadline_s, announce=_announce)
-    return prompts
 
 
 async def _warm_up(client: Client, options: ServeOptions, prompts: Sequence[Prompt]) -> None:
@@ -176,36 +109,42 @@ async def _warm_up(client: Client, options: ServeOptions, prompts: Sequence[Prom
         )
 
 
-async def _measure(
-    client: Client, options: ServeOptions, run: Run, prompts: Sequence[Prompt]
-) -> None:
+async def _measure(client: Client, options: ServeOptions, run: Run, workload: Workload) -> None:
+    run.scraper = Scraper(lambda: client.page(METRICS_PATH, timeout_s=SCRAPE_TIMEOUT_S))
+    await run.scraper.look()
     gc.collect()
     gc.freeze()  # what exists now need not be walked again while chunks are stamped
     run.noise = NoiseMeter()
     beside = [
-        asyncio.create_task(_display(run.state, len(prompts))),
+        asyncio.create_task(show_load(run.state, len(workload.prompts))),
         asyncio.create_task(run.noise.lag.run()),
+        asyncio.create_task(run.scraper.run()),
     ]
     try:
-        await _drive(client, options, run.state, prompts)
+        await _drive(client, options, run.state, workload)
     finally:
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
         gc.unfreeze()
+    if run.scraper.looks:
+        await run.scraper.look()
 
 
-async def _drive(
-    client: Client, options: ServeOptions, state: LoadState, prompts: Sequence[Prompt]
-) -> None:
-    traffic, limit = options.traffic, options.traffic.max_concurrency
+def _drive(
+    client: Client, options: ServeOptions, state: LoadState, workload: Workload
+) -> Awaitable[None]:
+    traffic, prompts = options.traffic, workload.prompts
+    limit, send = traffic.max_concurrency, client.complete
+    if limit is not None and options.multi_turn is not None:
+        think_s = options.multi_turn.think_times_s(len(prompts), seed=options.seed)
+        return drive_conversations(
+            workload.conversations, send, state, max_concurrency=limit, think_s=think_s
+        )
     if limit is not None and not traffic.is_open_loop:
-        await drive_closed_loop(prompts, client.complete, state, max_concurrency=limit)
-        return
+        return drive_closed_loop(prompts, send, state, max_concurrency=limit)
     offsets_s = _offsets(options, len(prompts))
-    await drive_open_loop(
-        prompts, client.complete, state, offsets_s=offsets_s, max_concurrency=limit
-    )
+    return drive_open_loop(prompts, send, state, offsets_s=offsets_s, max_concurrency=limit)
 
 
 def _offsets(options: ServeOptions, count: int) -> list[float]:
@@ -222,82 +161,21 @@ def _offsets(options: ServeOptions, count: int) -> list[float]:
     return offsets_s
 
 
-async def _display(state: LoadState, num_prompts: int) -> None:
-    """Show progress on stderr until cancelled."""
-    if not console().is_terminal:
-        return
-    bars = progress()
-    bars.live.auto_refresh = False
-    task = bars.add_task("load test", total=num_prompts, note="")
-    with bars:
-        try:
-            while True:
-                await asyncio.sleep(REFRESH_S)
-                bars.update(task, completed=len(state.records), note=_note(state), refresh=True)
-        finally:
-            bars.update(task, completed=len(state.records), note=_note(state), refresh=True)
-
-
-def _note(state: LoadState) -> str:
-    elapsed_s = (state.end_s or time.perf_counter()) - state.start_s
-    rate = state.num_tokens / elapsed_s if elapsed_s > 0 else 0.0
-    return f"{state.num_running} running, {state.num_failed} failed, {rate:.0f} tokens/s ended"
-
-
 def _report(options: ServeOptions, run: Run, *, is_interrupted: bool) -> int:
-    """Print and save what the run found; the exit code."""
-    now, state, noise = datetime.now(), run.state, run.noise.report()
-    end_s = time.perf_counter() if state.end_s is None else state.end_s
-    metrics = compute_metrics(
-        state.records,
-        duration_s=end_s - state.start_s,
-        percentiles=options.percentiles,
-        slos_ms=options.slos_ms,
-    )
-    intervals = load_intervals(
-        state.records,
-        start_s=state.start_s,
-        duration_s=end_s - state.start_s,
-        percentiles=options.percentiles,
-        slos_ms=options.slos_ms,
-    )
-    result = serve_result(
+    noise = run.noise.report()
+    end_s = time.perf_counter() if run.state.end_s is None else run.state.end_s
+    if run.scraper is not None and run.scraper.note:
+        _announce(run.scraper.note)
+    return report_load(
         options,
         run.model,
-        metrics,
-        state.records,
-        intervals,
+        run.state.records,
         noise,
-        now=now,
+        None if run.scraper is None else run.scraper.report(run.state.start_s),
+        start_s=run.state.start_s,
+        end_s=end_s,
         is_interrupted=is_interrupted,
     )
-    print(load_table(options, run.model, metrics, intervals))
-    print(orjson.dumps(result).decode(), flush=True)
-    if options.save_result:
-        details = (
-            detailed_result(state.records, start_s=state.start_s) if options.save_detailed else {}
-        )
-        path = (options.result_dir or Path()) / result_filename(options, run.model, now)
-        _save(path, orjson.dumps(result | details, option=orjson.OPT_INDENT_2))
-    warnings = list(warnings_of(noise))
-    for warning in warnings:
-        _announce(f"warning: {warning}")
-    if options.html is not None:
-        page = load_page(result, state.records, warnings, start_s=state.start_s)
-        _save(options.html, page.encode())
-    for kind, number in metrics.errors_by_kind.items():
-        example = next(r.error for r in state.records if r.error_kind == kind)
-        print(f"{number} requests failed ({kind}), the first so: {example}", file=sys.stderr)
-    return 1 if metrics.failed else 0
-
-
-def _save(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, data)
-    except OSError as error:
-        raise LLMServeError(f"cannot save the result as {path}: {error}") from error
-    _announce(f"saved as {path}")
 
 
 def _announce(message: str) -> None:

@@ -10,7 +10,7 @@ clients that reconnect and are skipped, as are comments and unknown fields.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["SSEError", "SSEParser", "ServerEvent"]
 
@@ -21,8 +21,7 @@ class SSEError(ValueError):
     """A stream that cannot be one: an event that never ends."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerEvent:
+class ServerEvent(NamedTuple):
     """One event: the text of its `data` lines, joined by line feeds."""
 
     data: bytes
@@ -50,6 +49,8 @@ class SSEParser:
         """
         if not chunk:
             return []
+        if (plain := self._plain_events(chunk)) is not None:
+            return plain
         if self._swallow_line_feed and chunk.startswith(b"\n"):
             chunk = chunk[1:]
         self._swallow_line_feed = chunk.endswith(b"\r")
@@ -57,6 +58,20 @@ class SSEParser:
         if len(self._rest) + self._data_bytes > self._max_event_bytes:
             raise SSEError(f"an event of more than {self._max_event_bytes} bytes")
         return events
+
+    def _plain_events(self, chunk: bytes) -> list[ServerEvent] | None:
+        """The events of a chunk that holds nothing but whole ones of a `data` line each.
+
+        So are nearly all, and they cost a third of what lines do. None: it holds something else.
+        """
+        is_plain = chunk[:6] == b"data: " and chunk[-2:] == b"\n\n" and b"\r" not in chunk
+        if not is_plain or self._rest or self._data or self._name or self._swallow_line_feed:
+            return None
+        self._is_first_line = False
+        parts = chunk[6:-2].split(b"\n\ndata: ")
+        if any(b"\n" in part for part in parts):
+            return None
+        return [ServerEvent(part) for part in parts]
 
     def _lines(self, chunk: bytes) -> list[bytes]:
         """The lines that end within `chunk`; what follows the last of them is kept."""

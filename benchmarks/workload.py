@@ -23,6 +23,7 @@ import orjson
 from llmserve.errors import ConfigError, DataError
 
 __all__ = [
+    "Message",
     "Prompt",
     "RandomLengths",
     "RemoteTokenizer",
@@ -33,6 +34,9 @@ __all__ = [
 ]
 
 ALIGN_ROUNDS = 8
+
+Message = dict[str, str]
+"""`role` and `content`."""
 
 # Ordinary words, tokenized by a server that does not tell its vocabulary's size: the ids that come
 # back are known to be valid and to turn into whole characters.
@@ -57,6 +61,10 @@ class Prompt:
     """Length of `content` in the server's tokens, where it is known."""
     output_len: int
     """Most tokens to generate; the number of them where end tokens are ignored."""
+    history: tuple[Message, ...] = ()
+    """What was said before, for the chat route."""
+    turn: int = 0
+    """Its place in its conversation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

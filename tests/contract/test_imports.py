@@ -74,7 +74,6 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
 
 # Package → where it may be imported. numpy is the language of arrays and has many doors.
 DOORS: dict[str, tuple[str, ...]] = {
-    "aiohttp": ("benchmarks/*",),
     "bitsandbytes": ("llmserve/quant/bnb.py",),
     "fastapi": ("server/*",),
     "jinja2": ("llmserve/text/*",),

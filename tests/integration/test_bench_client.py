@@ -206,7 +206,7 @@ def test_server_that_stops_answering_times_out(chunks: int) -> None:
 
 
 def test_stream_left_open_after_its_end_is_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmserve.benchmarks.client.TRAILER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("llmserve.benchmarks.http_client.TRAILER_TIMEOUT_S", 0.05)
 
     async def lingering(reply: Reply, body: dict[str, Any]) -> None:
         await well(reply, body)

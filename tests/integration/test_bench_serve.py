@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bench(url: str, *arguments: str) -> int:
-    lengths = () if "text" in arguments else ("--input-len", "6", "--output-len", "4")
+    lengths = () if "--dataset-name" in arguments else ("--input-len", "6", "--output-len", "4")
     return main(["bench", "serve", "--base-url", url, *lengths, *arguments])
 
 
@@ -380,16 +379,117 @@ def test_key_is_sent_and_not_shown(capsys: Captured, monkeypatch: pytest.MonkeyP
     assert "sk-secret" not in captured.out + captured.err
 
 
-def test_missing_http_client_is_told_with_its_cure() -> None:
-    code = (
-        "import sys\n"
-        "sys.modules['aiohttp'] = None\n"
-        "from llmserve.cli import main\n"
-        "sys.exit(main(['bench', 'serve']))\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 1
-    assert "pip install 'llmserve[bench]'" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_conversations_grow_by_the_servers_replies(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"turns": ["Hello?", "And then?"]}\n{"turns": ["Once."]}\n', encoding="utf-8")
+    with ScriptedServer() as server:
+        code = bench(
+            server.base_url,
+            *("--endpoint", "/v1/chat/completions", "--dataset-name", "mt-bench"),
+            *("--dataset-path", str(path), "--multi-turn", "--max-concurrency", "1"),
+            *("--num-prompts", "3", "--output-len", "2"),
+        )
+    assert code == 0
+    talks = [[message["content"] for message in body["messages"]] for body in server.bodies[1:]]
+    hello = [["Hello?"], ["Hello?", "t0 t1 ", "And then?"]]
+    assert talks == [*hello, ["Once."], *hello]
+    result = last_json(capsys)
+    assert (result["completed"], result["failed"]) == (5, 0)
+    assert [(turn["turn"], turn["completed"]) for turn in result["by_turn"]] == [(0, 3), (1, 2)]
+
+
+def test_random_conversations_are_made_where_the_server_tokenizes(capsys: Captured) -> None:
+    with ScriptedServer(words=True) as server:
+        code = bench(
+            server.base_url,
+            *("--endpoint", "/v1/chat/completions", "--multi-turn", "--num-turns", "2"),
+            *("--num-prompts", "2", "--max-concurrency", "2"),
+        )
+    assert code == 0
+    assert sorted(len(body["messages"]) for body in server.bodies[1:]) == [1, 1, 3, 3]
+    assert last_json(capsys)["completed"] == 4
+
+
+def test_first_turn_of_a_chat_set_is_a_prompt_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "set.json"
+    said = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Ho."}]
+    path.write_text(json.dumps([{"conversations": said}]), encoding="utf-8")
+    with ScriptedServer() as server:
+        chat_set = ("--dataset-name", "sharegpt", "--dataset-path", str(path))
+        assert bench(server.base_url, *chat_set, "--num-prompts", "2", "--output-len", "3") == 0
+    assert [body["prompt"] for body in server.bodies] == ["Hi."] * 3
+
+
+def test_servers_own_metrics_are_in_the_result(tmp_path: Path, capsys: Captured) -> None:
+    page = "vllm:prefix_cache_queries_total {n}0\nvllm:prefix_cache_hits_total {n}\n"
+    with ScriptedServer(metrics=page) as server:
+        code = bench(server.base_url, "--num-prompts", "4", "--markdown", str(tmp_path / "r.md"))
+    assert code == 0
+    captured = capsys.readouterr()
+    metrics = json.loads(captured.out.splitlines()[-1])["server_metrics"]
+    assert (metrics["prefix_cache_queries"], metrics["prefix_cache_hits"]) == (40.0, 4.0)
+    assert "10.0% of 40 prompt tokens" in captured.out
+    assert "10.0% of 40 prompt tokens" in (tmp_path / "r.md").read_text(encoding="utf-8")
+
+
+def test_server_without_metrics_is_told_in_one_line(capsys: Captured) -> None:
+    with ScriptedServer() as server:
+        assert bench(server.base_url, "--num-prompts", "2") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1])["server_metrics"] is None
+    assert captured.err.count("no metrics of the server") == 1
+
+
+def test_server_that_streams_garbage_is_a_clear_end(capsys: Captured) -> None:
+    async def garbage(reply: Reply, body: dict[str, Any]) -> None:
+        await well(reply, body) if reply.number < 3 else await reply.send(b"data: \xff\xfe{\n\n")
+
+    with ScriptedServer(garbage) as server:
+        code = bench(server.base_url, "--num-prompts", "5", "--max-concurrency", "1")
+    assert code == 1
+    captured = capsys.readouterr()
+    result = json.loads(captured.out.splitlines()[-1])
+    assert (result["completed"], result["errors_by_kind"]) == (2, {"garbage": 3})
+    assert "3 requests failed (garbage), the first so: an event is not JSON" in captured.err
+
+
+def test_full_disk_loses_no_figure_and_no_other_file(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, data: bytes) -> None:
+        if path.suffix == ".html":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.write_bytes(data)
+
+    monkeypatch.setattr("llmserve.benchmarks.load_report.write_bytes", write)
+    with ScriptedServer() as server:
+        code = bench(
+            server.base_url,
+            *("--num-prompts", "2", "--html", str(tmp_path / "r.html")),
+            *("--markdown", str(tmp_path / "r.md")),
+        )
+    assert code == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1])["completed"] == 2
+    assert "r.html: [Errno 28] No space left on device" in captured.err
+    assert (tmp_path / "r.md").exists()
+
+
+def test_tokens_of_each_chunk_are_asked_for_and_counted(tmp_path: Path, capsys: Captured) -> None:
+    async def in_pairs(reply: Reply, body: dict[str, Any]) -> None:
+        for index in range(2):
+            choice = {"index": 0, "text": "ab", "finish_reason": "length" if index else None}
+            usage = {"prompt_tokens": 6, "completion_tokens": 2 * index + 2}
+            await reply.event({"choices": [choice], "usage": usage})
+        await reply.send(b"data: [DONE]\n\n")
+
+    with ScriptedServer(in_pairs) as server:
+        code = bench(server.base_url, "--num-prompts", "2", "--continuous-usage")
+    assert code == 0
+    assert server.bodies[0]["stream_options"] == {
+        "include_usage": True,
+        "continuous_usage_stats": True,
+    }
+    result = last_json(capsys)
+    assert (result["tokens_per_chunk"], result["chunk_tokens_from"]) == (2.0, "server")
+    assert result["mean_itl_ms"] == pytest.approx(result["mean_tpot_ms"])

@@ -11,6 +11,7 @@ def make_record(
     chunk_times_s: Sequence[float],
     *,
     index: int = 0,
+    turn: int = 0,
     origin_s: float = 0.0,
     sent_s: float | None = None,
     tokens: int | None = None,
@@ -19,6 +20,7 @@ def make_record(
     """A finished request; `sent_s` None: sent when it was meant to be."""
     return RequestRecord(
         index=index,
+        turn=turn,
         prompt_tokens=prompt_tokens,
         origin_s=origin_s,
         sent_s=origin_s if sent_s is None else sent_s,

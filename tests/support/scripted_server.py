@@ -77,11 +77,16 @@ class ScriptedServer:
         *,
         model: dict[str, Any] | None = None,
         words: bool = False,
+        metrics: str | None = None,
     ) -> None:
-        """`words`: offer `/tokenize` and `/detokenize`, by which token 7 is the word `w7`."""
+        """`words`: offer `/tokenize` and `/detokenize`, by which token 7 is the word `w7`.
+
+        `metrics`: the page at `/metrics`, each `{n}` in which is the number of requests so far.
+        """
         self._script = script
         self._model = MODEL if model is None else model
         self._words = words
+        self._page = metrics
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._is_up = threading.Event()
@@ -120,6 +125,8 @@ class ScriptedServer:
         if self._words:
             app.router.add_post("/tokenize", self._tokenize)
             app.router.add_post("/detokenize", self._detokenize)
+        if self._page is not None:
+            app.router.add_get("/metrics", self._metrics)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -132,6 +139,10 @@ class ScriptedServer:
 
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [self._model]})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        assert self._page is not None
+        return web.Response(text=self._page.replace("{n}", str(len(self.requests))))
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

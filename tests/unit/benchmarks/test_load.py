@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from llmserve.benchmarks.arrivals import arrival_offsets
-from llmserve.benchmarks.load import LoadState, drive_closed_loop, drive_open_loop
+from llmserve.benchmarks.load import (
+    LoadState,
+    drive_closed_loop,
+    drive_conversations,
+    drive_open_loop,
+)
 from llmserve.benchmarks.metrics import compute_metrics
 from llmserve.benchmarks.record import RequestRecord
 from llmserve.benchmarks.workload import Prompt
@@ -178,3 +183,37 @@ def test_cancelled_run_keeps_what_had_ended(is_open: bool) -> None:
     assert state.num_running == 0
     assert state.end_s == pytest.approx(2.5, abs=CLOCK_SLACK_S)
     assert len(server.order) < 10
+
+
+def test_conversations_carry_the_replies_and_pause_between_turns() -> None:
+    prompts = [
+        Prompt(index=i, content=f"q{i}", num_tokens=1, output_len=1, turn=i % 3) for i in range(6)
+    ]
+    sent: list[tuple[float, Prompt]] = []
+
+    async def main(clock: Clock) -> LoadState:
+        async def send(prompt: Prompt, origin_s: float | None) -> RequestRecord:
+            assert origin_s is None
+            sent.append((clock(), prompt))
+            await asyncio.sleep(1.0)
+            record = RequestRecord(index=prompt.index, turn=prompt.turn, finish_reason="stop")
+            record.texts, record.chunk_times_s = [f"a{prompt.index}"], [clock()]
+            if prompt.index == 4:
+                record.fail("timeout", "too late")
+            return record
+
+        state = LoadState()
+        talks, think_s = [prompts[:3], prompts[3:]], [9, 2, 3, 9, 2, 3]
+        await drive_conversations(
+            talks, send, state, max_concurrency=1, think_s=think_s, clock=clock
+        )
+        return state
+
+    state = run_virtual(main)
+    assert [prompt.index for _, prompt in sent] == [0, 1, 2, 3, 4]  # 5 would follow a failure
+    assert (len(state.records), state.num_failed, state.num_unsent) == (5, 1, 1)
+    times = [time_s for time_s, _ in sent]
+    assert times == pytest.approx([0.0, 3.0, 7.0, 8.0, 11.0], abs=5 * CLOCK_SLACK_S)
+    assert [message["content"] for message in sent[2][1].history] == ["q0", "a0", "q1", "a1"]
+    assert [message["role"] for message in sent[1][1].history] == ["user", "assistant"]
+    assert sent[3][1].history == ()

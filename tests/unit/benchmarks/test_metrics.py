@@ -36,7 +36,7 @@ def test_latencies_have_their_definitions() -> None:
         {
             "ttft": (2000 + 250) / 2,
             "tpot": 2000 / 4,  # (4.0 - 2.0) / (5 - 1); the single token has none
-            "itl": (500 + 1500) / 2,  # the gaps of all requests pooled
+            "itl": (500 + 0 + 1500 + 0) / 4,  # 1, 2 and 2 tokens in the chunks
             "e2el": (4000 + 250) / 2,
             "ttft_from_send": (1000 + 250) / 2,
             "e2el_from_send": (3000 + 250) / 2,
@@ -79,10 +79,10 @@ def test_goodput_counts_requests_that_meet_every_objective(
     assert metrics_of(FIRST, SECOND, slos_ms=slos_ms).request_goodput == good / 8
 
 
-def test_peak_tokens_spread_each_request_evenly_over_its_chunks() -> None:
-    # Seconds count from the first send, at 1.0. FIRST has 5/3 tokens a chunk, two of them in the
-    # second [2, 3), where SECOND's token falls as well.
-    assert metrics_of(FIRST, SECOND).max_output_tokens_per_s == pytest.approx(2 * 5 / 3 + 1)
+def test_peak_tokens_come_with_their_chunks() -> None:
+    # Seconds count from the first send, at 1.0. FIRST has 1, 2 and 2 tokens in its chunks, two of
+    # which came in the second [2, 3), where SECOND's token falls as well.
+    assert metrics_of(FIRST, SECOND).max_output_tokens_per_s == 1 + 2 + 1
 
 
 def test_peak_concurrency_counts_half_open_intervals() -> None:

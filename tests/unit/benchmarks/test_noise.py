@@ -44,19 +44,21 @@ def test_report_tells_what_the_client_cost() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lag_ms", "steal", "words"),
+    ("lag_ms", "cpu", "steal", "words"),
     [
-        (1.0, 0.0, []),
-        (1.0, None, []),
-        (40.0, None, ["40 ms late"]),
-        (1.0, 7.5, ["7.5 %"]),
-        (40.0, 7.5, ["40 ms late", "7.5 %"]),
+        (1.0, 50.0, 0.0, []),
+        (1.0, 50.0, None, []),
+        (40.0, 99.0, None, ["40 ms late"]),
+        (1.0, 95.0, None, ["95 % of one core"]),
+        (1.0, 50.0, 7.5, ["7.5 %"]),
+        (40.0, 50.0, 7.5, ["40 ms late", "7.5 %"]),
     ],
 )
 def test_warnings_name_what_was_too_much(
-    lag_ms: float, steal: float | None, words: list[str]
+    lag_ms: float, cpu: float, steal: float | None, words: list[str]
 ) -> None:
-    found = list(warnings_of({"client_lag_p99_ms": lag_ms, "steal_percent": steal}))
+    noise = {"client_lag_p99_ms": lag_ms, "client_cpu_percent": cpu, "steal_percent": steal}
+    found = list(warnings_of(noise))
     assert len(found) == len(words)
     assert all(word in line for word, line in zip(words, found, strict=True))
 

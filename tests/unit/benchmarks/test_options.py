@@ -145,3 +145,36 @@ def test_what_cannot_be_used_is_refused(arguments: str, message: str) -> None:
 def test_header_with_a_line_break_is_refused() -> None:
     with pytest.raises(ConfigError, match="printable"):
         parse("--header", "x=1\r\ny=2")
+
+
+CHAT = ("--endpoint", "/v1/chat/completions", "--max-concurrency", "2")
+
+
+def test_conversations_have_their_options(tmp_path: Path) -> None:
+    talk = parse(*CHAT, "--multi-turn").multi_turn
+    assert (talk.num_turns, talk.think_time_s) == (3, 0.0)
+    path = str(tmp_path / "q.jsonl")
+    named = ("--dataset-name", "mt-bench", "--dataset-path", path)
+    talk = parse(*CHAT, *named, "--multi-turn", "--think-time", "2").multi_turn
+    assert (talk.num_turns, talk.think_time_s) == (None, 2.0)
+    assert parse(*CHAT, *named).multi_turn is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--num-turns", "2"), "need --multi-turn"),
+        (("--multi-turn", "--max-concurrency", "2"), "needs --endpoint"),
+        (("--multi-turn", *CHAT[:2]), "needs --max-concurrency"),
+        ((*CHAT, "--multi-turn", "--request-rate", "3"), "is a closed loop"),
+        ((*CHAT, "--multi-turn", "--num-turns", "0"), "at least 1"),
+        ((*CHAT, "--multi-turn", "--think-time", "-1"), "at least 0"),
+        (
+            (*CHAT, "--multi-turn", "--dataset-name", "text", "--dataset-path", "p"),
+            "--multi-turn needs --dataset-name random",
+        ),
+    ],
+)
+def test_conversations_that_cannot_be_are_refused(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(*arguments)

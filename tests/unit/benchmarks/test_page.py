@@ -32,6 +32,7 @@ RESULT: dict[str, object] = {
     "p99_ttft_ms": None,
     "mean_ttft_from_send_ms": 499.0,
     "intervals": {"output_throughput": [2.5, 3.5], "mean_ttft_ms": [490.0, 510.0]},
+    "server_metrics": None,
     "noise": {"steal_percent": 1.23456},
     "machine": {"cpu": "a"},
     "versions": {"python": "3"},

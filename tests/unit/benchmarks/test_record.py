@@ -54,8 +54,47 @@ def test_times_count_from_the_intended_send() -> None:
 def test_several_tokens_in_a_chunk_count_by_usage() -> None:
     record = record_of(text("abc"), text("def", "length"), usage(1, 7), times=[1.0, 4.0, 4.0])
     assert record.output_tokens == 7
-    assert record.itls_s == [3.0]
+    assert record.chunk_tokens == [3, 4]
+    assert record.itls_s == [0.0, 0.0, 3.0, 0.0, 0.0, 0.0]
     assert record.tpot_s == pytest.approx(3.0 / 6)
+
+
+def test_tokens_of_a_chunk_are_as_the_server_tells() -> None:
+    """By the usage so far, by ids or by log-probabilities; a chunk without a token has no gap."""
+    by_usage = record_of(
+        {**text("a"), "usage": {"completion_tokens": 1}},
+        {**text("bcd"), "usage": {"completion_tokens": 4}},
+        {**text("", "stop"), "usage": {"completion_tokens": 4}},
+        times=[1.0, 3.0, 9.0],
+    )
+    assert by_usage.is_told
+    assert by_usage.chunk_tokens == [1, 3, 0]
+    assert by_usage.itls_s == [2.0, 0.0, 0.0]
+
+    def choice(piece: str, finish_reason: str | None = None, **fields: object) -> object:
+        return {"choices": [{"text": piece, "finish_reason": finish_reason, **fields}]}
+
+    by_ids = record_of(
+        choice("ab", token_ids=[7, 8]), choice("c", "stop", token_ids=[9]), usage(1, 3)
+    )
+    assert by_ids.chunk_tokens == [2, 1]
+    by_logprobs = record_of(
+        choice("ab", logprobs={"tokens": ["a", "b"]}),
+        choice("c", "stop", logprobs={"content": [{}]}),
+        usage(1, 3),
+    )
+    assert (by_logprobs.is_told, by_logprobs.chunk_tokens) == (True, [2, 1])
+
+
+def test_total_told_with_the_last_token_is_not_that_chunks() -> None:
+    record = record_of(text("a"), {**text("b", "stop"), "usage": {"completion_tokens": 4}})
+    assert (record.is_told, record.chunk_tokens) == (False, [2, 2])
+
+
+def test_chunk_beyond_the_servers_count_holds_no_token() -> None:
+    record = record_of(text("a"), text("b"), text("", "stop"), usage(1, 2), times=[1, 2, 5, 5])
+    assert record.chunk_tokens == [1, 1, 0]
+    assert record.itls_s == [1]
 
 
 def test_chunks_count_as_tokens_when_the_server_does_not_count() -> None:

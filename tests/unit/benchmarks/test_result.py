@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from llmserve.benchmarks.arrivals import Ramp
+from llmserve.benchmarks.load_markdown import load_markdown
+from llmserve.benchmarks.load_table import load_table
 from llmserve.benchmarks.metrics import compute_metrics
+from llmserve.benchmarks.multi_turn import MultiTurn
 from llmserve.benchmarks.options import ServeOptions
 from llmserve.benchmarks.record import RequestRecord
 from llmserve.benchmarks.result import (
     DETAILED_KEYS,
     detailed_result,
-    load_table,
     result_filename,
     serve_result,
 )
@@ -47,7 +49,9 @@ def make_result(options: ServeOptions, records: list[RequestRecord]) -> dict[str
     metrics = compute_metrics(
         records, duration_s=4.0, percentiles=options.percentiles, slos_ms=options.slos_ms
     )
-    return serve_result(options, "org/m", metrics, records, {}, {}, now=NOW, is_interrupted=False)
+    return serve_result(
+        options, "org/m", metrics, records, {}, {}, None, now=NOW, is_interrupted=False
+    )
 
 
 def documented_keys(heading: str) -> set[str]:
@@ -63,7 +67,7 @@ def test_keys_are_the_documented_ones() -> None:
     latency_keys = {
         f"{s}_{name}_ms" for s in statistics for name in ("ttft", "tpot", "itl", "e2el")
     }
-    assert set(result) - latency_keys == documented_keys("Result")
+    assert set(result) - latency_keys == documented_keys("Result") - {"by_turn"}
     assert latency_keys < set(result)
 
 
@@ -110,6 +114,7 @@ def test_details_are_in_the_order_of_the_workload() -> None:
         "itls": [[0.5], [1.0], []],
         "latencies": [3.5, 1.5, 0.0],
         "queue_times": [0.0, 0.25, 0.0],
+        "turns": [0, 0, 0],
         "generated_texts": ["xx", "xx", ""],
         "errors": ["", "", "a failure of kind timeout"],
     }
@@ -139,14 +144,14 @@ def test_file_name_tells_label_rate_concurrency_model_and_date() -> None:
 def test_table_says_what_the_load_was(changes: dict[str, object], line: str) -> None:
     options = make_options(**changes)
     metrics = compute_metrics(RECORDS, duration_s=4.0, percentiles=options.percentiles)
-    assert load_table(options, "m", metrics, {}).splitlines()[1] == line
+    assert load_table(options, "m", metrics, {}, {}).splitlines()[1] == line
 
 
 def test_table_holds_the_figures() -> None:
     options = make_options(percentiles=(50.0,), latencies=("ttft", "tpot"))
     failed = [make_failure("http_429", index=i) for i in range(2)]
     metrics = compute_metrics([*RECORDS, *failed], duration_s=4.0, percentiles=(50.0,))
-    lines = load_table(options, "m", metrics, {}).splitlines()
+    lines = load_table(options, "m", metrics, {}, {}).splitlines()
     rows = {line[:26].strip(): line[26:].split() for line in lines}
     assert " ".join(rows["requests"]) == "2 completed, 3 failed in 4.00 s"
     assert " ".join(rows["failures"]) == "2 x http_429, 1 x timeout"
@@ -165,13 +170,13 @@ def test_intervals_stand_beside_their_figures() -> None:
         "mean_itl_ms": Interval(1.0, 2.0),
     }
     result = serve_result(
-        options, "m", metrics, RECORDS, intervals, {}, now=NOW, is_interrupted=False
+        options, "m", metrics, RECORDS, intervals, {}, None, now=NOW, is_interrupted=False
     )  # fmt: skip
     assert result["intervals"] == {
         "output_throughput": [0.5, 1.25],
         "median_ttft_ms": [1600.0, 1800.0],
     }
-    lines = load_table(options, "m", metrics, intervals).splitlines()
+    lines = load_table(options, "m", metrics, intervals, result).splitlines()
     assert "output tokens/s           1.0  (95 %: 0.5-1.25)" in lines
     assert lines[-1].split() == ["95", "%", "1600-1800"]
     assert lines[-1].index("1600-1800") + len("1600-1800") == 26 + 2 * 16  # under the median
@@ -190,3 +195,41 @@ def test_rate_that_changes_is_told_in_words() -> None:
 
 def test_lengths_default_to_the_documented_ones() -> None:
     assert make_options().lengths == RandomLengths(input_len=128, output_len=128)
+
+
+def test_turns_and_server_are_told_in_words() -> None:
+    options = make_options(multi_turn=MultiTurn(num_turns=2), max_concurrency=1)
+    records = [
+        make_record([1.0 + turn], index=turn, turn=turn, origin_s=0.0, prompt_tokens=10 + 90 * turn)
+        for turn in (0, 1)
+    ]
+    result = make_result(options, records)
+    assert result["by_turn"] == [
+        {"turn": 0, "completed": 1, "mean_input_len": 10.0, "median_ttft_ms": 1000.0},
+        {"turn": 1, "completed": 1, "mean_input_len": 100.0, "median_ttft_ms": 2000.0},
+    ]
+    result["server_metrics"] = {
+        "num_requests_waiting": {"mean": 1.5, "max": 4.0},
+        "kv_cache_usage_perc": {"mean": 0.25, "max": 0.5},
+        "prefix_cache_queries": 200.0,
+        "prefix_cache_hit_rate": 0.375,
+    }
+    metrics = compute_metrics(records, duration_s=4.0, percentiles=options.percentiles)
+    lines = load_table(options, "m", metrics, {}, result).splitlines()
+    assert lines[1] == "closed loop: 1 at a time, conversations of up to 2 turns"
+    assert "turn 2                    1 requests, 100 tokens in, TTFT 2000.0 ms (median)" in lines
+    assert "server: queue             1.5 on average, 4.0 at most" in lines
+    assert "server: KV cache, %       25.0 on average, 50.0 at most" in lines
+    assert "server: prefix hits       37.5% of 200 prompt tokens" in lines
+
+
+def test_markdown_holds_the_same_figures_and_escapes_names() -> None:
+    result = make_result(make_options(), RECORDS) | {"model_id": "a|b*c", "machine": {"cpu": "x"}}
+    result["intervals"] = {"median_ttft_ms": [1600.0, 1800.0]}
+    text = load_markdown(result, ["the client was late"])
+    assert "# Load test of a\\|b\\*c" in text
+    assert "**Warning:** the client was late" in text
+    assert "**Failures:** 1 x timeout" in text
+    assert "| output tokens/s | 1.00 |  |" in text
+    assert "| milliseconds | mean | median | std | p50 | p90 | p99 |" in text
+    assert "| TTFT: first token | 1750.00 | 1750.00 (1600 to 1800) | 1250.00 |" in text
