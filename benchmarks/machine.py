@@ -42,7 +42,8 @@ def versions(packages: Sequence[str]) -> dict[str, str | None]:
 def command_line(argv: Sequence[str] | None = None) -> str:
     """The command as typed, to be run again; values of headers are hidden, they may be keys."""
     given = list(sys.argv if argv is None else argv)
-    shown = [Path(given[0]).name]
+    program = Path(given[0]).name
+    shown = ["llmserve" if program == "__main__.py" else program]  # python -m llmserve
     is_secret = False
     for word in given[1:]:
         if word.startswith("--"):

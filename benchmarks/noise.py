@@ -85,8 +85,10 @@ def warnings_of(noise: dict[str, object]) -> Iterator[str]:
     lag_ms, steal = noise["client_lag_p99_ms"], noise["steal_percent"]
     cpu = noise["client_cpu_percent"]
     if isinstance(lag_ms, float) and lag_ms > MAX_LAG_MS:
+        is_busy = isinstance(cpu, float) and cpu > MAX_CLIENT_CPU_PERCENT / 2
+        cause = "was a bottleneck" if is_busy else "waited for a processor that others had"
         yield (
-            f"the client was a bottleneck: it ran {lag_ms:.0f} ms late (p99), and so much of the "
+            f"the client {cause}: it ran {lag_ms:.0f} ms late (p99), and so much of the "
             "latencies may be its own; load from another machine, or with fewer streams"
         )
     elif isinstance(cpu, float) and cpu > MAX_CLIENT_CPU_PERCENT:

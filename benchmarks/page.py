@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import chain, pairwise
+from statistics import median
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from .record import RequestRecord
 
 __all__ = ["load_page"]
 
+NUM_SLICES = 60
+"""Most stretches that a run is cut into, of a second each or longer."""
 NUM_POINTS = 200
 """Most points of a line: a page stays small however long the run was."""
 STYLE = """
@@ -36,13 +39,15 @@ p { margin: .3rem 0; } .soft, td small { color: var(--soft); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
 th, td { text-align: right; padding: .2rem .5rem; border-bottom: 1px solid var(--grid);
   font-variant-numeric: tabular-nums; white-space: nowrap; vertical-align: top; }
-th:first-child { text-align: left; font-weight: normal; } td small { display: block; }
+th { white-space: normal; } th:first-child { text-align: left; font-weight: normal; }
+.words td { text-align: left; white-space: normal; } td small { display: block; }
 svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--soft); }
 .end { text-anchor: end; } .middle { text-anchor: middle; }
 .grid { stroke: var(--grid); fill: none; } .line { fill: none; stroke-width: 1.8; }
 .dots { fill: none; stroke-width: 4; stroke-linecap: round; }
 .s0 { stroke: var(--s0); } .s1 { stroke: var(--s1); } .s2 { stroke: var(--s2); }
 .s3 { stroke: var(--s3); } code { overflow-wrap: anywhere; }
+@media (max-width: 36rem) { svg text { font-size: 16px; } th, td { padding: .2rem .3rem; } }
 """
 
 
@@ -129,11 +134,17 @@ def _distributions(good: Sequence[RequestRecord]) -> Iterator[str]:
 
 
 def _timeline(good: Sequence[RequestRecord], start_s: float) -> Iterator[str]:
+    slices = _slices(good, start_s)
     yield "<h2>The run, second by second</h2>"
     yield line_plot(
         [Series(name="under way", points=_concurrency(good, start_s))],
         x_label="seconds",
         y_label="requests",
+    )
+    yield line_plot(
+        [Series(name="output", points=[(time_s, rate) for time_s, rate, _ in slices])],
+        x_label="seconds",
+        y_label="tokens/s",
     )
     yield _paragraph(
         "The longest gap within an answer, and the longest wait for a first token.", "soft"
@@ -149,6 +160,18 @@ def _timeline(good: Sequence[RequestRecord], start_s: float) -> Iterator[str]:
         Series(name="TTFT", points=_peaks(firsts), is_dots=True),
     ]
     yield line_plot(series, x_label="seconds", y_label="milliseconds")
+    yield "<h2>Throughput against latency</h2>"
+    yield _paragraph(
+        "Each dot is a stretch of the run: what the server put out in it, and what requests that "
+        "were due in it waited for their first token (median).",
+        "soft",
+    )
+    dots = [(rate, wait) for _, rate, wait in slices if wait is not None]
+    yield line_plot(
+        [Series(name="TTFT", points=dots, is_dots=True)],
+        x_label="output tokens/s",
+        y_label="milliseconds",
+    )
 
 
 def _server(result: Mapping[str, object]) -> Iterator[str]:
@@ -156,11 +179,11 @@ def _server(result: Mapping[str, object]) -> Iterator[str]:
     facts = [*server_facts(result), *turn_facts(result)]
     if not facts:
         return
-    yield "<h2>What the server told, and what turns cost</h2><div class='scroll'><table>"
+    yield "<h2>What the server told, and what turns cost</h2><table class='words'>"
     yield from (
         f"<tr><th>{escape(title)}</th><td>{escape(text)}</td></tr>" for title, text in facts
     )
-    yield "</table></div>"
+    yield "</table>"
     metrics = result["server_metrics"]
     looks = metrics.get("timeline", []) if isinstance(metrics, dict) else []
     lines = [
@@ -210,6 +233,32 @@ def _concurrency(good: Sequence[RequestRecord], start_s: float) -> list[tuple[fl
     if len(corners) <= 2 * NUM_POINTS:
         return corners
     return _peaks(corners)
+
+
+def _slices(
+    good: Sequence[RequestRecord], start_s: float
+) -> list[tuple[float, float, float | None]]:
+    """Equal stretches of the run: middle, output tokens per second, median TTFT in milliseconds.
+
+    A stretch in which no request was due has no TTFT.
+    """
+    if not good:
+        return []
+    length_s = max(max(r.chunk_times_s[-1] for r in good) - start_s, 1e-9)
+    number = max(1, min(NUM_SLICES, round(length_s)))
+    edges = (start_s, start_s + length_s)
+    times = [time_s for record in good for time_s in record.chunk_times_s]
+    counts = [count for record in good for count in record.chunk_tokens]
+    tokens, _ = np.histogram(times, bins=number, range=edges, weights=counts)
+    waits: list[list[float]] = [[] for _ in range(number)]
+    for record in good:
+        place = int((record.origin_s - start_s) / length_s * number)
+        waits[min(max(place, 0), number - 1)].append(record.ttft_s * 1000.0)
+    step_s = length_s / number
+    return [
+        ((place + 0.5) * step_s, float(tokens[place]) / step_s, median(wait) if wait else None)
+        for place, wait in enumerate(waits)
+    ]
 
 
 def _peaks(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -150,7 +150,7 @@ def test_result_is_saved_with_details(tmp_path: Path, capsys: Captured) -> None:
     assert code == 0
     page = (tmp_path / "pages" / "r.html").read_text(encoding="utf-8")
     assert "Load test of scripted" in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 6
     saved = json.loads((tmp_path / "results" / "r.json").read_text(encoding="utf-8"))
     printed = last_json(capsys)
     assert saved["input_lens"] == [6] * 4

@@ -48,7 +48,8 @@ def test_report_tells_what_the_client_cost() -> None:
     [
         (1.0, 50.0, 0.0, []),
         (1.0, 50.0, None, []),
-        (40.0, 99.0, None, ["40 ms late"]),
+        (40.0, 99.0, None, ["the client was a bottleneck: it ran 40 ms late"]),
+        (40.0, 9.0, None, ["waited for a processor that others had: it ran 40 ms late"]),
         (1.0, 95.0, None, ["95 % of one core"]),
         (1.0, 50.0, 7.5, ["7.5 %"]),
         (40.0, 50.0, 7.5, ["40 ms late", "7.5 %"]),

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from llmserve.benchmarks.page import NUM_POINTS, load_page
+from llmserve.benchmarks.page import NUM_POINTS, _slices, load_page
 from llmserve.benchmarks.plots import Series, line_plot, tick_values
 from llmserve.benchmarks.record import RequestRecord
 from support.records import make_record
@@ -73,7 +73,7 @@ def test_page_is_whole_and_needs_nothing_else(records: list[RequestRecord]) -> N
     assert balance.open == []
     assert not {"script", "link", "img", "iframe"} & balance.tags
     assert not re.search(r"(src|href)=|url\(|@import", page)
-    assert len(re.findall(r"<svg ", page)) == 4
+    assert len(re.findall(r"<svg ", page)) == 6
 
 
 def test_page_tells_figures_intervals_failures_and_warnings() -> None:
@@ -93,6 +93,23 @@ def test_plots_hold_the_points_at_their_places() -> None:
     )
     assert re.findall(r'<polyline [^>]*points="([^"]*)"', plot) == ["64.0,220.0 624.0,12.0"]
     assert "a &amp; b" in plot
+
+
+def test_stretches_hold_what_came_and_what_waited_in_them() -> None:
+    """Two seconds: 2 tokens, then 2; the request of the second waited 0.4 s."""
+    records = [make_record([0.25, 0.5, 1.0]), make_record([2.0], index=1, origin_s=1.6)]
+    (first, rate, wait), (second, late_rate, late_wait) = _slices(records, 0.0)
+    assert (first, second) == (0.5, 1.5)
+    assert (rate, late_rate) == (2.0, 2.0)  # the token at 1.0 s belongs to the second stretch
+    assert (wait, late_wait) == (pytest.approx(250.0), pytest.approx(400.0))
+
+
+def test_server_is_drawn_where_it_told_something() -> None:
+    timeline = [[0.0, 1.0, 0.0, 0.25], [1.0, 2.0, None, 0.5]]
+    told = {"num_requests_waiting": {"mean": 0.0, "max": 0.0}, "timeline": timeline}
+    page = load_page(RESULT | {"server_metrics": told}, RECORDS, [], start_s=0.0)
+    assert len(re.findall(r"<svg ", page)) == 8
+    assert "server: queue" in page
 
 
 @pytest.mark.parametrize(
