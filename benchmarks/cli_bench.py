@@ -1,7 +1,7 @@
 """`llmserve bench`: `throughput` times a model in process, `engine` the engine without one,
 `kernels` the operations alone, `quality` tells what quantized forms cost; `cli_load.py` has the
-verbs that load a server, `cli_offline.py` and `cli_train_speed.py` those that compare us with
-others."""
+verbs that load a server, `cli_cost.py` latency and start, `cli_offline.py` and
+`cli_train_speed.py` those that compare us with others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from llmserve.native.kernels import INSTRUCTION_SETS
 from llmserve.runner_arguments import add_runner_arguments, add_verify_argument
 
+from .cli_cost import add_cost_verbs
 from .cli_load import add_load_verbs
 from .cli_offline import add_offline_verbs
 from .cli_peers import add_peers_verb
@@ -83,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_throughput(throughput)
     throughput.set_defaults(sub_run=_run_throughput)
+    add_cost_verbs(verbs)
     add_offline_verbs(verbs)
     add_peers_verb(verbs)
     add_train_verb(verbs)
