@@ -195,7 +195,7 @@ def _document(options: PeersOptions, rows: list[dict[str, object]]) -> dict[str,
         "seed": offline.seed,
         "rows": rows,
         "machine": machine(),
-        "versions": versions(("numpy", "aiohttp")),
+        "versions": versions(("numpy",)),
         "command": command_line(),
     }
 
