@@ -22,7 +22,7 @@ __all__ = ["CONNECT_TIMEOUT_S", "HttpClient", "HttpError", "Reader", "Want"]
 
 CONNECT_TIMEOUT_S = 10.0
 BUFFER_BYTES = 64 << 10
-# Below uvicorn's 5 s: a connection taken up just as the server closes it would fail the request.
+# Below uvicorn's 5 s, so that few requests meet a connection that is being closed.
 KEEP_ALIVE_S = 3.0
 # What may follow the last event: the end of the body, which lets the connection be used again.
 TRAILER_TIMEOUT_S = 1.0
@@ -81,13 +81,25 @@ class HttpClient:
     async def request(self, head: bytes, body: bytes, reader: Reader) -> None:
         """Send a request and give its reply to `reader`, to the end or as far as it wants.
 
+        A server may close a kept connection just as a request is sent on it. Nothing of a reply has
+        come then, so the request is sent once more, on a new connection (RFC 9112, 9.3.1).
+
         Raises:
             OSError: no connection, or it broke.
             HttpError: the reply is not HTTP/1.1.
         """
-        connection = await self._take()
+        request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
+        if (kept := self._take_kept()) is not None:
+            try:
+                return await self._exchange(kept, request, reader)
+            except OSError:
+                if kept.has_answered:
+                    raise
+        await self._exchange(await self._connect(), request, reader)
+
+    async def _exchange(self, connection: _Connection, request: bytes, reader: Reader) -> None:
         try:
-            await connection.exchange(b"%b%d\r\n\r\n%b" % (head, len(body), body), reader)
+            await connection.exchange(request, reader)
         finally:
             if connection.is_idle:
                 connection.idle_since_s = time.monotonic()
@@ -100,13 +112,16 @@ class HttpClient:
         while self._idle:
             self._idle.pop().close()
 
-    async def _take(self) -> _Connection:
-        """The connection used last, as the others may soon be closed; or a new one."""
+    def _take_kept(self) -> _Connection | None:
+        """The connection used last, as the others may soon be closed; None: there is none."""
         while self._idle:
             connection = self._idle.pop()
             if connection.is_idle and time.monotonic() - connection.idle_since_s < KEEP_ALIVE_S:
                 return connection
             connection.close()
+        return None
+
+    async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -135,12 +150,14 @@ class _Connection(asyncio.BufferedProtocol):
         self._is_satisfied = False
         self.is_idle = True
         """Whether it can carry a request."""
+        self.has_answered = False
+        """Whether bytes have come since the last request was sent."""
         self.idle_since_s = 0.0
 
     async def exchange(self, request: bytes, reader: Reader) -> None:
         """Send `request`, give the reply to `reader`; see `HttpClient.request`."""
         assert self._transport is not None
-        self.is_idle = self._is_satisfied = False
+        self.is_idle = self.has_answered = self._is_satisfied = False
         self._parser, self._reader = ResponseParser(), reader
         loop = asyncio.get_running_loop()
         self._done = loop.create_future()
@@ -164,6 +181,7 @@ class _Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Of `asyncio.BufferedProtocol`: stamp, parse, hand on."""
         now, reader, parser = self._clock(), self._reader, self._parser
+        self.has_answered = True
         if reader is None:
             self.close()  # nothing was asked
             return

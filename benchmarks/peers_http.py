@@ -39,8 +39,6 @@ __all__ = [
 ]
 
 _REQUEST_TIMEOUT_S = 900.0
-# llama.cpp's server drops a connection after a few requests, which fails one that is being sent.
-_HEADERS = {"Connection": "close"}
 _DRAWS = 20  # for each prompt that is wanted
 
 
@@ -152,7 +150,6 @@ def _load(
         base_url=running.base_url,
         endpoint=COMPLETIONS_ENDPOINT,
         model=server.model,
-        headers=_HEADERS,
         body=server.body,
         traffic=Traffic(num_prompts=load.requests[concurrency], max_concurrency=concurrency),
         dataset_name="text",

@@ -117,6 +117,51 @@ def test_one_connection_serves_requests_in_turn() -> None:
     assert len(set(ports)) == 1
 
 
+async def complete_in_turn(url: str, count: int) -> list[RequestRecord]:
+    async with Client(Target(base_url=url)) as client:
+        return [await client.complete(PROMPT) for _ in range(count)]
+
+
+def test_a_kept_connection_that_the_server_closed_is_replaced() -> None:
+    async def closes_one(reply: Reply, body: dict[str, Any]) -> None:
+        if reply.number == 1:
+            reply.cut()  # as if it had been closed for having served enough
+        await well(reply, body)
+
+    with ScriptedServer(closes_one) as server:
+        records = asyncio.run(complete_in_turn(server.base_url, 3))
+    assert [record.is_success for record in records] == [True] * 3
+    assert len(server.requests) == 4
+
+
+def test_a_request_is_sent_anew_only_once() -> None:
+    async def serves_one(reply: Reply, body: dict[str, Any]) -> None:
+        if reply.number:
+            reply.cut()
+        await well(reply, body)
+
+    with ScriptedServer(serves_one) as server:
+        first, second = asyncio.run(complete_in_turn(server.base_url, 2))
+    assert first.is_success
+    assert second.error_kind == "connection"
+    assert len(server.requests) == 3
+
+
+def test_an_answer_that_has_begun_is_not_asked_for_again() -> None:
+    async def breaks_off(reply: Reply, body: dict[str, Any]) -> None:
+        if reply.number == 1:
+            await reply.token("x")
+            reply.cut()
+        else:
+            await well(reply, body)
+
+    with ScriptedServer(breaks_off) as server:
+        first, second = asyncio.run(complete_in_turn(server.base_url, 2))
+    assert first.is_success
+    assert second.error_kind == "connection"
+    assert len(server.requests) == 2
+
+
 def test_refusal_is_told_with_its_status() -> None:
     async def full(reply: Reply, body: dict[str, Any]) -> None:
         reply.refuse(429, "try later")
