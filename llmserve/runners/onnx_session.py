@@ -44,8 +44,8 @@ def open_session(path: Path, *, num_threads: int | None = None) -> Any:
         ) from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Idle threads that spin would slow down whatever else runs here.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads spin from one operator to the next; between two calls they would slow down others.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     try:
