@@ -1,27 +1,22 @@
 """What each linear layer reads, seen block by block over a calibration text.
 
-One block has weights at a time; the rest of the model is on torch's device `meta`, where it takes
-no memory. So the work needs one block above the hidden states of the text. A block's inputs are
-those that the blocks before it make after they were quantized.
+A block's inputs are those that the blocks before it make after they were quantized.
 
-Shapes: N tokens of the text, E hidden_size, K the width of a layer's input.
+Shapes: K the width of a layer's input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from llmserve.checkpoint import Checkpoint
-from llmserve.model.attention import CausalAttention
 from llmserve.model.layers import Linear
-from llmserve.model.transformer import Transformer
-from llmserve.model.weights import canonical_tensors, load_parameters
 from llmserve.quant.dtypes import Float32Array
+
+from .block_stream import BlockStream
 
 __all__ = ["ActivationStream", "InputStatistics"]
 
@@ -75,20 +70,8 @@ class InputStatistics:
         return squares
 
 
-class ActivationStream:
-    """The hidden states of a text on their way through the model, one block after another."""
-
-    def __init__(self, source: Checkpoint, windows: Sequence[Sequence[int]]) -> None:
-        """Embed the windows, each a row of token ids from position 0 on."""
-        self._source = source
-        with torch.device("meta"):
-            self._model = Transformer(source.config)
-        self._model.eval()
-        self._attend = CausalAttention(source.config)
-        for prefix in ("embed_tokens.", "embed_positions."):
-            load_parameters(self._model, source, prefix, dtype=torch.float32)
-        self._states = [self._embed(window) for window in windows]  # each [1, N, E]
-        self._model.embed_tokens.to("meta")
+class ActivationStream(BlockStream):
+    """A calibration text on its way through the model; a block may be looked into first."""
 
     @torch.inference_mode()
     def observe(self, index: int) -> dict[str, InputStatistics]:
@@ -96,7 +79,7 @@ class ActivationStream:
 
         Layers that read the same input share their statistics. `advance` must follow.
         """
-        self._fill(index)
+        self._fill(f"layers.{index}.")
         found: dict[str, InputStatistics] = {}
         handles = []
         for path, module in self._block(index).named_modules():
@@ -110,34 +93,6 @@ class ActivationStream:
         for handle in handles:
             handle.remove()
         return found
-
-    @torch.inference_mode()
-    def advance(self, index: int, weights: Mapping[str, Float32Array]) -> None:
-        """Put `weights` (canonical names) into block `index`, run it, keep its output."""
-        self._fill(index)
-        targets = canonical_tensors(self._model)
-        for name, weight in weights.items():
-            targets[name].copy_(torch.tensor(weight))
-        self._states = self._run(index)
-        self._block(index).to("meta")
-
-    def _block(self, index: int) -> nn.Module:
-        return self._model.layers[index]
-
-    def _fill(self, index: int) -> None:
-        load_parameters(self._model, self._source, f"layers.{index}.", dtype=torch.float32)
-
-    @torch.inference_mode()
-    def _embed(self, window: Sequence[int]) -> Tensor:
-        return self._model.embed(torch.tensor([list(window)]), torch.arange(len(window)))
-
-    def _run(self, index: int) -> list[Tensor]:
-        outputs = []
-        for states in self._states:
-            positions = torch.arange(states.shape[1])
-            rotation = self._model.rotations(positions, states.dtype)[index]
-            outputs.append(self._block(index)(states, rotation, self._attend))
-        return outputs
 
 
 def _count(statistics: InputStatistics, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -104,7 +104,7 @@ def export_onnx(
             head_error=head_error,
         )
         _write_companions(source, weights, staged.path, result)
-        certify(staged.path, source, candidate=model, on_stage=on_stage)
+        certify(staged.path, source, weights=weights.float32, on_stage=on_stage)
     return result
 
 

@@ -7,26 +7,19 @@ in float64, in the order of the text, so that the figures are the same every tim
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from llmserve.errors import DataError, ExportError
 
-__all__ = ["Comparison", "LanguageModel", "compare_models", "text_windows"]
+__all__ = ["Comparison", "compare_logits", "text_windows"]
 
 _MAX_LOSS = 500.0  # nats per token; a uniform guess among a million tokens has 14
 _NORMAL_95 = 1.96
 _ROWS = 128  # rows of logits compared at once: bounds the working copies
-
-
-class LanguageModel(Protocol):
-    """What is measured: token ids [batch, length] → logits [batch, length, vocabulary]."""
-
-    def __call__(self, token_ids: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,30 +143,29 @@ def _margin(windows: list[tuple[int, float]]) -> float | None:
 
 
 @torch.inference_mode()
-def compare_models(
-    reference: LanguageModel,
-    candidate: LanguageModel,
+def compare_logits(
+    before: Iterable[Tensor],
+    after: Iterable[Tensor],
     windows: Sequence[Sequence[int]],
     *,
     on_window: Callable[[], None] = lambda: None,
 ) -> Comparison:
-    """Run both models over each window (one at a time) and compare what they predict.
+    """Compare what two models predict of each window.
 
     Raises `ExportError` if the loss of one is not finite (or beyond all sense: 500 nats).
 
     Args:
-        reference: the model before.
-        candidate: the model after.
+        before: the model's logits before, [length, vocabulary] for each window.
+        after: the model's after.
         windows: token ids; the first of each is given, the others are predicted.
         on_window: called after each window, for progress.
     """
     sums = _Sums()
-    for window in windows:
-        ids = torch.tensor([list(window)])
-        before, after = (model(ids)[0, :-1].float() for model in (reference, candidate))
-        for start in range(0, len(window) - 1, _ROWS):
-            rows = slice(start, start + _ROWS)
-            sums.add(before[rows], after[rows], ids[0, 1:][rows])
+    for window, one, other in zip(windows, before, after, strict=True):
+        targets = torch.tensor(list(window[1:]))
+        for start in range(0, len(targets), _ROWS):
+            rows = slice(start, min(start + _ROWS, len(targets)))
+            sums.add(one[rows].float(), other[rows].float(), targets[rows])
         sums.end_window()
         on_window()
     return sums.comparison()

@@ -11,12 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from llmserve import __version__, failpoints
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.lineage import LINEAGE_FILE, extended_lineage
-from llmserve.model.weights import load_model
 
 from .evaluation_text import EvaluationText, read_calibration_text, read_evaluation_text
 from .measure import Comparison
@@ -93,13 +90,10 @@ def _measure(
     """What the weights cost, and what they cost with the int8 cache that was asked for."""
     if text is None:
         return None, None
-    reference = load_model(source, dtype=torch.float32)
-    plain = measure_model(source, reference, model, text.windows, on_progress)
+    plain = measure_model(source, model, text.windows, on_progress)
     if not options.has_int8_cache:
         return plain, None
-    return plain, measure_model(
-        source, reference, model, text.windows, on_progress, has_int8_cache=True
-    )
+    return plain, measure_model(source, model, text.windows, on_progress, has_int8_cache=True)
 
 
 def _store(

@@ -13,11 +13,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
-
 from llmserve.checkpoint import Checkpoint
 from llmserve.errors import ConfigError, ExportError
-from llmserve.model.weights import load_model
 
 from .evaluation_text import EvaluationText
 from .measure import Comparison
@@ -128,7 +125,6 @@ class _Trials:
         self._calibration, self._text = calibration, text
         self._on_progress = on_progress
         self._front: list[Point] = pareto_front([unit.options for unit in units])
-        self._reference = load_model(source, dtype=torch.float32)
         layers = {name for unit in units for name in unit.forms[0]}
         self._rest = sum(
             source.stored(name).nbytes
@@ -168,7 +164,7 @@ class _Trials:
             forms |= unit.forms[choice]
         model = quantize_layers(self._source, forms, "best", windows=self._calibration.windows)
         comparison = measure_model(
-            self._source, self._reference, model, self._text.windows,
+            self._source, model, self._text.windows,
             lambda stage, done, total: self._on_progress(
                 f"measuring point {self._num_measured}", done, total
             ),

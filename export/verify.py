@@ -9,24 +9,22 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
-
-import torch
 
 from llmserve.checkpoint import Checkpoint
 from llmserve.durable import verify_manifest
 from llmserve.errors import CheckpointError, ConfigError, ExportError
-from llmserve.model.transformer import Transformer
-from llmserve.model.weights import load_model
 from llmserve.model_files import check_model_folder
 from llmserve.quant.dtypes import Float32Array
 from llmserve.runners.onnx_session import EXPORT_FILE
 from llmserve.runners.registry import load_runner
 from llmserve.strict_json import read_json
 
-from .certificate import Certificate, FormResult, manifest_sha256, write_certificate
+from .block_stream import BlockStream, WeightSource
+from .certificate import Certificate, FormResult, LayerError, manifest_sha256, write_certificate
 from .verify_figures import FormFigures
 from .verify_forms import FORMS, ComparableRunner, prepare, run_form
 from .verify_layers import layer_errors
@@ -36,6 +34,7 @@ from .verify_reference import (
     changes,
     make_reference,
     read_reference,
+    reference_windows,
     write_reference,
 )
 
@@ -70,30 +69,32 @@ def certify(
     folder: Path,
     source: Checkpoint,
     *,
-    candidate: Transformer | None = None,
+    weights: WeightSource | None = None,
     on_stage: OnStage = lambda stage: None,
 ) -> Certificate:
     """Record what an exported folder is held to, compare it, and write its certificate.
 
-    For exporters: the folder is complete but for its manifest, and has not appeared yet.
+    For exporters: the folder is complete but for its manifest, and has not appeared yet. Blocks of
+    the original and of the folder are in memory one at a time.
 
     Args:
         folder: what was written; gets `reference.json`, `reference.safetensors` and
             `certificate.json`.
         source: the original.
-        candidate: the folder's weights in torch, float32; None: read from the folder.
+        weights: gives the folder's tensors in float32; None: they are read from the folder.
         on_stage: told what is being done.
 
     Raises:
         ExportError: a form diverges by more than is accepted.
     """
     on_stage("asking the original")
-    original = load_model(source, dtype=torch.float32)
     written = Checkpoint.open(folder, verify=False)
-    reference = make_reference(source, original, accepted_kl=_accepted(written, folder), layers=())
-    if candidate is None:
-        candidate = load_model(written, dtype=torch.float32)
-    reference = replace(reference, layers=layer_errors(original, candidate, reference.windows))
+    stored_in = written if weights is None else source
+
+    def candidate_of(windows: list[list[int]]) -> BlockStream:
+        return BlockStream(stored_in, windows, weights=weights)
+
+    reference, candidate = _ask(source, candidate_of, _accepted(written, folder))
     write_reference(folder, reference)
     certificate = _compare(folder, reference, candidate, on_stage, is_complete=False)
     if certificate.misses:
@@ -122,8 +123,7 @@ def verify_folder(
     if findings:
         return Verification(findings=findings, certificate=None)
     folder = Checkpoint.open(path, verify=False)
-    candidate = load_model(folder, dtype=torch.float32) if folder.has_weights else None
-    reference = _reference(folder, candidate, against)
+    reference, candidate = _reference(folder, against)
     certificate = _compare(path, reference, candidate, on_stage, is_complete=True)
     findings = [_miss(form, certificate) for form in certificate.misses]
     notes = []
@@ -149,27 +149,48 @@ def _damage(path: Path) -> list[str]:
     return findings
 
 
-def _reference(
-    folder: Checkpoint, candidate: Transformer | None, against: Path | None
-) -> Reference:
+def _reference(folder: Checkpoint, against: Path | None) -> tuple[Reference, BlockStream | None]:
+    """What the folder is held to, and its own weights after they read the same texts."""
+    candidate_of = partial(BlockStream, folder) if folder.has_weights else None
     if against is not None:
-        source = Checkpoint.open(against)
-        original = load_model(source, dtype=torch.float32)
-        made = make_reference(
-            source, original, accepted_kl=_accepted(folder, folder.path), layers=()
-        )
-        if candidate is None:
-            return made
-        return replace(made, layers=layer_errors(original, candidate, made.windows))
+        return _ask(Checkpoint.open(against), candidate_of, _accepted(folder, folder.path))
     recorded = read_reference(folder.path)
     if recorded is not None:
-        return recorded
-    if candidate is None or folder.quantization is not None:
+        if candidate_of is None:
+            return recorded, None
+        candidate = candidate_of(recorded.windows)
+        candidate.finish()
+        return recorded, candidate
+    if candidate_of is None or folder.quantization is not None:
         raise ConfigError(
             f"{folder.path} holds no {REFERENCE_FILE}, so what it is to be compared with must be "
             "given: --against FOLDER of the original"
         )
-    return make_reference(folder, candidate, accepted_kl=_accepted(folder, folder.path), layers=())
+    reference, _ = _ask(folder, None, _accepted(folder, folder.path))
+    candidate = candidate_of(reference.windows)
+    candidate.finish()
+    return reference, candidate
+
+
+def _ask(
+    source: Checkpoint,
+    candidate_of: Callable[[list[list[int]]], BlockStream] | None,
+    accepted_kl: float,
+) -> tuple[Reference, BlockStream | None]:
+    """Let the original, and beside it the candidate, read."""
+    origin, windows = reference_windows(source)
+    original = BlockStream(source, windows)
+    candidate: BlockStream | None = None
+    layers: tuple[LayerError, ...] = ()
+    if candidate_of is None:
+        original.finish()
+    else:
+        candidate = candidate_of(windows)
+        layers = layer_errors(original, candidate)
+    reference = make_reference(
+        source, original, windows, origin, accepted_kl=accepted_kl, layers=layers
+    )
+    return reference, candidate
 
 
 def _accepted(written: Checkpoint, folder: Path) -> float:
@@ -188,7 +209,7 @@ def _accepted(written: Checkpoint, folder: Path) -> float:
 def _compare(
     path: Path,
     reference: Reference,
-    candidate: Transformer | None,
+    candidate: BlockStream | None,
     on_stage: OnStage,
     *,
     is_complete: bool,
@@ -214,11 +235,12 @@ def _compare(
     )
 
 
-@torch.inference_mode()
-def _trained(model: Transformer, reference: Reference) -> FormResult:
+def _trained(candidate: BlockStream, reference: Reference) -> FormResult:
     figures = FormFigures()
-    for window, places, wanted in _windows(reference):
-        figures.add(wanted, model(torch.tensor([window]))[0].numpy(), places, window)
+    for (window, places, wanted), logits in zip(
+        _windows(reference), candidate.logits(), strict=True
+    ):
+        figures.add(wanted, logits.numpy(), places, window)
     return figures.result(_TRAINING, "float32, in torch")
 
 

@@ -20,11 +20,12 @@ from llmserve.checkpoint import Checkpoint
 from llmserve.durable import write_json
 from llmserve.errors import CheckpointError
 from llmserve.model.attention import DenseCache
-from llmserve.model.transformer import Transformer
+from llmserve.model.weights import load_model
 from llmserve.quant.dtypes import Float32Array, StoredArray
 from llmserve.strict_json import read_json
 from llmserve.tensor_file import map_tensors, write_tensors
 
+from .block_stream import BlockStream
 from .certificate import LayerError
 from .evaluation_text import EVALUATION_FILE, read_evaluation_text
 
@@ -36,6 +37,7 @@ __all__ = [
     "changes",
     "make_reference",
     "read_reference",
+    "reference_windows",
     "write_reference",
 ]
 
@@ -75,24 +77,26 @@ class Reference:
 
 
 def make_reference(
-    source: Checkpoint, model: Transformer, *, accepted_kl: float, layers: tuple[LayerError, ...]
-) -> Reference:
+    source: Checkpoint, original: BlockStream, windows: list[list[int]], origin: str,
+    *,
+    accepted_kl: float, layers: tuple[LayerError, ...],
+) -> Reference:  # fmt: skip
     """Ask the original.
 
     Args:
-        source: the original's folder; its evaluation text is read where it has one.
-        model: the original, in float32.
+        source: the original's folder.
+        original: it, with `windows` at the end of their way.
+        windows: as `reference_windows` gave them, and `origin` too.
+        origin: what they are.
         accepted_kl: as the certificate is to say.
         layers: likewise.
     """
-    origin, windows = _windows(source.path, model)
     places = _places(windows, source.config.vocab_size)
     kept, losses = [], []
-    for window, wanted in zip(windows, places, strict=True):
-        with torch.inference_mode():
-            logits = model(torch.tensor([window]))[0]
-            targets = torch.tensor(window[1:])
-            losses.append(torch.nn.functional.cross_entropy(logits[:-1], targets).item())
+    logits_of = original.logits() if windows else iter(())
+    for window, wanted, logits in zip(windows, places, logits_of, strict=True):
+        targets = torch.tensor(window[1:])
+        losses.append(torch.nn.functional.cross_entropy(logits[:-1], targets).item())
         kept.append(logits[wanted].numpy())
     return Reference(
         source=source.fingerprint,
@@ -112,8 +116,12 @@ def _perplexity(windows: list[list[int]], losses: list[float]) -> float:
     return float(np.exp(np.average(losses, weights=counts))) if windows else 1.0
 
 
-def _windows(path: Path, model: Transformer) -> tuple[str, list[list[int]]]:
-    config = model.config
+def reference_windows(source: Checkpoint) -> tuple[str, list[list[int]]]:
+    """What is read, and its ids: the evaluation text, or what the original writes itself.
+
+    To write, the original is whole in memory for a while, in the type of its weights.
+    """
+    path, config = source.path, source.config
     if config.head is not None:
         return "nothing: the model writes no text", []
     length = min(_WINDOW, config.max_seq_len)
@@ -121,19 +129,20 @@ def _windows(path: Path, model: Transformer) -> tuple[str, list[list[int]]]:
         text = read_evaluation_text(path, config, None, max_tokens=_NUM_WINDOWS * 512)
         cut = [window[:length] for window in text.windows[:_NUM_WINDOWS]]
         return EVALUATION_TEXT, [window for window in cut if len(window) > 1]
-    return OWN_TEXT, _written(model, length)
+    return OWN_TEXT, _written(source, length)
 
 
 @torch.inference_mode()
-def _written(model: Transformer, length: int) -> list[list[int]]:
+def _written(source: Checkpoint, length: int) -> list[list[int]]:
     """Texts that the model writes, drawn from its own predictions. Random ids would ask it only
     about what it never met."""
-    config = model.config
+    model, config = load_model(source), source.config
     random = torch.Generator().manual_seed(_SEED)
     first = torch.randint(config.vocab_size, (_NUM_WINDOWS, 1), generator=random)
     if config.bos_token_id is not None:
         first.fill_(config.bos_token_id)
-    cache = DenseCache(config, batch_size=_NUM_WINDOWS, max_len=length)
+    dtype = model.embed_tokens.weight.dtype
+    cache = DenseCache(config, batch_size=_NUM_WINDOWS, max_len=length, dtype=dtype)
     ids = first
     for place in range(length - 1):
         hidden = model.hidden(ids[:, -1:], torch.tensor([place]), cache)

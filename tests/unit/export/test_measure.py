@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmserve.errors import DataError, ExportError
-from llmserve.export.measure import compare_models, text_windows
+from llmserve.export.measure import Comparison, compare_logits, text_windows
 
 VOCAB = 11
 
@@ -25,6 +27,15 @@ class Table:
     def __call__(self, token_ids: Tensor) -> Tensor:
         places = torch.arange(token_ids.shape[1])
         return self.rows[places, token_ids]
+
+
+def compare_models(
+    before: Table, after: Table, windows: list[list[int]], **options: Any
+) -> Comparison:
+    def logits(model: Table) -> Iterator[Tensor]:
+        return (model(torch.tensor([window]))[0] for window in windows)
+
+    return compare_logits(logits(before), logits(after), windows, **options)
 
 
 WINDOWS = [[3, 1, 4, 1, 5], [9, 2], list(np.random.default_rng(0).integers(0, VOCAB, 300))]

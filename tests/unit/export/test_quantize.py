@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.config import ModelConfig
 from llmserve.errors import ConfigError, ExportError
-from llmserve.export.measure import Comparison, compare_models
+from llmserve.export.measure import Comparison
+from llmserve.export.quant_measure import measure_model
 from llmserve.export.quantize import QuantizedModel, Scheme, quantize_model
 from llmserve.layouts import linear_layers
-from llmserve.model.weights import load_canonical, load_model
 from llmserve.quant.groups import QuantizedLinear
 from llmserve.text.tokenizer import Tokenizer
 from support.variants import GPT2, LLAMA, VARIANTS, random_tensors
@@ -167,11 +165,7 @@ def stories(shared_folder: Path, stories260k: Path) -> list[list[int]]:
 
 
 def compare(source: Checkpoint, model: QuantizedModel, windows: list[list[int]]) -> Comparison:
-    reference = load_model(source, dtype=torch.float32)
-    candidate = copy.deepcopy(reference)
-    weights = {name: torch.tensor(model.float32(source, name)) for name in source.names()}
-    load_canonical(candidate, weights)
-    return compare_models(reference, candidate, windows)
+    return measure_model(source, model, windows, lambda *_: None)
 
 
 @pytest.mark.shared

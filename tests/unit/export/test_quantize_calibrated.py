@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.config import ModelConfig
@@ -17,7 +16,6 @@ from llmserve.export.quant_measure import measure_model
 from llmserve.export.quant_plan import Method, Scheme
 from llmserve.export.quantize import QuantizedModel, quantize_model
 from llmserve.layouts import linear_layers
-from llmserve.model.weights import load_model
 from llmserve.quant.groups import QuantizedLinear
 from llmserve.text.tokenizer import Tokenizer
 from support.variants import LLAMA, VARIANTS, random_tensors
@@ -76,9 +74,8 @@ def test_every_kind_of_model_is_as_close_as_after_rounding_to_nearest(
 ) -> None:
     config = VARIANTS[name]
     source = folder(tmp_path, config, random_tensors(config))
-    reference = load_model(source, dtype=torch.float32)
     kls = [
-        measure_model(source, reference, model, windows(config), lambda *_: None).mean_kl
+        measure_model(source, model, windows(config), lambda *_: None).mean_kl
         for model in (quantize(source, method, size=8), quantize(source, "rtn", size=8))
     ]
     # Random weights reward no model of the inputs; a wrong fold would cost many times more.
@@ -148,8 +145,7 @@ def test_int8_of_a_real_model_loses_less_than_another_programs(
     """0.0013 nats on this text is what somebody else's int8, groups of 8, lost."""
     source = Checkpoint.open(stories260k)
     model = quantize_model(source, "int8")
-    reference = load_model(source, dtype=torch.float32)
-    found = measure_model(source, reference, model, tales[0][:24], lambda *_: None)
+    found = measure_model(source, model, tales[0][:24], lambda *_: None)
     assert found.loss_after - found.loss_before <= 0.0013
     for name, layer in model.layers.items():
         assert isinstance(layer, QuantizedLinear)
@@ -162,11 +158,9 @@ def test_gptq_beats_rounding_to_nearest_on_a_real_model(
     stories260k: Path, tales: tuple[list[list[int]], list[list[int]]]
 ) -> None:
     source = Checkpoint.open(stories260k)
-    reference = load_model(source, dtype=torch.float32)
     gptq, nearest = (
         measure_model(
             source,
-            reference,
             quantize_model(source, "int4", 32, method=method, windows=tales[1][:16]),
             tales[0][:12],
             lambda *_: None,

@@ -308,6 +308,16 @@ def test_certify_needs_no_manifest_yet(model: Path, tmp_path: Path) -> None:
     assert read_certificate(folder) == json.loads(json.dumps(certificate.as_json()))
 
 
+def test_bfloat16_original_without_a_text_writes_its_own(tmp_path: Path) -> None:
+    config = dataclasses.replace(VARIANTS["llama"], dtype="bfloat16")
+    save_model(tmp_path / "model", config, random_tensors(config, scale=0.05))
+    quantize_folder(tmp_path / "model", tmp_path / "small", INT8)
+    certificate = read_certificate(tmp_path / "small")
+    assert certificate is not None
+    assert certificate["origin"] == "text that the original wrote"
+    assert certificate["num_tokens"] > 8
+
+
 def test_page_holds_figures_and_plots_and_fetches_nothing(
     original_of: Callable[[str], Path],
     tmp_path: Path,
