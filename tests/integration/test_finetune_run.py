@@ -109,6 +109,17 @@ def test_every_task_learns_and_leaves_a_model_folder(
     assert (tmp_path / "run" / "adapter").is_dir() == (method == "lora" and task not in HEADS)
 
 
+def test_the_span_head_answers_the_questions_it_was_trained_on(base: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", rows_for("span"))
+    recipe = tiny_finetune_recipe(task="span", steps=60, evaluate_every=60, keep="last")
+    result = run_finetuning(
+        recipe, base, [data], tmp_path / "run", reporter=SilentReporter(), held_out_data=[data]
+    ).result
+    assert result is not None
+    assert result["before"]["exact_match"] < 0.2
+    assert result["after"]["exact_match"] > 0.9
+
+
 def test_adapter_beside_the_base_and_merged_model_give_the_same_logits(
     base: Path, chats: Path, tmp_path: Path
 ) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from llmserve.cli import main
-from support.training_runs import SEPARATOR, write_text
+from llmserve.training import finish
+from support.training_runs import SEPARATOR, write_picture, write_text
 
 TINY = [
     *("--vocab-size", "300", "--held-out", "0.1", "--hidden-size", "16", "--num-layers", "2"),
@@ -16,6 +17,11 @@ TINY = [
     *("--max-seq-len", "16", "--batch-size", "4", "--warmup-steps", "2"),
     *("--precision", "float32", "--threads", "1", "--evaluate-every", "4"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finish, "draw_loss_curve", write_picture)
 
 
 def compare(tmp_path: Path, *options: str) -> int:

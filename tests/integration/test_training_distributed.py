@@ -1,8 +1,7 @@
-"""Two processes, started by torchrun, make the run that one makes."""
+"""Two processes make the run that one makes: started by torchrun, and as torchrun does."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -10,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from llmserve import failpoints
 from llmserve.checkpoint import Checkpoint
 from llmserve.errors import ConfigError
-from llmserve.training.distributed import Processes
+from llmserve.training.distributed import ALONE, Processes
 from llmserve.training.log import read_log
 from llmserve.training.recipe import TrainingRecipe
 from llmserve.training.training_run import run_training
-from support.training_runs import SilentReporter, tiny_recipe, write_text
+from support.training_runs import SilentReporter, run_as_processes, tiny_recipe, write_text
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -39,12 +37,12 @@ def recipe(parallel: str) -> TrainingRecipe:
     return tiny_recipe(parallel=parallel, packing="documents", ema_decay=0.9, log_every=1)
 
 
-def train(text: Path, out: Path, settings: TrainingRecipe) -> None:
-    run_training(settings, [str(text)], out, reporter=SilentReporter())
+def train(text: Path, out: Path, settings: TrainingRecipe, processes: Processes = ALONE) -> None:
+    run_training(settings, [str(text)], out, reporter=SilentReporter(), processes=processes)
 
 
 def train_in_two(
-    text: Path, out: Path, settings: TrainingRecipe, **environment: str
+    text: Path, out: Path, settings: TrainingRecipe
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "llmserve", "train", "--text", str(text), "--out", str(out)]
@@ -52,9 +50,7 @@ def train_in_two(
         value = getattr(settings, field.name)
         if value is not None and not isinstance(value, bool):
             command += ["--" + field.name.replace("_", "-"), str(value)]
-    return subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def losses(out: Path) -> list[float]:
@@ -77,10 +73,12 @@ def test_shards_of_two_are_gone_on_with_by_one(
     text: Path, tmp_path: Path, alone: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "run"
-    killed = train_in_two(
-        text, out, recipe("fsdp"), **{failpoints.VARIABLE: "train.micro_batch=raise@15"}
+    statuses = run_as_processes(
+        2,
+        lambda processes: train(text, out, recipe("fsdp"), processes),
+        failpoint="train.micro_batch=raise@15",
     )
-    assert killed.returncode != 0
+    assert all(statuses)
     assert losses(out)[:6] == pytest.approx(alone[:6], rel=1e-5)
     checkpoint = out / "checkpoints" / "step-00000004"
     assert sorted(path.name for path in checkpoint.iterdir()) == [

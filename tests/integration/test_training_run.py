@@ -15,9 +15,10 @@ from llmserve.checkpoint import Checkpoint
 from llmserve.cli import main
 from llmserve.model.weights import load_model
 from llmserve.text.tokenizer import Tokenizer
+from llmserve.training import finish
 from llmserve.training.corpus import read_corpus
 from llmserve.training.log import read_log
-from support.training_runs import SEPARATOR, write_text
+from support.training_runs import SEPARATOR, write_picture, write_text
 
 TINY = [
     *("--vocab-size", "300", "--held-out", "0.1", "--hidden-size", "16", "--num-layers", "2"),
@@ -50,6 +51,12 @@ def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     assert train(text, out) == 0
     return out
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every run but the first one, which has its own before any test begins."""
+    monkeypatch.setattr(finish, "draw_loss_curve", write_picture)
 
 
 def train(text: Path, out: Path, *options: str) -> int:
@@ -200,7 +207,7 @@ def test_run_goes_on_without_its_options(run: Path, capsys: pytest.CaptureFixtur
         (f"Too short{SEPARATOR}to train on{SEPARATOR}at all".encode() * 12, 1, "too little text"),
     ],
 )
-def test_bad_text_is_one_line_and_no_run(
+def test_r28_bad_text_is_one_line_and_no_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, code: int, message: str
 ) -> None:
     (tmp_path / "text.txt").write_bytes(content)
@@ -223,7 +230,7 @@ def test_unknown_option_and_recipe_are_refused(
     assert "steps or minutes" in capsys.readouterr().err
 
 
-def test_damaged_tokens_are_found_before_the_first_step(
+def test_r28_damaged_tokens_are_found_before_the_first_step(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"

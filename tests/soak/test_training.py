@@ -46,7 +46,7 @@ def test_compiled_run_has_the_losses_of_a_plain_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_run_killed_by_the_clock_ends_with_the_same_weights(tmp_path: Path, seed: int) -> None:
+def test_r27_run_killed_by_the_clock_ends_with_the_same_weights(tmp_path: Path, seed: int) -> None:
     write_text(tmp_path / "text.txt")
     options = ["--steps", "4000", "--checkpoint-every", "50", "--dropout", "0.1"]
     subprocess.run(command(tmp_path / "whole", *options), check=True)
