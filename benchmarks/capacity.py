@@ -24,7 +24,15 @@ from .options import ServeOptions
 from .record import RequestRecord
 from .serve import Run, run_load
 
-__all__ = ["CapacityOptions", "Probe", "bench_capacity", "find_knee", "judge"]
+__all__ = [
+    "CapacityOptions",
+    "Probe",
+    "bench_capacity",
+    "find_knee",
+    "judge",
+    "num_requests_of",
+    "probe_rate",
+]
 
 MAX_DOUBLINGS = 12
 MIN_REQUESTS = 20
@@ -84,7 +92,7 @@ def bench_capacity(options: ServeOptions, wanted: CapacityOptions) -> int:
     probes: list[Probe] = []
 
     async def probe(rate: float) -> bool:
-        result = await _probe(options, wanted, rate, number=len(probes))
+        result = await probe_rate(options, wanted, rate, number=len(probes))
         probes.append(result)
         print(_line(result), file=sys.stderr, flush=True)
         return result.is_met
@@ -99,16 +107,21 @@ def bench_capacity(options: ServeOptions, wanted: CapacityOptions) -> int:
 
 
 async def find_knee(
-    probe: Callable[[float], Awaitable[bool]], *, start_rate: float, tolerance: float
+    probe: Callable[[float], Awaitable[bool]],
+    *,
+    start_rate: float,
+    tolerance: float,
+    factor: float = 2.0,
 ) -> None:
     """Call `probe` with rates until one that it affirms and one that it denies are near.
 
-    Ends without both after `MAX_DOUBLINGS` doublings or halvings of `start_rate`.
+    `factor` (above 1) is by how much the rate changes as long as they all say the same; it ends
+    without both after `MAX_DOUBLINGS` such changes of `start_rate`.
     """
     met, rate = await probe(start_rate), start_rate
-    factor = 2.0 if met else 0.5
+    change = factor if met else 1.0 / factor
     for _ in range(MAX_DOUBLINGS):
-        last, rate = rate, rate * factor
+        last, rate = rate, rate * change
         if await probe(rate) != met:
             break
     else:
@@ -143,10 +156,16 @@ def judge(
     )
 
 
-async def _probe(
+def num_requests_of(rate: float, probe_s: float) -> int:
+    """Requests of a probe at `rate`."""
+    return max(MIN_REQUESTS, round(rate * probe_s))
+
+
+async def probe_rate(
     options: ServeOptions, wanted: CapacityOptions, rate: float, *, number: int
 ) -> Probe:
-    run, count = Run(), max(MIN_REQUESTS, round(rate * wanted.probe_s))
+    """Load the server at `rate` and judge it; `number` is the probe's, so that no two are alike."""
+    run, count = Run(), num_requests_of(rate, wanted.probe_s)
     traffic = replace(options.traffic, request_rate=rate, num_prompts=count)
     await run_load(replace(options, traffic=traffic, seed=options.seed + number), run)
     duration_s = (run.state.end_s or 0.0) - run.state.start_s

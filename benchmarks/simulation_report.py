@@ -19,7 +19,14 @@ from .simulation_options import UNBOUNDED, SimulationOptions
 from .simulator import RequestTimes, Simulation
 from .traces import Trace, TraceSize
 
-__all__ = ["run_figures", "simulation_document", "simulation_table", "sweep_table"]
+__all__ = [
+    "num_in_time",
+    "request_latencies",
+    "run_figures",
+    "simulation_document",
+    "simulation_table",
+    "sweep_table",
+]
 
 PERCENTILES = (50.0, 90.0, 99.0)
 TITLES = {
@@ -38,7 +45,7 @@ def run_figures(simulation: Simulation, options: SimulationOptions, blocks: int 
     stats, duration_s = simulation.stats, simulation.duration_s
     num_input, num_output = sum(simulation.times.input_len), sum(simulation.times.output_len)
     num_requests = len(simulation.times)
-    num_good = _num_good(simulation.times, options.slos_ms)
+    num_good = num_in_time(simulation.times, options.slos_ms)
     return {
         "kv_cache_blocks": UNBOUNDED if blocks is None else blocks,
         "duration": duration_s,
@@ -122,18 +129,18 @@ def sweep_table(document: Figures, runs: Sequence[Figures]) -> str:
     return "\n".join([*_heading(document), "", *lines, "", "TTFT and TPOT in milliseconds"])
 
 
-def _num_good(times: RequestTimes, slos_ms: Mapping[str, float]) -> int | None:
+def num_in_time(times: RequestTimes, slos_ms: Mapping[str, float]) -> int | None:
     """Requests that met every objective; None: no objective given."""
     if not slos_ms:
         return None
-    ttft, tpot, e2e, _ = _latencies(times)
+    ttft, tpot, e2e, _ = request_latencies(times)
     return sum(
         meets_slos(slos_ms, ttft_s=first, tpot_s=per_token, e2e_s=last)
         for first, per_token, last in zip(ttft, tpot, e2e, strict=True)
     )
 
 
-def _latencies(times: RequestTimes) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+def request_latencies(times: RequestTimes) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
     """Seconds to the first token, per token after it (0 where there is none), to the last one,
     and in the queue."""
     arrival, scheduled, first, last = (
@@ -152,7 +159,7 @@ def _latencies(times: RequestTimes) -> tuple[FloatArray, FloatArray, FloatArray,
 
 
 def _latency_items(times: RequestTimes) -> Iterator[tuple[str, float | None]]:
-    ttft, tpot, e2e, queue = _latencies(times)
+    ttft, tpot, e2e, queue = request_latencies(times)
     has_tpot = np.frombuffer(times.output_len, dtype=np.int64) > 1
     samples = {"ttft": ttft, "tpot": tpot[has_tpot], "e2el": e2e, "queue_time": queue}
     for name, values in samples.items():

@@ -11,9 +11,9 @@ import math
 import time
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from llmserve.engine.config import EngineConfig, PolicyName
 from llmserve.engine.engine import Engine, EngineStats
@@ -21,11 +21,10 @@ from llmserve.engine.request import FinishReason, Request
 from llmserve.errors import ConfigError, DataError, EngineError
 from llmserve.sampling import SamplingParams
 
-from .cost_model import CostModel
-from .traces import Trace, TraceRequest, TraceSize
-from .virtual_runner import VirtualClock, VirtualRunner
+from .traces import TraceRequest, TraceSize
+from .virtual_runner import StepLaw, VirtualClock, VirtualRunner
 
-__all__ = ["RequestTimes", "SimulatedEngine", "Simulation", "simulate"]
+__all__ = ["RecordedTraffic", "RequestTimes", "SimulatedEngine", "Simulation", "simulate"]
 
 Progress = Callable[[int], None]
 """Is told how many requests have ended, now and then."""
@@ -33,11 +32,22 @@ Progress = Callable[[int], None]
 STEPS_BETWEEN_REPORTS = 256
 
 
+class RecordedTraffic(Protocol):
+    """Requests in order of arrival, the same at each reading, as of a `Trace`."""
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens behind one of the requests' block keys; None: they have none."""
+        ...
+
+    def __iter__(self) -> Iterator[TraceRequest]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedEngine:
     """The engine and the machine that a trace is played to."""
 
-    cost: CostModel
+    cost: StepLaw
     """What a step takes."""
     block_size: int
     """Tokens in one KV block."""
@@ -52,7 +62,7 @@ class SimulatedEngine:
     has_prefix_cache: bool = True
     """Whether blocks are shared between requests with equal beginnings."""
 
-    def config_for(self, trace: Trace, size: TraceSize) -> EngineConfig:
+    def config_for(self, trace: RecordedTraffic, size: TraceSize) -> EngineConfig:
         """The engine's sizes for a trace.
 
         Where no block is ever missed and the trace names none, the prefix cache can find nothing,
@@ -79,7 +89,7 @@ class SimulatedEngine:
             has_prefix_cache=self.has_prefix_cache and has_hits,
         )
 
-    def _enough_blocks(self, trace: Trace, size: TraceSize) -> int:
+    def _enough_blocks(self, trace: RecordedTraffic, size: TraceSize) -> int:
         """Blocks of which none is ever missed or evicted.
 
         For a cache, each request's own and a copy of a shared tail; else what can run at a time;
@@ -134,13 +144,17 @@ class Simulation:
 
 
 def simulate(
-    trace: Trace,
+    trace: RecordedTraffic,
     size: TraceSize,
     simulated: SimulatedEngine,
     *,
+    max_concurrency: int | None = None,
     on_progress: Progress | None = None,
 ) -> Simulation:
     """Play `trace`, whose size is `size`, to the end of its last request.
+
+    `max_concurrency` makes it a closed loop of so many clients, who each send the next request
+    when their last one has ended; the times of arrival in the trace say only when it is due first.
 
     Raises:
         ConfigError: the engine's sizes do not fit each other or the longest request.
@@ -150,7 +164,7 @@ def simulate(
     clock = VirtualClock()
     config = simulated.config_for(trace, size)
     runner = VirtualRunner(simulated.cost, clock, max_seq_len=size.max_len)
-    run = _Run(trace, Engine(runner, config), clock)
+    run = _Run(trace, Engine(runner, config), clock, max_concurrency or math.inf)
     run.play(on_progress)
     return Simulation(
         times=run.times,
@@ -166,7 +180,9 @@ def simulate(
 class _Run:
     """One simulation under way."""
 
-    def __init__(self, trace: Trace, engine: Engine, clock: VirtualClock) -> None:
+    def __init__(
+        self, trace: RecordedTraffic, engine: Engine, clock: VirtualClock, most_under_way: float
+    ) -> None:
         self.engine = engine
         self.times = RequestTimes()
         self._clock = clock
@@ -175,6 +191,7 @@ class _Run:
         self._next = next(self._requests, None)
         self._without_token: set[str] = set()  # queued requests whose first token has not come
         self._num_ended = 0
+        self._most_under_way = most_under_way
         # First come, first served looks no further than the front of its queue. That it is filled
         # for one step changes nothing, and a long queue need not be held.
         most = 2 * engine.config.max_num_seqs
@@ -201,11 +218,14 @@ class _Run:
             self._next is not None
             and self._next.arrival_s <= self._clock.now_s
             and len(self._without_token) < self._most_without_token
+            and len(self.times) - self._num_ended < self._most_under_way
         ):
-            index = len(self.times)
-            self.times.add(self._next)
+            index, request = len(self.times), self._next
+            if self._most_under_way < math.inf:  # it comes when its client sends it
+                request = replace(request, arrival_s=self._clock.now_s)
+            self.times.add(request)
             self._without_token.add(str(index))
-            self.engine.add_request(self._request(index, self._next))
+            self.engine.add_request(self._request(index, request))
             self._next = next(self._requests, None)
 
     def _step(self) -> None:
@@ -256,7 +276,7 @@ class _Run:
         value = getattr(traced, name)
         if value is None:
             raise DataError(
-                f"{self._trace.path}, line {traced.line}: the request has no {name}, which the "
+                f"{self._trace}, line {traced.line}: the request has no {name}, which the "
                 f"scheduling policy {self.engine.config.policy} looks at"
             )
         return value

@@ -74,6 +74,10 @@ class Trace:
     block_size: int | None
     """Tokens behind one of the trace's block keys, scaled; None: it has no keys."""
 
+    def __str__(self) -> str:
+        """Where it is read from."""
+        return str(self.path)
+
     def __iter__(self) -> Iterator[TraceRequest]:
         """Requests in order of arrival. Raises `DataError` at a line that cannot be used."""
         options = self.options

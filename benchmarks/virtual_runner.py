@@ -6,15 +6,23 @@ cache and preemption is what the engine does, not a model of it.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from llmserve.errors import EngineError
 from llmserve.runners.protocol import Batch, CacheGroup, RunnerInfo, StepResult
 
-from .cost_model import CostModel
-
-__all__ = ["NUM_TOKEN_IDS", "VirtualClock", "VirtualRunner"]
+__all__ = ["NUM_TOKEN_IDS", "StepLaw", "VirtualClock", "VirtualRunner"]
 
 NUM_TOKEN_IDS = 2**31
 """Size of the vocabulary: each request of a simulation may have an id of its own."""
+
+
+class StepLaw(Protocol):
+    """What steps take."""
+
+    def seconds(self, batch: Batch) -> float:
+        """Of one step, asked once for each."""
+        ...
 
 
 class VirtualClock:
@@ -41,7 +49,7 @@ class VirtualRunner:
 
     overlaps = False
 
-    def __init__(self, cost: CostModel, clock: VirtualClock, *, max_seq_len: int) -> None:
+    def __init__(self, cost: StepLaw, clock: VirtualClock, *, max_seq_len: int) -> None:
         """Steps advance `clock` by what `cost` says."""
         self.info = RunnerInfo(
             vocab_size=NUM_TOKEN_IDS,

@@ -41,6 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "llmserve.benchmarks.cli_simulate",
         "replay recorded traffic on the engine with a virtual clock",
     ),
+    "plan": ("llmserve.benchmarks.cli_plan", "predict what a model's server will carry here"),
 }
 """Verb, of one word or two → module that defines `add_arguments(parser)` and `run(args) -> int`,
 and a summary."""

@@ -32,6 +32,17 @@ def test_knee_is_bracketed_from_above_and_below(capacity: float, start_rate: flo
     assert len(set(tried)) == len(tried)
 
 
+def test_knee_near_a_good_guess_takes_few_probes() -> None:
+    tried: list[float] = []
+
+    async def probe(rate: float) -> bool:
+        tried.append(rate)
+        return rate <= 100.0
+
+    asyncio.run(find_knee(probe, start_rate=95.0, tolerance=0.1, factor=1.1))
+    assert tried == pytest.approx([95.0, 104.5])
+
+
 @pytest.mark.parametrize("capacity", [0.0, float("inf")])
 def test_search_without_a_knee_ends(capacity: float) -> None:
     assert len(search(capacity, start_rate=1.0)) == 13

@@ -12,6 +12,7 @@ import pytest
 
 from llmserve.benchmarks import simulator
 from llmserve.benchmarks.cost_model import CostModel, parse_cost_model
+from llmserve.benchmarks.equal_requests import EqualRequests
 from llmserve.benchmarks.simulator import SimulatedEngine, Simulation, simulate
 from llmserve.benchmarks.traces import Trace, TraceOptions, open_trace
 from llmserve.errors import ConfigError, DataError
@@ -66,6 +67,16 @@ def test_request_waits_for_the_step_under_way_and_for_its_turn(tmp_path: Path) -
     assert list(result.times.scheduled_s) == [0, 1, 3]
     assert list(result.times.first_token_s) == [1, 2, 4]
     assert list(result.times.last_token_s) == [4, 3, 4]
+    assert result.most_running == 2
+
+
+def test_closed_loop_sends_the_next_request_when_the_last_one_ended() -> None:
+    requests = EqualRequests(arrivals_s=[0.0] * 5, input_len=8, output_len=3)
+    engine = SimulatedEngine(cost=ONE_SECOND, block_size=16, max_num_seqs=4)
+    result = simulate(requests, requests.size(16), engine, max_concurrency=2)
+    assert list(result.times.arrival_s) == [0, 0, 3, 3, 6]
+    assert list(result.times.scheduled_s) == [0, 0, 3, 3, 6]
+    assert list(result.times.last_token_s) == [3, 3, 6, 6, 9]
     assert result.most_running == 2
 
 
@@ -176,8 +187,8 @@ def test_short_queue_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     most_waiting = 0
 
     class Whole(simulator._Run):
-        def __init__(self, trace: Trace, engine, clock) -> None:
-            super().__init__(trace, engine, clock)
+        def __init__(self, trace: Trace, engine, clock, most_under_way: float) -> None:
+            super().__init__(trace, engine, clock, most_under_way)
             self._most_without_token = float("inf")
 
         def _step(self) -> None:

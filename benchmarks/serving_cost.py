@@ -1,0 +1,139 @@
+"""What serving adds to the engine's steps, on a machine that server and client share.
+
+    seconds of a served step = engine * (1 + slowdown) + step + token * T + request * R
+
+`engine` is what the step takes alone (`cost_model.py`), T the tokens that it draws, R the requests
+that enter with it. A step's message, each token's event on its way through API process, socket and
+client, and each request's parsing cost processor time, which on few cores is the engine's; where
+its threads wait for one another beside other processes, the step itself takes longer.
+
+The coefficients come from short closed loops over HTTP: what these took beyond the simulated engine
+is a sum over the same counts, so non-negative least squares finds it. The counts depend on the
+costs (who enters while others decode), so simulation and fit are repeated until they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from llmserve.runners.protocol import Batch
+
+from .cost_fit import non_negative_least_squares
+from .cost_model import CostModel
+from .equal_requests import ClosedLoop
+from .simulator import SimulatedEngine, simulate
+
+__all__ = ["MeasuredLoop", "ServedSteps", "ServingCost", "ServingFit", "fit_serving_cost"]
+
+ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingCost:
+    """Coefficients, none below 0; all 0: the engine alone."""
+
+    slowdown: float = 0.0
+    """Share of the engine's own time that comes on top of it."""
+    step_s: float = 0.0
+    """For each step."""
+    token_s: float = 0.0
+    """For each token drawn."""
+    request_s: float = 0.0
+    """For each request."""
+
+    def outside(self) -> dict[str, float]:
+        """With the units of a cost model's names."""
+        return {
+            "slowdown": self.slowdown,
+            "step_ms": 1e3 * self.step_s,
+            "token_us": 1e6 * self.token_s,
+            "request_ms": 1e3 * self.request_s,
+        }
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={value:.4g}" for name, value in self.outside().items())
+
+
+class ServedSteps:
+    """What steps take in a server, and a count of what was in them. Implements `StepLaw`."""
+
+    def __init__(self, engine: CostModel, serving: ServingCost) -> None:
+        self.engine, self.serving = engine, serving
+        self.counts = (0.0, 0, 0, 0)
+        """Seconds of the engine alone, steps, tokens drawn and requests so far."""
+
+    def seconds(self, batch: Batch) -> float:
+        """Of one step."""
+        engine_s = self.engine.seconds(batch)
+        num_tokens = len(batch.logits_indices)
+        # A sequence whose first position is computed has just entered.
+        num_entered = int((batch.positions[batch.cu_seqlens[:-1]] == 0).sum())
+        before_s, steps, tokens, entered = self.counts
+        self.counts = (before_s + engine_s, steps + 1, tokens + num_tokens, entered + num_entered)
+        cost = self.serving
+        extra_s = cost.step_s + cost.token_s * num_tokens + cost.request_s * num_entered
+        return engine_s * (1.0 + cost.slowdown) + extra_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredLoop:
+    """A closed loop as a server really answered it."""
+
+    loop: ClosedLoop
+    duration_s: float
+    """From the first send to the last end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingFit:
+    """What was found, and how far it is from what was measured."""
+
+    cost: ServingCost
+    measured: tuple[MeasuredLoop, ...]
+    """What it was fitted to."""
+    errors: tuple[float, ...]
+    """Predicted over measured duration of each loop, minus 1."""
+
+    def __str__(self) -> str:
+        worst = max(map(abs, self.errors))
+        median = float(np.median(np.abs(self.errors)))
+        return (
+            f"{self.cost}\nfitted to {len(self.errors)} short loads of the server; error of their "
+            f"durations: median {median:.1%}, at most {worst:.1%}"
+        )
+
+
+def fit_serving_cost(
+    engine: SimulatedEngine, cost: CostModel, measured: Sequence[MeasuredLoop]
+) -> ServingFit:
+    """The serving cost under which simulations of the loops last as long as `measured` says.
+
+    `engine` gives the sizes, `cost` what its steps take alone. Errors count relative to a loop's
+    duration, so that short ones count as much as long ones.
+    """
+    serving = ServingCost()
+    for _ in range(ROUNDS):
+        counts = np.array([_counts(engine, cost, serving, item.loop) for item in measured])
+        seconds = np.array([item.duration_s for item in measured])
+        found = non_negative_least_squares(
+            counts / seconds[:, None], (seconds - counts[:, 0]) / seconds
+        )
+        serving = ServingCost(**dict(zip(asdict(serving), found.tolist(), strict=True)))
+    errors = (counts[:, 0] + counts @ found) / seconds - 1.0
+    return ServingFit(cost=serving, measured=tuple(measured), errors=tuple(errors.tolist()))
+
+
+def _counts(
+    engine: SimulatedEngine, cost: CostModel, serving: ServingCost, loop: ClosedLoop
+) -> tuple[float, int, int, int]:
+    steps = ServedSteps(cost, serving)
+    simulate(
+        loop.requests,
+        loop.requests.size(engine.block_size),
+        replace(engine, cost=steps),
+        max_concurrency=loop.max_concurrency,
+    )
+    return steps.counts
