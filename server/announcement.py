@@ -54,6 +54,9 @@ def _describe_model(service: Service) -> Iterator[tuple[str, str]]:
     yield "steps", _steps(service)
     if settings.num_replicas > 1:
         yield "replicas", f"{settings.num_replicas}, each with a KV cache of that size"
+    if settings.num_prefill_engines:
+        count = settings.num_prefill_engines
+        yield "prompts", f"read by {count} more engine{'s' * (count > 1)}, as far as that pays"
     if config.policy != "fcfs":
         yield "policy", _policy(service)
     if config.speculation is not None:

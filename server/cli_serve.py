@@ -266,6 +266,7 @@ def _model_settings(
                 names=tuple(args.served_model_name) if name is None else (name,),
                 chat_template=args.chat_template,
                 num_replicas=args.replicas,
+                num_prefill_engines=args.prefill_engines,
             )
         )
     if len(models) > 1 and models[0].engine.draft_model is not None:

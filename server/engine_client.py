@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Callable
@@ -26,8 +27,12 @@ from .messages import (
     event_decoder,
 )
 from .progress import Progress
+from .shared_ranges import SharedRanges
 
 __all__ = ["EngineClient", "EngineEndedError"]
+
+
+_log = logging.getLogger("llmserve.server")
 
 
 class EngineEndedError(EngineDeadError):
@@ -56,6 +61,8 @@ class EngineClient(asyncio.Protocol):
         self.is_stuck = False
         """... though nothing outside had stopped it."""
         self.progress = progress
+        self.ranges = SharedRanges(0)
+        """Of the memory that it shares with the engines of the same loader."""
         self._ticks = 0
         self._inspection: asyncio.Future[list[BlockMap]] | None = None
         self._transport: asyncio.Transport | None = None
@@ -96,6 +103,13 @@ class EngineClient(asyncio.Protocol):
         if not self.lost.is_set():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
+
+    def kill_if_stuck(self, elapsed_s: float, *, has_work: bool, most_s: float) -> None:
+        """Note that time has passed (`tick`); end a process that has work and makes no steps."""
+        self.tick(elapsed_s, has_work=has_work, most_s=most_s)
+        if self.progress.is_stuck and not self.was_killed:
+            _log.warning("engine %d has work and makes no steps: it is replaced", self.pid)
+            self.kill_stuck()
 
     def kill_stuck(self) -> None:
         """End a process that makes no step, noting whether something had stopped it."""

@@ -16,6 +16,7 @@ from llmserve.engine.engine import EngineStats
 from llmserve.limits import Limits
 from llmserve.runners.protocol import RunnerInfo
 
+from .engine_stats import HandoverTotals
 from .live_requests import LiveRequests
 from .messages import Command, Outputs, Ready
 
@@ -34,6 +35,8 @@ class EngineHandle(ABC):
         """After the latest step, over all replicas; None before the first."""
         self.num_restarts = 0
         """Engine processes that were replaced so far."""
+        self.handovers: HandoverTotals | None = None
+        """KV blocks from engines that only read prompts; None: there are none such."""
         self.requests = LiveRequests(
             self.send, limits=limits, max_num_seqs=num_replicas * ready.config.max_num_seqs
         )

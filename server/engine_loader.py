@@ -22,7 +22,7 @@ import sys
 from collections import deque
 from dataclasses import replace
 
-from llmserve.errors import EngineError, LLMServeError
+from llmserve.errors import ConfigError, EngineError, LLMServeError
 from llmserve.runners.registry import import_torch_runner
 
 from .engine_process import ParentGoneError, serve_engine
@@ -214,6 +214,11 @@ def _load_and_fork(channel: _Channel) -> int:
             models = None
             if loads_before_fork(settings):
                 models = stack.enter_context(loaded_models(settings))
+            elif settings.handover_bytes:
+                raise ConfigError(
+                    "--prefill-engines needs engines that share memory with their loader: the "
+                    "native runner on a CPU, for a draft model too"
+                )
             elif settings.runner != "onnx":
                 import_torch_runner()
             _Loader(channel, settings, models).run()

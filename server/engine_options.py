@@ -106,6 +106,11 @@ def _add_process_arguments(group: argparse._ArgumentGroup) -> None:
         help="engine processes, which share the weights and the cores; each has a KV cache of its "
         "own (default: 1)",
     )  # fmt: skip
+    group.add_argument(
+        "--prefill-engines", type=int, default=0, metavar="COUNT",
+        help="engine processes beside those that only read prompts and hand the KV cache over; "
+        "native runner (default: 0)",
+    )  # fmt: skip
 
 
 def parse_size(text: str) -> int:
@@ -139,7 +144,7 @@ def engine_settings(
         runner=runner,
         dtype=args.dtype,
         device=args.device,
-        threads=args.threads or _share_of_cores(args.replicas),
+        threads=args.threads or _share_of_cores(args.replicas + args.prefill_engines),
         deterministic=args.deterministic,
         native=native_options(args),
         adapters=parse_assignments(args.lora_modules, "--lora-modules"),
@@ -156,18 +161,19 @@ def engine_settings(
         draft_model=None if speculation is None else speculation.draft_model,
         grammar_timeout_s=limits.grammar_timeout_s,
         log_format=args.log_format,
+        handover_bytes=args.kv_cache_memory if args.prefill_engines > 0 else 0,
         record=args.record,
         fake_step_s=float(step_s or 0.0),
     )
 
 
-def _share_of_cores(num_replicas: int) -> int | None:
-    """Threads of one of several replicas; None: the runner's own choice."""
-    if num_replicas < 2:
+def _share_of_cores(num_engines: int) -> int | None:
+    """Threads of one of several engines; None: the runner's own choice."""
+    if num_engines < 2:
         return None
     from llmserve.runners.native_runner import default_threads
 
-    return max(1, default_threads() // num_replicas)
+    return max(1, default_threads() // num_engines)
 
 
 def _step_time(args: argparse.Namespace) -> float:

@@ -15,14 +15,16 @@ import time
 
 from llmserve.engine.engine import Engine
 from llmserve.engine.grammar import Matcher
+from llmserve.engine.prefix_transfer import ByteArray
 from llmserve.engine.request import FinishReason, Request, RequestOutput
 from llmserve.engine.step import Step
 from llmserve.engine.watcher import Watcher
-from llmserve.errors import LLMServeError, RequestError
+from llmserve.errors import EngineError, LLMServeError, RequestError
 from llmserve.failpoints import hit, is_armed
 
 from .engine_setup import LoadedModels, grammar_queue, loaded_models, started_engine
 from .grammar_queue import GrammarQueue
+from .handovers import Handovers
 from .messages import (
     Abort,
     AddRequest,
@@ -36,6 +38,7 @@ from .messages import (
     Fork,
     Inspect,
     Outputs,
+    Prefill,
     Ready,
     command_decoder,
     encode_frame,
@@ -141,13 +144,22 @@ class EngineLoop:
     """Drain commands, step, send what the step did; sleep when there is nothing to do."""
 
     def __init__(
-        self, engine: Engine, channel: Channel, fresh: FreshRequests, grammars: GrammarQueue
+        self,
+        engine: Engine,
+        channel: Channel,
+        fresh: FreshRequests,
+        grammars: GrammarQueue,
+        area: ByteArray | None = None,
     ) -> None:
-        """`fresh` watches the engine."""
+        """`fresh` watches the engine; KV blocks are handed over through `area`.
+
+        Raises `ConfigError` where there is an area and the engine cannot hand over.
+        """
         self._engine = engine
         self._channel = channel
         self._fresh = fresh
         self._grammars = grammars
+        self._handovers = None if area is None else Handovers(engine.prefix_transfer(), area)
         self._refused: list[RequestOutput] = []
 
     def run(self) -> None:
@@ -167,7 +179,9 @@ class EngineLoop:
 
     def _apply(self, command: EngineCommand) -> None:
         match command:
-            case AddRequest(request=request):
+            case AddRequest(request=request, handover=handover):
+                if handover is not None:
+                    self._handing_over().take_in(request, handover)
                 if request.grammar is None:
                     self._take_in(request, None)
                 else:
@@ -178,8 +192,16 @@ class EngineLoop:
             case Finish(request_id=request_id, choice_index=choice_index):
                 self._grammars.finish(request_id, choice_index)
                 self._engine.finish(request_id, choice_index)
+            case Prefill(request=request, handover=handover):
+                self._handing_over().begin(request, handover)
+                self._take_in(request, None)
             case Inspect():
                 self._channel.send(BlockMaps(self._engine.block_maps()))
+
+    def _handing_over(self) -> Handovers:
+        if self._handovers is None:
+            raise EngineError("KV blocks come or are asked for, and no memory is shared for them")
+        return self._handovers
 
     def _take_in(self, request: Request, matcher: Matcher | LLMServeError | None) -> None:
         try:
@@ -195,9 +217,9 @@ class EngineLoop:
         self._fresh.note(outputs)
         step_s = time.monotonic() - started
         work = self._engine.last_work
-        self._channel.send(
-            Outputs(self._refused + outputs, self._engine.stats(), step_s, started, work)
-        )
+        outputs = self._refused + outputs
+        moved = [] if self._handovers is None else self._handovers.settle(outputs)
+        self._channel.send(Outputs(outputs, self._engine.stats(), step_s, started, work, moved))
         self._refused = []
 
 
@@ -241,12 +263,15 @@ def serve_engine(
 
 def _serve(channel: Channel, settings: EngineSettings, models: LoadedModels, fork: Fork) -> None:
     fresh = FreshRequests(channel)
-    with started_engine(
-        settings, models, number=fork.number, config=fork.config, watcher=fresh
-    ) as loaded:
+    with (
+        started_engine(
+            settings, models, number=fork.number, config=fork.config, watcher=fresh
+        ) as loaded,
+        contextlib.closing(grammar_queue(settings, loaded)) as grammars,
+    ):
+        loop = EngineLoop(loaded.engine, channel, fresh, grammars, models.area)
         channel.send(Ready(loaded.info, loaded.engine.config, loaded.draft_info))
-        with contextlib.closing(grammar_queue(settings, loaded)) as grammars:
-            EngineLoop(loaded.engine, channel, fresh, grammars).run()
+        loop.run()
 
 
 def _fail(channel: Channel, message: str) -> None:

@@ -11,6 +11,7 @@ from llmserve.checkpoint import Checkpoint
 from llmserve.engine.config import EngineConfig
 from llmserve.engine.engine import Engine
 from llmserve.engine.grammar_compiler import GrammarCompiler
+from llmserve.engine.prefix_transfer import ByteArray, shared_area
 from llmserve.engine.step_log import StepLog, open_log
 from llmserve.engine.watcher import Watcher, WatcherGroup
 from llmserve.errors import EngineError
@@ -45,6 +46,8 @@ class LoadedModels:
     """The model that guesses, where there is one."""
     stamp: Stamp
     """The files that they were loaded from."""
+    area: ByteArray | None = None
+    """Memory shared by all engines forked from here, for KV blocks on their way between them."""
     grammars: GrammarCompiler | None = None
     """Compiles grammars for the model; None: it is made when the first one comes."""
 
@@ -98,7 +101,8 @@ def loaded_models(settings: EngineSettings) -> Iterator[LoadedModels]:
         if settings.draft_model is not None:
             draft = stack.enter_context(contextlib.closing(_load_draft(settings)))
         runner = stack.enter_context(contextlib.closing(_load_runner(settings)))
-        yield LoadedModels(runner=runner, draft=draft, stamp=stamp)
+        area = shared_area(settings.handover_bytes) if settings.handover_bytes else None
+        yield LoadedModels(runner=runner, draft=draft, stamp=stamp, area=area)
 
 
 @contextlib.contextmanager

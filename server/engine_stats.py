@@ -1,15 +1,29 @@
-"""The statistics of several engines as those of one."""
+"""The statistics of several engines as those of one, and what passes between them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from itertools import zip_longest
 from typing import Any
 
 from llmserve.engine.engine import EngineStats
 
-__all__ = ["total_stats"]
+__all__ = ["HandoverTotals", "total_stats"]
+
+
+@dataclass(slots=True)
+class HandoverTotals:
+    """What was handed over so far."""
+
+    num_requests: int = 0
+    """Requests whose prompts were computed by an engine that only reads."""
+    num_blocks: int = 0
+    """Blocks that the writing engines took in."""
+    seconds: float = 0.0
+    """Time that engines spent on copying."""
+    num_restarts: int = 0
+    """Engines that only read and were replaced."""
 
 
 def total_stats(parts: Sequence[EngineStats]) -> EngineStats:

@@ -176,6 +176,7 @@ class _Server:
                     model.engine,
                     limits=self._settings.limits,
                     num_replicas=model.num_replicas,
+                    num_prefill_engines=model.num_prefill_engines,
                 )
                 stack.push_async_callback(engine.close)
                 engines.append(engine)

@@ -90,6 +90,10 @@ class LiveRequest:
     """Place of the engine that it was routed to; -1: none yet."""
     engine: int | None = None
     """Number of the engine that has it; None: it waits for one."""
+    is_prefilling: bool = False
+    """Whether its prompt is being computed by an engine that only reads."""
+    scheduled_time: float | None = None
+    """When that engine began with it; None: no such engine had it."""
 
     def resumed(self) -> Request:
         """The request as another engine is to take it up: a preempted sequence, to it."""
@@ -236,6 +240,8 @@ class LiveRequests:
             live.output_token_ids[output.choice_index] += output.token_ids
             if output.choice_index == 0 and live.num_cached_tokens is None:
                 live.num_cached_tokens = output.num_cached_tokens
+            if live.scheduled_time is not None:
+                output.scheduled_time = live.scheduled_time
             self._note_first_output(live)
             if output.finish_reason is not None:
                 self._close_choice(live, output.choice_index)

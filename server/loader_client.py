@@ -26,6 +26,7 @@ from .messages import (
     loader_event_decoder,
 )
 from .progress import Progress
+from .shared_ranges import SharedRanges
 
 __all__ = ["LoaderClient", "LoaderGoneError"]
 
@@ -49,7 +50,7 @@ class LoaderGoneError(EngineDeadError):
 class LoaderClient(asyncio.Protocol):
     """A loader process from its take-over to its end."""
 
-    def __init__(self, launch: EngineLaunch) -> None:
+    def __init__(self, launch: EngineLaunch, handover_bytes: int) -> None:
         self.process: subprocess.Popen[bytes] = launch.process
         # Descriptors cannot be sent through asyncio's transport; so all commands go this way.
         self._sender = launch.connection.dup()
@@ -59,12 +60,13 @@ class LoaderClient(asyncio.Protocol):
         self._statuses: dict[int, asyncio.Future[int | None]] = {}
         self._cause: str | None = None
         self._timeout_s = LOAD_TIMEOUT_S
+        self._ranges = SharedRanges(handover_bytes)
         self.is_gone = False
 
     @classmethod
-    async def take_over(cls, launch: EngineLaunch) -> LoaderClient:
-        """Take over a loader that was told what to load."""
-        client = cls(launch)
+    async def take_over(cls, launch: EngineLaunch, *, handover_bytes: int) -> LoaderClient:
+        """Take over a loader that was told what to load, and to have engines share that much."""
+        client = cls(launch, handover_bytes)
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: client, sock=launch.connection)
         return client
@@ -79,6 +81,7 @@ class LoaderClient(asyncio.Protocol):
         with theirs:
             forked = self._send(command, theirs)
         engine = EngineClient(command.number, progress)
+        engine.ranges = self._ranges
         await asyncio.get_running_loop().create_unix_connection(lambda: engine, sock=ours)
         try:
             engine.pid = await asyncio.wait_for(forked, self._timeout_s)

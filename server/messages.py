@@ -24,6 +24,7 @@ __all__ = [
     "Abort",
     "AddRequest",
     "BlockMaps",
+    "BlocksMoved",
     "Command",
     "Computing",
     "Ended",
@@ -35,12 +36,14 @@ __all__ = [
     "Fork",
     "Forked",
     "FrameDecoder",
+    "Handover",
     "Inspect",
     "Load",
     "LoadGrammars",
     "LoaderCommand",
     "LoaderEvent",
     "Outputs",
+    "Prefill",
     "Ready",
     "command_decoder",
     "encode_frame",
@@ -100,6 +103,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Time for compiling the grammar of one request."""
     log_format: str = "text"
     """How loader and engines write their log: `text` or `json`."""
+    handover_bytes: int = 0
+    """Memory through which engines that only read prompts hand KV blocks over; 0: there are none
+    such."""
     record: str | None = None
     """File for the engine's step log; None: none is written."""
     fake_step_s: float = 0.0
@@ -146,10 +152,31 @@ class Ended(msgspec.Struct, tag="ended"):
     """Its exit code, or the signal that ended it, negative."""
 
 
+class Handover(msgspec.Struct, frozen=True):
+    """Where the KV blocks of a prompt's beginning lie in the memory shared by engines."""
+
+    start: int
+    """First byte."""
+    size: int
+    """Bytes that are set aside for it."""
+    num_blocks: int = 0
+    """Full blocks of the prompt that are there."""
+
+
 class AddRequest(msgspec.Struct, tag="add"):
     """Queue a request."""
 
     request: Request
+    handover: Handover | None = None
+    """Blocks of its prompt, to be taken into the prefix cache first."""
+
+
+class Prefill(msgspec.Struct, tag="prefill"):
+    """Compute a prompt and draw nothing, then copy its KV blocks to where `handover` says."""
+
+    request: Request
+    """It has no tokens to draw."""
+    handover: Handover
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -188,6 +215,19 @@ class Computing(msgspec.Struct, tag="computing"):
     request_ids: list[str]
 
 
+class BlocksMoved(msgspec.Struct, frozen=True):
+    """That an engine has written a prompt's KV blocks to shared memory, or read them from there."""
+
+    request_id: str
+    num_blocks: int
+    """Written: the prompt's full blocks that they stand for; read: those that were not there yet,
+    all pools together."""
+    started: float
+    """When it began, by `time.monotonic`."""
+    seconds: float
+    """What it took."""
+
+
 class Outputs(msgspec.Struct, tag="outputs"):
     """What one step did."""
 
@@ -199,6 +239,8 @@ class Outputs(msgspec.Struct, tag="outputs"):
     """When it began, by `time.monotonic`."""
     work: StepWork | None = None
     """What it computed; None: nothing."""
+    moved: list[BlocksMoved] = []
+    """Hand-overs since the step before."""
 
 
 class BlockMaps(msgspec.Struct, tag="block_maps"):
@@ -216,7 +258,7 @@ class Failed(msgspec.Struct, tag="failed"):
 LoaderCommand = Load | Fork | LoadGrammars
 LoaderEvent = Forked | Ended | Failed
 Command = AddRequest | Abort | Finish
-EngineCommand = Command | Inspect
+EngineCommand = Command | Prefill | Inspect
 Event = Ready | Computing | Outputs | BlockMaps | Failed
 
 _encoder = msgspec.msgpack.Encoder()

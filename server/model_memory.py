@@ -63,6 +63,7 @@ def check_fits_beside(
 def needed_bytes(checkpoint: Checkpoint, settings: ModelSettings) -> int:
     """About what the weights, an output layer made at load, caches and processes will take."""
     config = checkpoint.config
-    caches = settings.num_replicas * settings.engine.cache_bytes
+    num_engines = settings.num_replicas + settings.num_prefill_engines
+    caches = num_engines * settings.engine.cache_bytes + settings.engine.handover_bytes
     head = config.vocab_size * config.hidden_size
     return checkpoint.stored_bytes() + head + caches + PROCESS_BYTES

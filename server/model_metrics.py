@@ -12,6 +12,7 @@ from llmserve.engine.engine import EngineStats
 from llmserve.engine.request import FinishReason
 
 from .engine_handle import EngineHandle
+from .engine_stats import HandoverTotals
 from .metric_families import (
     FIRST_TOKEN_BUCKETS,
     REQUEST_BUCKETS,
@@ -102,8 +103,10 @@ class ModelMetrics:
             stats.cache_usage,
         )
         yield self._families.gauge("kv_cache_blocks", "KV blocks in all pools.", stats.num_blocks)
+        handovers = engine.handovers
+        restarts = engine.num_restarts + (handovers.num_restarts if handovers else 0)
         yield self._families.counter(
-            "engine_restarts", "Engine processes that were replaced.", engine.num_restarts
+            "engine_restarts", "Engine processes that were replaced.", restarts
         )
         yield self._families.counter("engine_steps", "Steps computed.", stats.num_steps)
         yield self._families.counter(
@@ -119,8 +122,23 @@ class ModelMetrics:
             "Prompt tokens found in the prefix cache.",
             stats.num_prefix_hits,
         )
+        if handovers is not None:
+            yield from self._handover_families(handovers)
         if config.speculation is not None:
             yield from self._speculation_families(stats, config.speculation.num_draft_tokens)
+
+    def _handover_families(self, totals: HandoverTotals) -> Iterable[Metric]:
+        yield self._families.counter(
+            "handover_requests",
+            "Requests whose prompts were computed by an engine that only reads.",
+            totals.num_requests,
+        )
+        yield self._families.counter(
+            "handover_blocks", "KV blocks taken over from such an engine.", totals.num_blocks
+        )
+        yield self._families.counter(
+            "handover_seconds", "Time that engines spent on copying them.", totals.seconds
+        )
 
     def _speculation_families(self, stats: EngineStats, most: int) -> Iterable[Metric]:
         prefix = "spec_decode_num_"

@@ -54,7 +54,7 @@ class Replica:
         """Give the engine what no engine has: all of it, or one suspect alone."""
         if self.engine is None:
             return
-        waiting = [live for live in self.live if live.engine is None]
+        waiting = [live for live in self.live if live.engine is None and not live.is_prefilling]
         suspects = (live for live in waiting if self._crashes.is_suspect(live.request.request_id))
         suspect = next(suspects, None)
         self.alone = None if suspect is None else suspect.request.request_id

@@ -68,11 +68,36 @@ class ModelSettings:
     """A template that replaces the model folder's."""
     num_replicas: int = 1
     """Engine processes."""
+    num_prefill_engines: int = 0
+    """Engine processes that only read prompts, beside those."""
 
     def __post_init__(self) -> None:
+        self._check_prefill_engines()
         if not 1 <= self.num_replicas <= MAX_REPLICAS:
             raise ConfigError(
                 f"--replicas must be from 1 to {MAX_REPLICAS}, got {self.num_replicas}"
+            )
+
+    def _check_prefill_engines(self) -> None:
+        count, engine = self.num_prefill_engines, self.engine
+        if not 0 <= count <= MAX_REPLICAS:
+            raise ConfigError(f"--prefill-engines must be from 0 to {MAX_REPLICAS}, got {count}")
+        if not count:
+            return
+        if not engine.has_prefix_cache:
+            raise ConfigError(
+                "--prefill-engines hand over through the prefix cache: leave out "
+                "--no-enable-prefix-caching"
+            )
+        if engine.record is not None:
+            raise ConfigError(
+                "--record cannot be replayed where KV blocks come from other engines: leave out "
+                "--prefill-engines"
+            )
+        if engine.runner in ("torch", "onnx"):
+            raise ConfigError(
+                f"--prefill-engines needs the native runner: the {engine.runner} runner cannot "
+                "hand KV blocks over"
             )
 
 

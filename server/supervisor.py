@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
 
@@ -22,9 +21,9 @@ from llmserve.limits import Limits
 from .engine_client import EngineClient
 from .engine_handle import EngineHandle
 from .engine_launch import EngineLaunch
+from .engine_source import EngineSource, cause_of_death
 from .engine_stats import total_stats
-from .folder_stamp import stamp_of
-from .live_requests import Mailbox
+from .live_requests import LiveRequest, Mailbox
 from .loader_client import LoaderClient
 from .messages import (
     Abort,
@@ -33,10 +32,12 @@ from .messages import (
     EngineSettings,
     Finish,
     Fork,
+    Handover,
     Outputs,
     Ready,
 )
 from .poison import CrashCounts, is_from_outside
+from .prefill_pool import PrefillPlace, PrefillPool
 from .probes import PROBE, least_request
 from .progress import Progress
 from .replica import Replica
@@ -48,12 +49,6 @@ __all__ = ["EngineStartError", "Supervisor", "start_engines"]
 TICK_S = 0.1
 """How often engines' progress is looked at."""
 
-REVIVAL_S = 5.0
-"""Least time between two loaders, while no engine needs one at once."""
-
-START_TIMEOUT_S = 300.0
-"""Time that a later engine gets to load, where a model does not survive a fork, and to serve."""
-
 CONVICTED = "the engine crashed on this request each time it was tried"
 
 _log = logging.getLogger("llmserve.server")
@@ -64,19 +59,30 @@ class EngineStartError(LLMServeError):
 
 
 async def start_engines(
-    launch: EngineLaunch, settings: EngineSettings, *, limits: Limits, num_replicas: int = 1
+    launch: EngineLaunch,
+    settings: EngineSettings,
+    *,
+    limits: Limits,
+    num_replicas: int = 1,
+    num_prefill_engines: int = 0,
 ) -> Supervisor:
     """Take over a loader that was told to load `settings`, and wait until all engines serve.
+
+    Engines that only read prompts come on top of the replicas.
 
     Raises:
         EngineStartError: one said why it cannot, or ended without a word.
     """
-    loader = await LoaderClient.take_over(launch)
+    loader = await LoaderClient.take_over(launch, handover_bytes=settings.handover_bytes)
     try:
         first = await loader.fork(Fork(0), Progress(stall_s=limits.engine_stall_s))
         ready = await first.ready
         supervisor = Supervisor(
-            settings, ready, loader=loader, limits=limits, num_replicas=num_replicas
+            ready,
+            source=EngineSource(settings, ready, loader, stall_s=limits.engine_stall_s),
+            limits=limits,
+            num_replicas=num_replicas,
+            num_prefill_engines=num_prefill_engines,
         )
         await supervisor.begin(first)
     except EngineDeadError as error:
@@ -93,43 +99,43 @@ class Supervisor(EngineHandle):
 
     def __init__(
         self,
-        settings: EngineSettings,
         ready: Ready,
         *,
-        loader: LoaderClient,
+        source: EngineSource,
         limits: Limits,
         num_replicas: int,
+        num_prefill_engines: int,
     ) -> None:
         super().__init__(ready, limits=limits, num_replicas=num_replicas)
-        self._settings = settings
-        self._stamp = stamp_of(settings)
-        self._stall_s = limits.engine_stall_s
-        self._slowest_step_s = ready.config.full_step_s or 0.0
-        self._loader = loader
-        self._loading = asyncio.Lock()
+        self._source = source
         self._crashes = CrashCounts()
         self._restarts = Restarts()
-        self._revived_at = 0.0
-        self._has_grammars = False
-        self._numbers = itertools.count(1)
         self._replicas = [
             Replica(index, self.requests, self._crashes) for index in range(num_replicas)
         ]
-        self._router = Router(self._replicas, self.config)
+        self._router = Router(self._replicas, self.config, counts_known=num_prefill_engines > 0)
+        self._prefill = PrefillPool(
+            num_prefill_engines, source, ready, self.requests, self._pass_on, self._note_prefill
+        )
+        if num_prefill_engines:
+            self.handovers = self._prefill.totals
         self._tasks: list[asyncio.Task[None]] = []
 
     async def begin(self, first: EngineClient) -> None:
-        """Start the other replicas beside `first`, and watch over all."""
+        """Start the other engines beside `first`, and watch over all."""
+        readers = self._prefill.places
         engines = [first]
         try:
-            while len(engines) < len(self._replicas):
-                engines.append(await self._start())
+            while len(engines) < len(self._replicas) + len(readers):
+                engines.append(await self._source.start())
         except BaseException:
             for engine in engines:
                 engine.close()
             raise
-        for replica, engine in zip(self._replicas, engines, strict=True):
-            self._tasks.append(asyncio.create_task(self._keep(replica, engine)))
+        for replica in self._replicas:
+            self._tasks.append(asyncio.create_task(self._keep(replica, engines.pop(0))))
+        for place in readers:
+            self._tasks.append(asyncio.create_task(self._prefill.keep(place, engines.pop(0))))
         self._tasks.append(asyncio.create_task(self._watch()))
 
     def send(self, command: Command) -> None:
@@ -137,19 +143,33 @@ class Supervisor(EngineHandle):
         match command:
             case AddRequest(request=request):
                 live = self.requests.get(request.request_id)
-                if request.grammar is not None and not self._has_grammars:
-                    self._has_grammars = True
-                    self._loader.load_grammars()
-                if live is not None:
-                    live.replica = self._router.choose(request)
+                if request.grammar is not None:
+                    self._source.load_grammars()
+                if live is not None and self._route(live):
+                    return
             case Abort(request_id=request_id) | Finish(request_id=request_id):
                 live = self.requests.get(request_id)
+                if live is not None and live.is_prefilling:
+                    self._prefill.abort(request_id)
+                    return
         if live is None:
             return
         replica = self._replicas[live.replica]
         replica.send(command, live)
         if replica.alone is not None:  # it may be the one that leaves the table now
             asyncio.get_running_loop().call_soon(replica.release)
+
+    def _route(self, live: LiveRequest) -> bool:
+        """Choose the replica; whether an engine that only reads has the prompt first."""
+        live.replica, num_known = self._router.choose(live.request)
+        replica = self._replicas[live.replica]
+        return self._prefill.begin(live, replica.engine, num_known)
+
+    def _pass_on(self, live: LiveRequest, handover: Handover | None) -> EngineClient | None:
+        """Give a request whose prompt was computed elsewhere to its replica."""
+        replica = self._replicas[live.replica]
+        replica.send(AddRequest(live.resumed(), handover), live)
+        return None if live.engine is None else replica.engine
 
     async def block_maps(self) -> list[list[BlockMap]]:
         """Asked of all that serve at once."""
@@ -172,9 +192,10 @@ class Supervisor(EngineHandle):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        engines = [replica.engine for replica in self._replicas if replica.engine is not None]
-        await asyncio.gather(*map(self._loader.end, engines))
-        await self._loader.close()
+        places: list[Replica | PrefillPlace] = [*self._replicas, *self._prefill.places]
+        engines = [place.engine for place in places if place.engine is not None]
+        await asyncio.gather(*map(self._source.end, engines))
+        await self._source.close()
 
     async def _keep(self, replica: Replica, engine: EngineClient) -> None:
         """Keep an engine in a place, until that is hopeless."""
@@ -184,7 +205,7 @@ class Supervisor(EngineHandle):
                 replica.fill(engine)
                 await engine.lost.wait()
                 await self._bury(replica, engine)
-                engine = await self._replace()
+                engine = await self._source.replace(self._restarts)
         except EngineDeadError as error:
             self.lose(str(error))
         except Exception as error:
@@ -194,9 +215,18 @@ class Supervisor(EngineHandle):
     def _receive(self, replica: Replica, outputs: Outputs) -> None:
         if outputs.outputs:
             self._restarts.progress()
+        self._prefill.note_read(outputs)
         self.on_outputs(outputs)
         replica.receive(outputs)
-        self.stats = total_stats([one.latest.stats for one in self._replicas if one.latest])
+        self._add_up()
+
+    def _note_prefill(self, outputs: Outputs) -> None:
+        self.on_outputs(outputs)
+        self._add_up()
+
+    def _add_up(self) -> None:
+        places: list[Replica | PrefillPlace] = [*self._replicas, *self._prefill.places]
+        self.stats = total_stats([one.latest.stats for one in places if one.latest])
 
     async def _bury(self, replica: Replica, engine: EngineClient) -> None:
         """Find out what an engine died of, and who is to blame.
@@ -207,10 +237,11 @@ class Supervisor(EngineHandle):
         was_busy, alone = replica.has_work, replica.alone
         replica.vacate()
         self._router.forget(replica.index)
+        self._prefill.forget(engine)
         self.num_restarts += 1
-        self._slowest_step_s = engine.progress.slowest_step_s
-        status = await self._loader.status_of(engine)
-        cause = _cause_of_death(engine, status)
+        self._source.slowest_step_s = engine.progress.slowest_step_s
+        status = await self._source.status_of(engine)
+        cause = cause_of_death(engine, status)
         _log.warning("engine %d ended: %s; %d requests wait", engine.pid, cause, len(replica.live))
         is_crash = not is_from_outside(status) or engine.is_stuck
         if is_crash:
@@ -235,63 +266,6 @@ class Supervisor(EngineHandle):
             with contextlib.suppress(OverloadedError):  # what waits will tell as well
                 self.requests.submit([least_request(self.info)], Mailbox())
 
-    async def _replace(self) -> EngineClient:
-        """Start an engine, again if it dies at once.
-
-        Raises:
-            EngineDeadError: too many have died without a token between.
-        """
-        while True:
-            await asyncio.sleep(self._restarts.delay_s)
-            try:
-                return await self._start()
-            except EngineDeadError as error:
-                _log.warning("an engine could not be started: %s", error)
-                self._restarts.death(time.monotonic(), str(error))
-
-    async def _start(self) -> EngineClient:
-        """An engine that serves, with the sizes of the first.
-
-        Raises:
-            EngineDeadError: it or the loader ended, or the model is not the one it was.
-        """
-        async with self._loading:
-            await self._revive_loader()
-            command = Fork(next(self._numbers), self.config)
-            progress = Progress(stall_s=self._stall_s, slowest_step_s=self._slowest_step_s)
-            engine = await self._loader.fork(command, progress)
-        try:
-            ready = await asyncio.wait_for(asyncio.shield(engine.ready), START_TIMEOUT_S)
-            if ready.info != self.info:
-                folder = self._settings.model
-                raise EngineDeadError(f"the model folder {folder} is not what it was at the start")
-        except TimeoutError:
-            engine.kill()
-            raise EngineDeadError(f"an engine was not ready in {START_TIMEOUT_S:g} s") from None
-        except BaseException:
-            engine.close()
-            raise
-        return engine
-
-    async def _revive_loader(self) -> None:
-        """Start another loader if there is none.
-
-        Raises:
-            EngineDeadError: it would load other files than the first, which were verified.
-        """
-        if not self._loader.is_gone:
-            return
-        self._revived_at = asyncio.get_running_loop().time()
-        await self._loader.close()
-        if stamp_of(self._settings) != self._stamp:
-            raise EngineDeadError(f"files of {self._settings.model} were changed since the start")
-        _log.warning("the loader ended; another loads the model")
-        launch = EngineLaunch()
-        launch.load(self._settings)
-        self._loader = await LoaderClient.take_over(launch)
-        if self._has_grammars:
-            self._loader.load_grammars()
-
     async def _watch(self) -> None:
         """Replace engines that have work and make no steps; end what waits beyond its deadline."""
         loop = asyncio.get_running_loop()
@@ -301,26 +275,10 @@ class Supervisor(EngineHandle):
             now = loop.time()
             for replica in self._replicas:
                 if replica.engine is not None:
-                    self._check_progress(replica, replica.engine, now - before)
+                    replica.engine.kill_if_stuck(
+                        now - before, has_work=replica.has_work, most_s=2 * TICK_S
+                    )
+            self._prefill.check_progress(now - before, most_s=2 * TICK_S)
             before = now
             self.requests.expire(time.monotonic())
-            if self._loader.is_gone and now - self._revived_at > REVIVAL_S:
-                async with self._loading:
-                    with contextlib.suppress(EngineDeadError):  # no engine needs it yet
-                        await self._revive_loader()
-
-    def _check_progress(self, replica: Replica, engine: EngineClient, elapsed_s: float) -> None:
-        engine.tick(elapsed_s, has_work=replica.has_work, most_s=2 * TICK_S)
-        if engine.progress.is_stuck and not engine.was_killed:
-            _log.warning("engine %d has work and makes no steps: it is replaced", engine.pid)
-            engine.kill_stuck()
-
-
-def _cause_of_death(engine: EngineClient, status: int | None) -> str:
-    if engine.cause is not None:
-        return engine.cause
-    if engine.was_killed:
-        return "it made no steps"
-    if status is None:
-        return "for an unknown reason"
-    return f"by signal {-status}" if status < 0 else f"with exit status {status}"
+            await self._source.revive_if_due()

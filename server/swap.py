@@ -185,6 +185,7 @@ class Swapper:
                 settings.engine,
                 limits=self._state.limits,
                 num_replicas=settings.num_replicas,
+                num_prefill_engines=settings.num_prefill_engines,
             )
             try:
                 new = self._serve_model(self._state.settings, settings, model, engine)

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from llmserve.engine.request import Request, RequestOutput
 
-from .messages import Outputs
+from .messages import BlocksMoved, Outputs
 
 __all__ = ["MAX_REQUESTS", "RequestTrace", "TraceStore", "chrome_trace"]
 
@@ -44,7 +44,7 @@ class _Event:
 
     step: _Step
     kind: str
-    """`prefill`, `decode` or `preempted`."""
+    """`prefill`, `decode`, `preempted`, or `handover`: KV blocks were copied."""
     choice: int
     start: int = 0
     stop: int = 0
@@ -105,7 +105,9 @@ class RequestTrace:
             "finish_reasons": [reason for _, reason in sorted(self.finish_reasons.items())],
             "preemptions": self.num_preemptions,
             "steps_left_out": self.num_events - len(self.events),
-            "steps": [self._told(event) for event in self.events],
+            "steps": [
+                self._told(event) for event in sorted(self.events, key=lambda one: one.step.started)
+            ],
         }
 
     def phases(self) -> dict[str, float | None]:
@@ -175,6 +177,8 @@ class TraceStore:
     def note(self, event: Outputs) -> None:
         """Take what the engine says of a step."""
         work, stats = event.work, event.stats
+        for moved in event.moved:
+            self._note_copy(moved, stats.num_waiting)
         if work is None:
             return
         step = _Step(
@@ -196,6 +200,12 @@ class TraceStore:
                 if (choice, count) not in decodes:
                     decodes[choice, count] = _Event(step, "decode", choice, 0, count)
                 trace.add(decodes[choice, count])
+
+    def _note_copy(self, moved: BlocksMoved, num_waiting: int) -> None:
+        if (trace := self._traces.get(moved.request_id)) is not None:
+            num_tokens = moved.num_blocks * trace.block_size
+            step = _Step(moved.started, moved.seconds, 1, num_tokens, num_waiting)
+            trace.add(_Event(step, "handover", 0, 0, num_tokens))
 
     def _add(self, request_id: str, event: _Event) -> None:
         if (trace := self._traces.get(request_id)) is not None:

@@ -22,6 +22,7 @@ from .config import EngineConfig
 from .drafting import Drafter
 from .grammar import Constraint, Matcher, constrain
 from .policies import make_policy
+from .prefix_transfer import PrefixTransfer
 from .request import FinishReason, Request, RequestOutput
 from .scheduler import Scheduler
 from .sequence import Sequence
@@ -230,6 +231,13 @@ class Engine:
             )
             for group in scheduler.kv.groups
         ]
+
+    def prefix_transfer(self) -> PrefixTransfer:
+        """What hands this engine's prefix cache over and fills it; for between two steps.
+
+        Raises `ConfigError` where there is none, or the runner keeps it to itself.
+        """
+        return PrefixTransfer(self._runner, self._scheduler.kv, self.config)
 
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken: blocks, queues, or a sequence lost."""

@@ -173,12 +173,12 @@ class KVCache:
         end = sequence.block_keys.prompt_end() if num_tokens == sequence.num_prompt_tokens else None
         if end is not None:
             keys.append(end)
-        best = self._longest(keys, num_tokens)
+        best = self.longest(keys, num_tokens)
         hit = min(num_tokens - 1, best * self._block_size)
         needs_copy = hit < min(num_tokens, best * self._block_size)
         return PrefixHit(best, hit, is_too_fresh=needs_copy and keys[best - 1] in self._fresh)
 
-    def _longest(self, keys: list[bytes], num_tokens: int) -> int:
+    def longest(self, keys: list[bytes], num_tokens: int) -> int:
         """Most blocks of `keys` such that each group has all that later queries see of them."""
         best = 0
         runs = [0] * len(self.groups)

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ..config import ModelConfig
 from ..errors import EngineError
@@ -97,6 +98,13 @@ class FakeRunner:
         """Make the cache."""
         self._block_size = block_size
         self._caches = [np.full(count * block_size, -1, dtype=np.int64) for count in num_blocks]
+
+    def cache_blocks(self) -> list[list[npt.NDArray[np.uint8]]]:
+        """As in `CacheReader`; a group is one layer."""
+        item = np.dtype(np.int64).itemsize
+        return [
+            [cache.view(np.uint8).reshape(-1, self._block_size * item)] for cache in self._caches
+        ]
 
     def submit(self, batch: Batch) -> None:
         """Store the step's ids, and draw a token for every row of logits asked for."""

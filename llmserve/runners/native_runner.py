@@ -107,6 +107,7 @@ class NativeRunner:
         if options.cache_dtype == "auto":
             self._cache_dtype = _cache_type(checkpoint, floats, dtype)
         self._cache: list[npt.NDArray[np.uint8]] = []
+        self._block_size = BLOCK_TOKENS
         self._rotary_rows = 0
         self._result: StepResult | None = None
         checkpoint.drop_pages()
@@ -124,6 +125,7 @@ class NativeRunner:
                 f"{block_size}"
             )
         self._make_executor()
+        self._block_size = block_size
         config = self._config
         self._cache = []
         for layer in range(config.num_layers):
@@ -134,6 +136,15 @@ class NativeRunner:
             self._handle, addresses, _CACHE_KINDS[self._cache_dtype], block_size,
             config.num_kv_heads, config.head_dim,
         )  # fmt: skip
+
+    def cache_blocks(self) -> list[list[npt.NDArray[np.uint8]]]:
+        """As in `CacheReader`. A block's keys, values and scales lie together (types.h)."""
+        block_bytes = self._block_size * self._layer_bytes()
+        views: list[list[npt.NDArray[np.uint8]]] = [[] for _ in self._groups]
+        for layer, cache in enumerate(self._cache):
+            blocks = cache[: len(cache) - _CACHE_SLACK_BYTES].reshape(-1, block_bytes)
+            views[self._group_of[layer]].append(blocks)
+        return views
 
     def submit(self, batch: Batch) -> None:
         """Compute one step."""

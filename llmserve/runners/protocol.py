@@ -7,7 +7,7 @@ E hidden_size. Arrays are numpy; a runner copies what it keeps. Logits never lea
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from ..sampling import SamplingParams
 __all__ = [
     "Batch",
     "CacheGroup",
+    "CacheReader",
     "GroupTables",
     "HeadRows",
     "HiddenSum",
@@ -238,3 +239,12 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free what the runner holds."""
+
+
+@runtime_checkable
+class CacheReader(Protocol):
+    """A runner whose cache can be read and written from outside, between two steps."""
+
+    def cache_blocks(self) -> list[list[npt.NDArray[np.uint8]]]:
+        """For each cache group, for each of its layers: the blocks, [num_blocks, bytes], not a
+        copy. Valid until the cache is allocated anew."""

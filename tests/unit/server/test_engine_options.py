@@ -125,6 +125,13 @@ def test_replicas_share_the_cores() -> None:
     assert settings("--replicas", "2", "--threads", "3").threads == 3
     assert settings("--replicas", str(2 * default_threads())).threads == 1
     assert settings("--replicas", "1").threads is None
+    assert settings("--prefill-engines", str(2 * default_threads())).threads == 1
+
+
+def test_engines_that_only_read_share_memory_of_a_caches_size() -> None:
+    arguments = ("--kv-cache-memory", "3M")
+    assert settings(*arguments, "--prefill-engines", "1").handover_bytes == 3 << 20
+    assert settings(*arguments).handover_bytes == 0
 
 
 def test_sharing_a_cache_that_is_off_is_refused() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llmserve.errors import ConfigError
@@ -32,6 +34,16 @@ def test_a_model_that_does_not_fit_beside_is_refused_with_both_numbers(
     check_fits_beside(model.checkpoint, settings, None)
     with pytest.raises(SwapRefusedError, match=r"about \d+ MiB beside .* \d+ MiB are available"):
         check_fits_beside(model.checkpoint, settings, needed - 1)
+
+
+def test_engines_that_only_read_have_caches_and_share_one_more(
+    opened: tuple[ModelSettings, Model],
+) -> None:
+    settings, model = opened
+    plain = needed_bytes(model.checkpoint, settings)
+    engine = msgspec.structs.replace(settings.engine, handover_bytes=300 * MIB)
+    more = replace(settings, engine=engine, num_prefill_engines=2)
+    assert needed_bytes(model.checkpoint, more) == plain + 3 * 300 * MIB
 
 
 def test_models_are_counted_together(opened: tuple[ModelSettings, Model]) -> None:

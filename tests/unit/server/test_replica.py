@@ -50,7 +50,7 @@ class Places:
         live = self.requests.get(request_id)
         assert live is not None
         if isinstance(command, AddRequest):
-            live.replica = self.router.choose(command.request)
+            live.replica = self.router.choose(command.request).place
         self.replicas[live.replica].send(command, live)
 
     def submit(self, name: str, prompt: list[int], *, n: int = 1) -> int:

@@ -173,3 +173,27 @@ def test_limits_are_changed_by_name() -> None:
 def test_other_assignments_are_refused(assignment: str) -> None:
     with pytest.raises(ConfigError, match="limit"):
         parse_limits([assignment])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"has_prefix_cache": False}, "leave out --no-enable-prefix-caching"),
+        ({"record": "log"}, "--record cannot be replayed"),
+        ({"runner": "torch"}, "needs the native runner: the torch runner cannot"),
+        ({"runner": "onnx"}, "needs the native runner: the onnx runner cannot"),
+    ],
+)
+def test_engines_that_could_not_hand_over_are_refused(
+    changes: dict[str, object], message: str
+) -> None:
+    engine = EngineSettings(**{"model": "m", "runner": "native", **changes})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=message):
+        ModelSettings(engine=engine, num_prefill_engines=1)
+    ModelSettings(engine=engine)
+
+
+@pytest.mark.parametrize("count", [-1, 65])
+def test_number_of_engines_that_only_read_is_bounded(count: int) -> None:
+    with pytest.raises(ConfigError, match=f"--prefill-engines must be from 0 to 64, got {count}"):
+        ModelSettings(engine=MODELS[0].engine, num_prefill_engines=count)
