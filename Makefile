@@ -6,7 +6,7 @@ CHROMIUM := /usr/bin/chromium
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types soak compat mutants sanitize arm bench bench-peers docs wheel try-wheel clean test-page
+.PHONY: help setup demo test check lint format types soak compat mutants sanitize arm bench bench-peers bench-guard docs wheel try-wheel clean test-page
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -77,6 +77,9 @@ bench: $(VENV)/.demo  ## offline throughput of the demo's model against a plain 
 
 bench-peers: $(VENV)/.demo  ## ours and other programs on one model (MODEL=models/M SHAPE=M ARGS='--llama-cpp DIR ...')
 	$(BIN)/llmserve bench peers $(MODEL) --shape $(SHAPE) --out docs/results $(ARGS)
+
+bench-guard: $(VENV)/.dev  ## fail if the checkout costs more than a commit (BASE=HEAD): instructions, or times in turn
+	$(BIN)/python tests/guard/run.py --base $(or $(BASE),HEAD) $(ARGS)
 
 docs: $(VENV)/.dev  ## write docs/cli.md from the parsers, docs/peers.md from results
 	$(BIN)/python docs/generate.py
