@@ -1,7 +1,8 @@
 """Finished blocks of a quantization that was interrupted, beside the folder that it will become.
 
 `.NAME.partial` holds `plan.json`, which names everything that the result depends on, and a
-safetensors file for each finished block. Another plan under the same name begins anew.
+safetensors file for each finished block, or a JSON file for each thing that a search measured.
+Another plan under the same name begins anew.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _CHANGED = "changed."
 
 
 class BlockStore:
-    """Blocks on disk, by index."""
+    """Blocks on disk, by index, and figures, by name."""
 
     def __init__(self, target: Path, plan: dict[str, Any]) -> None:
         """Open the store of the folder `target`; what another plan left there goes.
@@ -75,6 +76,15 @@ class BlockStore:
             "shapes": {name: list(linear.shape) for name, linear in block.layers.items()},
         }
         write_tensors(self._path(index), tensors, {"quantization": json.dumps(described)})
+
+    def read_figures(self, name: str) -> Any:
+        """What was kept under that name; None: nothing."""
+        path = self._folder / f"{name}.json"
+        return read_json(path)["figures"] if path.is_file() else None
+
+    def write_figures(self, name: str, figures: Any) -> None:
+        """Keep what JSON can hold; floats come back as they were. Raises `OSError`."""
+        write_json(self._folder / f"{name}.json", {"figures": figures})
 
     def discard(self) -> None:
         """Remove the store: its folder is written."""

@@ -62,11 +62,10 @@ def quantize_folder(
         calibration = read_calibration_text(
             path, source.config, options.calibration, max_tokens=options.calibration_tokens
         )
-    store = None
+    store = _store(out, source, options, calibration, chosen)
     if options.contract is not None and chosen is not None and calibration is not None:
-        model = search_contract(source, options, calibration, chosen, on_progress, on_line)
+        model = search_contract(source, options, calibration, chosen, on_progress, on_line, store)
     else:
-        store = _store(out, source, options, calibration)
         model = _quantize(source, options, calibration, store, on_progress)
     comparison, cache_comparison = _measure(source, model, options, chosen, on_progress)
     report = make_report(
@@ -97,9 +96,14 @@ def _measure(
 
 
 def _store(
-    out: Path, source: Checkpoint, options: QuantizationOptions, text: EvaluationText | None
-) -> BlockStore | None:
-    """Where finished blocks are kept, for methods that work block by block."""
+    out: Path, source: Checkpoint, options: QuantizationOptions, text: EvaluationText | None,
+    evaluation: EvaluationText | None,
+) -> BlockStore | None:  # fmt: skip
+    """Where finished blocks, or what a search measured, are kept meanwhile.
+
+    A search measures the same for all bounds, so these are no part of its plan: where none of the
+    points kept the bounds, the next bounds are tried at once.
+    """
     if text is None:
         return None
     plan = {
@@ -109,6 +113,9 @@ def _store(
         "tokens": sum(map(len, text.windows)),
         **options.plan(),
     }
+    if options.contract is not None and evaluation is not None:
+        plan |= {"contract": True, "evaluation": evaluation.sha256}
+        plan["evaluation_tokens"] = sum(map(len, evaluation.windows))
     return BlockStore(out, plan)
 
 

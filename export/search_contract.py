@@ -9,9 +9,10 @@ the smallest that keeps the others.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from llmserve.checkpoint import Checkpoint
 from llmserve.errors import ConfigError, ExportError
@@ -21,6 +22,7 @@ from .measure import Comparison
 from .quant_measure import Progress, measure_model
 from .quant_options import Contract, QuantizationOptions
 from .quant_plan import LayerForm
+from .quant_store import BlockStore
 from .quantize import QuantizedModel, quantize_layers
 from .search_front import Point, pareto_front
 from .search_layers import UnitForms, measure_units
@@ -39,7 +41,7 @@ class _Measured:
     """On the front."""
     num_bytes: int
     """Of all tensors."""
-    model: QuantizedModel
+    forms: dict[str, LayerForm]
     comparison: Comparison
 
     def excess(self, contract: Contract) -> float:
@@ -67,8 +69,11 @@ class _Measured:
 def search_contract(
     source: Checkpoint, options: QuantizationOptions, calibration: EvaluationText,
     text: EvaluationText, on_progress: Progress, on_line: Callable[[str], None],
+    store: BlockStore | None = None,
 ) -> QuantizedModel:  # fmt: skip
     """The best model that keeps `options.contract`.
+
+    What was measured is kept in `store`, and what it has is not measured again.
 
     Raises:
         ConfigError: a text of one window, which gives no confidence interval.
@@ -83,8 +88,9 @@ def search_contract(
         calibration.windows,
         has_zeros=not options.is_symmetric,
         on_progress=lambda done, all_: on_progress("layer by layer", done, all_),
+        store=store,
     )
-    trial = _Trials(source, units, calibration, text, on_progress)
+    trial = _Trials(source, units, calibration, text, on_progress, store)
     found = [trial.measure(place) for place in trial.first_places(contract)]
     found += trial.refine(found, contract)
     kept = [one for one in found if one.excess(contract) <= 1.0]
@@ -99,7 +105,7 @@ def search_contract(
             f"no mixture of forms keeps the bounds; the nearest misses one by a factor of "
             f"{nearest.excess(contract):.3f}: {nearest.describe().strip()}"
         )
-    return chosen.model
+    return trial.make(chosen.forms)
 
 
 def _ratio(value: float, bound: float) -> float:
@@ -119,11 +125,11 @@ class _Trials:
 
     def __init__(
         self, source: Checkpoint, units: list[UnitForms], calibration: EvaluationText,
-        text: EvaluationText, on_progress: Progress,
+        text: EvaluationText, on_progress: Progress, store: BlockStore | None,
     ) -> None:  # fmt: skip
         self._source, self._units = source, units
         self._calibration, self._text = calibration, text
-        self._on_progress = on_progress
+        self._on_progress, self._store = on_progress, store
         self._front: list[Point] = pareto_front([unit.options for unit in units])
         layers = {name for unit in units for name in unit.forms[0]}
         self._rest = sum(
@@ -162,16 +168,31 @@ class _Trials:
         forms: dict[str, LayerForm] = {}
         for unit, choice in zip(self._units, point.choices, strict=True):
             forms |= unit.forms[choice]
-        model = quantize_layers(self._source, forms, "best", windows=self._calibration.windows)
+        return _Measured(
+            place=place,
+            num_bytes=self._rest + point.num_bytes,
+            forms=forms,
+            comparison=self._compare(forms, point),
+        )
+
+    def make(self, forms: dict[str, LayerForm]) -> QuantizedModel:
+        """The model whose layers have these forms."""
+        windows = self._calibration.windows
+        return replace(
+            quantize_layers(self._source, forms, "best", windows=windows), scheme="mixed"
+        )
+
+    def _compare(self, forms: dict[str, LayerForm], point: Point) -> Comparison:
+        choices = hashlib.sha256(repr(tuple(point.choices)).encode()).hexdigest()
+        kept = None if self._store is None else self._store.read_figures(f"point-{choices}")
+        if kept is not None:
+            return Comparison(**kept)
         comparison = measure_model(
-            self._source, model, self._text.windows,
+            self._source, self.make(forms), self._text.windows,
             lambda stage, done, total: self._on_progress(
                 f"measuring point {self._num_measured}", done, total
             ),
         )  # fmt: skip
-        return _Measured(
-            place=place,
-            num_bytes=self._rest + point.num_bytes,
-            model=replace(model, scheme="mixed"),
-            comparison=comparison,
-        )
+        if self._store is not None:
+            self._store.write_figures(f"point-{choices}", asdict(comparison))
+        return comparison

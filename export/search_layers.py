@@ -21,9 +21,10 @@ from llmserve.model.transformer import Transformer
 from llmserve.model.weights import canonical_tensors, load_model
 from llmserve.quant.dtypes import NUMPY_DTYPES
 
-from .calibrate import ActivationStream
+from .calibrate import ActivationStream, InputStatistics
 from .quant_block import quantize_block
 from .quant_plan import LayerForm, parse_form, plan_layers
+from .quant_store import BlockStore
 from .search_front import Option
 
 __all__ = ["UnitForms", "layer_bytes", "measure_units"]
@@ -46,7 +47,7 @@ class UnitForms:
 
 def measure_units(
     source: Checkpoint, windows: Sequence[Sequence[int]], *, has_zeros: bool,
-    on_progress: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None], store: BlockStore | None = None,
 ) -> list[UnitForms]:  # fmt: skip
     """Every unit of the model with all its forms.
 
@@ -55,12 +56,13 @@ def measure_units(
         windows: those of the calibration text.
         has_zeros: whether forms with zero points are tried too.
         on_progress: told how many units of how many are done.
+        store: where costs are kept meanwhile; what it has is not measured again.
 
     Raises as `quantize_block` does.
     """
     texts = (*_FORMS, *_FORMS_WITH_ZEROS) if has_zeros else _FORMS
     plans = [plan_layers(source, parse_form(text)) for text in texts]
-    meter = _Meter(source, windows)
+    meter: _Meter | None = None
     stream = ActivationStream(source, windows)
     units: list[UnitForms] = []
     total = len(_units(list(plans[0])))
@@ -68,15 +70,22 @@ def measure_units(
         prefix = f"model.layers.{index}."
         names = [name for name in plans[0] if name.startswith(prefix)]
         tensors = {n: source.float32(n) for n in source.names() if n.startswith(prefix)}
-        statistics = stream.observe(index)
+        statistics: dict[str, InputStatistics] = {}
         for members in _units(names):
             forms = _distinct([{name: plan[name] for name in members} for plan in plans])
-            costs = []
-            for form in forms:
-                block = quantize_block(index, tensors, source.config, form, "best", statistics)
-                costs.append(
-                    meter.kl({f"{n}.weight": q.dequantize() for n, q in block.layers.items()})
-                )
+            key = f"unit-{len(units):05d}"
+            costs = _kept_costs(store, key)
+            if costs is None:
+                meter = meter or _Meter(source, windows)
+                statistics = statistics or stream.observe(index)
+                costs = []
+                for form in forms:
+                    block = quantize_block(index, tensors, source.config, form, "best", statistics)
+                    costs.append(
+                        meter.kl({f"{n}.weight": q.dequantize() for n, q in block.layers.items()})
+                    )
+                if store is not None:
+                    store.write_figures(key, [c if math.isfinite(c) else None for c in costs])
             options = tuple(
                 Option(num_bytes=sum(layer_bytes(source, n, f) for n, f in form.items()), cost=cost)
                 for form, cost in zip(forms, costs, strict=True)
@@ -85,6 +94,12 @@ def measure_units(
             on_progress(len(units), total)
         stream.advance(index, {})
     return units
+
+
+def _kept_costs(store: BlockStore | None, key: str) -> list[float] | None:
+    """Costs that were measured before; JSON has no infinity, so null stands for it."""
+    kept = None if store is None else store.read_figures(key)
+    return None if kept is None else [math.inf if cost is None else cost for cost in kept]
 
 
 def layer_bytes(source: Checkpoint, layer: str, form: LayerForm) -> int:

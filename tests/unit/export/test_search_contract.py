@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmserve.checkpoint import Checkpoint
+from llmserve.durable import write_manifest
 from llmserve.errors import ConfigError, ExportError
 from llmserve.export.evaluation_text import EvaluationText
 from llmserve.export.measure import text_windows
 from llmserve.export.quant_options import Contract, QuantizationOptions
+from llmserve.export.quant_store import BlockStore
 from llmserve.export.quantize import QuantizedModel, quantize_layers
+from llmserve.export.quantize_folder import quantize_folder
 from llmserve.export.search_contract import search_contract
 from llmserve.export.search_layers import measure_units
 from llmserve.quant.layout import encode_layer
@@ -88,3 +97,70 @@ def test_sizes_are_those_on_disk_and_floats_cost_nothing(source: Checkpoint) -> 
             floats = [source.stored(f"{n}.weight").nbytes for n in form if n not in layers]
             assert option.num_bytes == sum(stored) + sum(floats)
             assert (option.cost == 0.0) is (not layers)
+
+
+def bounded(**bounds: Any) -> QuantizationOptions:
+    return QuantizationOptions(contract=Contract(**bounds), max_tokens=400)
+
+
+def folder_with_texts(folder: Path) -> Path:
+    make_model_folder(folder)
+    (folder / "evaluation.txt").write_text(TEXT * 4)
+    (folder / "calibration.txt").write_text(TEXT[::-1] * 2)
+    write_manifest(folder)
+    return folder
+
+
+KILLED = """
+import os, pathlib, sys
+from llmserve import failpoints
+from unit.export.test_search_contract import bounded
+from llmserve.export.quantize_folder import quantize_folder
+model, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+failpoints.arm("durable.op=kill@75")
+quantize_folder(model, out, bounded(max_kl=0.02))
+"""
+
+
+@pytest.mark.timeout(180)  # two searches and half of one
+def test_killed_search_goes_on_where_it_was_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = folder_with_texts(tmp_path / "model"), tmp_path / "small"
+    paths = os.pathsep.join(sys.path)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(model), str(out)],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert not out.exists()
+    kept = {path.stem for path in (tmp_path / ".small.partial").glob("*.json")} - {"plan"}
+    assert {name.partition("-")[0] for name in kept} == {"unit", "point"}, "killed too early"
+    written: list[str] = []
+    write = BlockStore.write_figures
+
+    def count(store: BlockStore, name: str, figures: Any) -> None:
+        written.append(name)
+        write(store, name, figures)
+
+    monkeypatch.setattr(BlockStore, "write_figures", count)
+    quantize_folder(model, out, bounded(max_kl=0.02))
+    assert written, "nothing was left to be done"
+    assert not kept & set(written), "measured twice"
+    assert not (tmp_path / ".small.partial").exists()
+    quantize_folder(model, tmp_path / "whole", bounded(max_kl=0.02))
+    for path in out.iterdir():
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes(), path.name
+
+
+def test_other_bounds_after_a_miss_measure_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = folder_with_texts(tmp_path / "model")
+    with pytest.raises(ExportError, match="misses one by a factor"):
+        quantize_folder(model, tmp_path / "small", bounded(max_kl=1e-9, max_bytes=60_000))
+    monkeypatch.setattr("llmserve.export.search_contract.measure_model", None)
+    monkeypatch.setattr("llmserve.export.search_layers._Meter", None)
+    quantize_folder(model, tmp_path / "small", bounded(max_kl=1.0, max_bytes=60_000))
+    assert Checkpoint.open(tmp_path / "small").quantization is not None
