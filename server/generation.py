@@ -19,7 +19,7 @@ from llmserve.text.tokenizer import Tokenizer
 
 from .engine_handle import EngineHandle
 from .error_replies import DrainingError
-from .live_requests import Mailbox
+from .mailbox import Mailbox
 from .model_metrics import ModelMetrics
 
 __all__ = ["Generation", "Update", "Usage", "check_outcome"]

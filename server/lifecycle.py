@@ -20,19 +20,17 @@ import uvicorn
 from llmserve.errors import EngineDeadError
 
 from .app import create_app, protect
-from .assembly import build_state, check_names, serve_model
-from .engine_handle import EngineHandle
+from .assembly import serve_model
 from .engine_launch import EngineLaunch
 from .http_protocol import GuardedProtocol, protocol_for
 from .listener import bound_socket, raise_file_limit, url_of
-from .model_memory import check_start
-from .served_model import Model, open_model
+from .models_start import open_models, start_state
+from .served_model import Model
 from .server_state import ServerState
 from .service import Service
 from .settings import ServerSettings
-from .supervisor import start_engines
 from .swap import Swapper
-from .swap_gate import SwapRefusedError, read_probe
+from .swap_gate import SwapRefusedError
 
 __all__ = ["serve"]
 
@@ -68,11 +66,7 @@ def serve(
         ConfigError: a setting cannot be used, the models do not fit, or the port is taken.
         EngineStartError: an engine could not load its model.
     """
-    models = [open_model(model, settings.limits) for model in settings.models]
-    check_names(settings.models, models)
-    check_start(list(zip(settings.models, models, strict=True)), available_memory)
-    if settings.swap.probe is not None:
-        read_probe(settings.swap.probe)
+    models = open_models(settings, available_memory)
     protocol = protocol_for(settings.http_parser, settings.limits)
     raise_file_limit(settings.limits.max_connections + SPARE_FILES)
     with (
@@ -155,7 +149,7 @@ class _Server:
 
     async def _start(self) -> ServerState | None:
         """The server over its engines; None when it was told to end before they were ready."""
-        starting = asyncio.create_task(self._start_engines())
+        starting = asyncio.create_task(start_state(self._settings, self._models, self._launches))
         await _first(starting, self._stop.wait())
         if not starting.done():
             starting.cancel()
@@ -163,26 +157,6 @@ class _Server:
                 await starting
             return None
         return starting.result()
-
-    async def _start_engines(self) -> ServerState:
-        """One model after the other: each finds its step size while nothing else computes."""
-        engines: list[EngineHandle] = []
-        async with contextlib.AsyncExitStack() as stack:
-            for model, launch in zip(self._settings.models, self._launches, strict=True):
-                if engines:
-                    launch.load(model.engine)
-                engine = await start_engines(
-                    launch,
-                    model.engine,
-                    limits=self._settings.limits,
-                    num_replicas=model.num_replicas,
-                    num_prefill_engines=model.num_prefill_engines,
-                )
-                stack.push_async_callback(engine.close)
-                engines.append(engine)
-            state = build_state(self._settings, self._models, engines)
-            stack.pop_all()
-        return state
 
     async def _serve(self, state: ServerState, swapper: Swapper, listener: socket.socket) -> None:
         listener.listen(BACKLOG)

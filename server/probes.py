@@ -10,7 +10,7 @@ from llmserve.runners.protocol import RunnerInfo
 from llmserve.sampling import SamplingParams
 
 from .engine_handle import EngineHandle
-from .live_requests import Mailbox
+from .mailbox import Mailbox
 
 __all__ = ["PROBE", "ask", "least_request"]
 

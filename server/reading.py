@@ -16,7 +16,7 @@ from llmserve.sampling import MAX_SEED, SamplingParams
 from .engine_requests import cache_salt
 from .error_replies import DeadlineError
 from .generation import check_outcome
-from .live_requests import Mailbox
+from .mailbox import Mailbox
 from .model_card import ModelCard
 from .service import Service
 from .streaming import EngineReply

@@ -15,23 +15,20 @@ import logging
 import time
 
 from llmserve.engine.block_map import BlockMap
-from llmserve.errors import EngineDeadError, LLMServeError, OverloadedError
+from llmserve.errors import EngineDeadError, OverloadedError
 from llmserve.limits import Limits
 
 from .engine_client import EngineClient
 from .engine_handle import EngineHandle
-from .engine_launch import EngineLaunch
 from .engine_source import EngineSource, cause_of_death
 from .engine_stats import total_stats
-from .live_requests import LiveRequest, Mailbox
-from .loader_client import LoaderClient
+from .live_requests import LiveRequest
+from .mailbox import Mailbox
 from .messages import (
     Abort,
     AddRequest,
     Command,
-    EngineSettings,
     Finish,
-    Fork,
     Handover,
     Outputs,
     Ready,
@@ -39,12 +36,11 @@ from .messages import (
 from .poison import CrashCounts, is_from_outside
 from .prefill_pool import PrefillPlace, PrefillPool
 from .probes import PROBE, least_request
-from .progress import Progress
 from .replica import Replica
 from .restarts import Restarts
 from .router import Router
 
-__all__ = ["EngineStartError", "Supervisor", "start_engines"]
+__all__ = ["Supervisor"]
 
 TICK_S = 0.1
 """How often engines' progress is looked at."""
@@ -52,46 +48,6 @@ TICK_S = 0.1
 CONVICTED = "the engine crashed on this request each time it was tried"
 
 _log = logging.getLogger("llmserve.server")
-
-
-class EngineStartError(LLMServeError):
-    """The first engine could not load what it was told to; the message is its own."""
-
-
-async def start_engines(
-    launch: EngineLaunch,
-    settings: EngineSettings,
-    *,
-    limits: Limits,
-    num_replicas: int = 1,
-    num_prefill_engines: int = 0,
-) -> Supervisor:
-    """Take over a loader that was told to load `settings`, and wait until all engines serve.
-
-    Engines that only read prompts come on top of the replicas.
-
-    Raises:
-        EngineStartError: one said why it cannot, or ended without a word.
-    """
-    loader = await LoaderClient.take_over(launch, handover_bytes=settings.handover_bytes)
-    try:
-        first = await loader.fork(Fork(0), Progress(stall_s=limits.engine_stall_s))
-        ready = await first.ready
-        supervisor = Supervisor(
-            ready,
-            source=EngineSource(settings, ready, loader, stall_s=limits.engine_stall_s),
-            limits=limits,
-            num_replicas=num_replicas,
-            num_prefill_engines=num_prefill_engines,
-        )
-        await supervisor.begin(first)
-    except EngineDeadError as error:
-        await loader.close()
-        raise EngineStartError(str(error)) from error
-    except BaseException:
-        await loader.close()
-        raise
-    return supervisor
 
 
 class Supervisor(EngineHandle):

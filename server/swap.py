@@ -21,13 +21,13 @@ from llmserve.errors import EngineDeadError, LLMServeError
 from .available_memory import available_bytes
 from .engine_handle import EngineHandle
 from .engine_launch import EngineLaunch
+from .engines_start import start_engines
 from .model_memory import check_fits_beside
 from .probes import ask, least_request
 from .served_model import Model, open_model
 from .server_state import ServerState
 from .service import ServedModel, Service
 from .settings import ModelSettings, ServerSettings
-from .supervisor import start_engines
 from .swap_gate import Reading, SwapGate, SwapRefusedError, Verdict
 
 __all__ = ["SwapReport", "Swapper"]

@@ -9,7 +9,8 @@ from llmserve.engine.request import FinishReason, Request, RequestOutput
 from llmserve.limits import Limits
 from llmserve.sampling import SamplingParams
 from llmserve.server.engine_client import EngineClient
-from llmserve.server.live_requests import LiveRequest, LiveRequests, Mailbox
+from llmserve.server.live_requests import LiveRequest, LiveRequests
+from llmserve.server.mailbox import Mailbox
 from llmserve.server.messages import (
     Abort,
     BlocksMoved,
