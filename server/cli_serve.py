@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .auth import KeyRing
     from .settings import ModelSettings, ServerSettings
 
-__all__ = ["add_arguments", "parse_limits", "run"]
+__all__ = ["add_arguments", "parse_limits", "run", "server_settings"]
 
 _EXAMPLES = """\
 examples:
@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         # Before the imports, which take as long as an engine's load.
         launches = [stack.enter_context(EngineLaunch()) for _ in args.model]
-        settings = _settings(args, limits)
+        settings = server_settings(args, limits)
         launches[0].load(settings.models[0].engine)
         from .announcement import announce
         from .lifecycle import serve
@@ -208,7 +208,8 @@ def parse_limits(assignments: list[str]) -> Limits:
     return Limits(**values)  # type: ignore[arg-type]
 
 
-def _settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
+def server_settings(args: argparse.Namespace, limits: Limits) -> ServerSettings:
+    """What the options ask for, key files read. Raises `ConfigError` for what cannot be used."""
     from .settings import ServerSettings, SwapSettings, load_keys
 
     keys = load_keys(

@@ -17,7 +17,7 @@ from llmserve.limits import Limits
 
 from .error_replies import BodyTooLargeError, MediaTypeError
 
-__all__ = ["parse_object", "read_object"]
+__all__ = ["parse_object", "read_bytes", "read_object"]
 
 # A whole string (or one that never ends: so that it is scanned once), or one bracket.
 _TOKENS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
@@ -34,7 +34,7 @@ async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
         ClientDisconnect: the client left before the body's end.
     """
     _check_media_type(request.headers.get("content-type", ""))
-    return parse_object(await _read(request, limits.max_body_bytes), limits.max_json_depth)
+    return parse_object(await read_bytes(request, limits.max_body_bytes), limits.max_json_depth)
 
 
 def _check_media_type(content_type: str) -> None:
@@ -43,7 +43,13 @@ def _check_media_type(content_type: str) -> None:
         raise MediaTypeError("send the request body as JSON, with Content-Type: application/json")
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def read_bytes(request: Request, max_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        BodyTooLargeError: more bytes than the limit; the rest is not read.
+        ClientDisconnect: the client left before the body's end.
+    """
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and len(declared) < 20 and int(declared) > max_bytes:
         raise _too_large(max_bytes)

@@ -104,6 +104,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "prometheus_client": ("server/*",),
     "pyarrow": ("training/data_parquet.py",),
     "pydantic": ("server/*",),
+    "ray": ("server/ray_app.py",),
     "rich": ("llmserve/console.py", "*/cli_*.py"),
     "safetensors": ("llmserve/tensor_file.py",),
     "starlette": ("server/*",),
