@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import gc
 import math
-import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +28,7 @@ from .client import Client, Target
 from .load import LoadState, drive_closed_loop
 from .machine import command_line, machine, versions
 from .noise import MAX_LAG_MS, NoiseMeter
-from .paced_server import serve_paced
+from .paced_server import __name__ as PACED_SERVER
 from .workload import RandomLengths, random_prompts
 
 __all__ = ["ClientSpeed", "ClientSpeedOptions", "bench_client", "measure_client", "parse_rates"]
@@ -164,20 +165,15 @@ def _steady_rate(times_s: Sequence[float]) -> float:
 def _server(rate: float, cores: Sequence[int]) -> Iterator[str]:
     """The URL of a paced server in a process of its own."""
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        process = multiprocessing.get_context("fork").Process(
-            target=_serve, args=(listener, rate, cores), daemon=True
+        command = [sys.executable, "-m", PACED_SERVER, listener.fileno(), rate, *cores]
+        process = subprocess.Popen(  # noqa: S603 - our own module
+            [str(part) for part in command], pass_fds=[listener.fileno()], start_new_session=True
         )
-        process.start()
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             process.kill()
-            process.join()
-
-
-def _serve(listener: socket.socket, rate: float, cores: Sequence[int]) -> None:
-    with _pinned(cores), contextlib.suppress(KeyboardInterrupt):
-        serve_paced(listener, tokens_per_s=rate)
+            process.wait()
 
 
 def _cores() -> list[int]:

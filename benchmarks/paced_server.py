@@ -7,8 +7,10 @@ only what the client sends: POST with a JSON body, one request at a time on a co
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -130,3 +132,9 @@ def _chunk(more: dict[str, object]) -> bytes:
     }
     event = b"data: " + orjson.dumps(head | more) + b"\n\n"
     return b"%x\r\n%b\r\n" % (len(event), event)
+
+
+if __name__ == "__main__":  # LISTENER RATE [CORE...]: an open socket's descriptor, tokens a second
+    if cores := sys.argv[3:]:
+        os.sched_setaffinity(0, {int(core) for core in cores})
+    serve_paced(socket.socket(fileno=int(sys.argv[1])), tokens_per_s=float(sys.argv[2]))

@@ -184,7 +184,8 @@ class EngineLoop:
                     self._handing_over().take_in(request, handover)
                 if request.grammar is None:
                     self._take_in(request, None)
-                else:
+                else:  # told first: a compiler that ends the process may do so at once
+                    self._fresh.compiling({*self._grammars.request_ids, request.request_id})
                     self._grammars.add(request)
             case Abort(request_id=request_id):
                 self._grammars.forget(request_id)
