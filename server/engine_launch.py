@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .messages import EngineSettings
+    from .engine_settings import EngineSettings
 
 __all__ = ["API_KEY_VARIABLE", "EngineLaunch"]
 

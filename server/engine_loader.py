@@ -26,11 +26,11 @@ from llmserve.errors import ConfigError, EngineError, LLMServeError
 from llmserve.runners.registry import import_torch_runner
 
 from .engine_process import ParentGoneError, serve_engine
+from .engine_settings import EngineSettings
 from .engine_setup import LoadedModels, grammar_compiler, loaded_models, loads_before_fork
 from .log_format import start_log
 from .messages import (
     Ended,
-    EngineSettings,
     Failed,
     Fork,
     Forked,

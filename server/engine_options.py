@@ -15,7 +15,7 @@ from llmserve.runner_arguments import add_runner_arguments, native_options
 
 if TYPE_CHECKING:
     from .auth import KeyRing
-    from .messages import EngineSettings
+    from .engine_settings import EngineSettings
 
 __all__ = ["add_engine_arguments", "engine_settings", "parse_size"]
 
@@ -133,7 +133,7 @@ def engine_settings(
     """
     from llmserve.speculative_config import parse_speculation
 
-    from .messages import EngineSettings
+    from .engine_settings import EngineSettings
 
     runner, _, step_s = args.runner.partition(":")
     speculation = None

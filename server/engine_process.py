@@ -22,6 +22,7 @@ from llmserve.engine.watcher import Watcher
 from llmserve.errors import EngineError, LLMServeError, RequestError
 from llmserve.failpoints import hit, is_armed
 
+from .engine_settings import EngineSettings
 from .engine_setup import LoadedModels, grammar_queue, loaded_models, started_engine
 from .grammar_queue import GrammarQueue
 from .handovers import Handovers
@@ -31,7 +32,6 @@ from .messages import (
     BlockMaps,
     Computing,
     EngineCommand,
-    EngineSettings,
     Event,
     Failed,
     Finish,

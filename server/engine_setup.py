@@ -20,9 +20,9 @@ from llmserve.runners.protocol import Runner, RunnerInfo
 from llmserve.runners.registry import load_runner, survives_fork
 from llmserve.startup import EngineOptions, start_engine
 
+from .engine_settings import EngineSettings
 from .folder_stamp import Stamp, stamp_of
 from .grammar_queue import GrammarQueue
-from .messages import EngineSettings
 
 __all__ = [
     "LoadedEngine",

@@ -12,9 +12,10 @@ from llmserve.errors import EngineDeadError
 
 from .engine_client import EngineClient
 from .engine_launch import EngineLaunch
+from .engine_settings import EngineSettings
 from .folder_stamp import stamp_of
 from .loader_client import LoaderClient
-from .messages import EngineSettings, Fork, Ready
+from .messages import Fork, Ready
 from .progress import Progress
 from .restarts import Restarts
 

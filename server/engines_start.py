@@ -6,9 +6,10 @@ from llmserve.errors import EngineDeadError, LLMServeError
 from llmserve.limits import Limits
 
 from .engine_launch import EngineLaunch
+from .engine_settings import EngineSettings
 from .engine_source import EngineSource
 from .loader_client import LoaderClient
-from .messages import EngineSettings, Fork
+from .messages import Fork
 from .progress import Progress
 from .supervisor import Supervisor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .messages import EngineSettings
+from .engine_settings import EngineSettings
 
 __all__ = ["Stamp", "stamp_of"]
 

@@ -12,13 +12,14 @@ from typing import Generic, TypeVar
 import msgspec
 
 from llmserve.engine.block_map import BlockMap
-from llmserve.engine.config import EngineConfig, PolicyName, SpeculationConfig
+from llmserve.engine.config import EngineConfig
 from llmserve.engine.engine import EngineStats
 from llmserve.engine.request import Request, RequestOutput
 from llmserve.engine.step import StepWork
 from llmserve.errors import EngineError
-from llmserve.runners.native_options import NativeOptions
 from llmserve.runners.protocol import RunnerInfo
+
+from .engine_settings import EngineSettings
 
 __all__ = [
     "Abort",
@@ -29,7 +30,6 @@ __all__ = [
     "Computing",
     "Ended",
     "EngineCommand",
-    "EngineSettings",
     "Event",
     "Failed",
     "Finish",
@@ -54,62 +54,6 @@ __all__ = [
 
 MAX_FRAME_BYTES = 256 << 20
 LENGTH_BYTES = 4
-
-
-class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How an engine process is to be set up."""
-
-    model: str
-    """The model folder; its files were verified by the API process."""
-    runner: str
-    """A name of `llmserve.runners.registry.RUNNERS`, or `fake`."""
-    dtype: str | None = None
-    """Type of the arithmetic; None: as the folder says."""
-    device: str = "cpu"
-    """`cpu`, `cuda` or `cuda:N`."""
-    threads: int | None = None
-    """Threads for one step; None: the library's own choice."""
-    deterministic: bool = False
-    """Answers equal bit for bit whatever else is in the batch; slower."""
-    native: NativeOptions | None = None
-    """What is asked of the native runner alone, for `model`; None: nothing."""
-    adapters: dict[str, str] = {}
-    """LoRA adapters by name, each a folder."""
-    max_seq_len: int | None = None
-    """Tokens of context; None: the model's."""
-    max_num_seqs: int = 64
-    """Most sequences running at once."""
-    max_batched_tokens: int | None = None
-    """Most tokens in one step; None: as many as `max_step_s` allows, found by trying."""
-    far_token_weight: float = 1.0
-    """Where that number is given: as in `EngineConfig`."""
-    max_step_s: float = 0.05
-    """Longest time of a full step, where its size is found by trying."""
-    cache_bytes: int = 256 << 20
-    """Memory for the KV cache."""
-    block_size: int = 16
-    """Tokens in one KV block."""
-    has_prefix_cache: bool = True
-    """Whether blocks are shared between requests with equal beginnings."""
-    policy: PolicyName = "fcfs"
-    """Who is served first."""
-    tenant_weights: dict[str, float] = {}
-    """Shares of tenants under the policy `fair`."""
-    speculation: SpeculationConfig | None = None
-    """How tokens are guessed ahead; None: not at all."""
-    draft_model: str | None = None
-    """Folder of the model that guesses, for the method `draft`."""
-    grammar_timeout_s: float = 1.0
-    """Time for compiling the grammar of one request."""
-    log_format: str = "text"
-    """How loader and engines write their log: `text` or `json`."""
-    handover_bytes: int = 0
-    """Memory through which engines that only read prompts hand KV blocks over; 0: there are none
-    such."""
-    record: str | None = None
-    """File for the engine's step log; None: none is written."""
-    fake_step_s: float = 0.0
-    """For the runner `fake`: the least time of a step."""
 
 
 class Load(msgspec.Struct, tag="load"):

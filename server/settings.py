@@ -15,7 +15,7 @@ from llmserve.limits import Limits
 
 from .auth import Key, KeyRing, RouteScope
 from .engine_launch import API_KEY_VARIABLE
-from .messages import EngineSettings
+from .engine_settings import EngineSettings
 from .rate_budgets import Budget
 
 __all__ = ["ModelSettings", "ServerSettings", "SwapSettings", "is_loopback", "load_keys"]

@@ -30,6 +30,7 @@ from llmserve.server.app import create_app, protect
 from llmserve.server.assembly import build_state, serve_model
 from llmserve.server.engine_handle import EngineHandle
 from llmserve.server.engine_process import GRAMMAR_POLL_S, refusals
+from llmserve.server.engine_settings import EngineSettings
 from llmserve.server.engine_setup import (
     LoadedEngine,
     LoadedModels,
@@ -44,7 +45,6 @@ from llmserve.server.messages import (
     Abort,
     AddRequest,
     Command,
-    EngineSettings,
     Finish,
     Outputs,
     Ready,

@@ -17,8 +17,8 @@ from llmserve.quant.groups import quantize_rtn
 from llmserve.runners import native_options
 from llmserve.runners.native_options import NativeOptions, obstacle_to_native
 from llmserve.runners.registry import load_runner, survives_fork
+from llmserve.server.engine_settings import EngineSettings
 from llmserve.server.engine_setup import loaded_engine
-from llmserve.server.messages import EngineSettings
 from support.models import make_model_folder
 from support.variants import LLAMA, QWEN2_MOE, random_tensors
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 import pytest
 
 from llmserve.server.engine_launch import API_KEY_VARIABLE, EngineLaunch
+from llmserve.server.engine_settings import EngineSettings
 from llmserve.server.messages import (
-    EngineSettings,
     Event,
     Failed,
     Fork,

@@ -12,8 +12,8 @@ from llmserve.runners.native_options import NativeOptions
 from llmserve.runners.native_runner import default_threads
 from llmserve.server.auth import Key, KeyRing, RouteScope
 from llmserve.server.engine_options import add_engine_arguments, engine_settings
+from llmserve.server.engine_settings import EngineSettings
 from llmserve.server.engine_setup import engine_options, loaded_engine
-from llmserve.server.messages import EngineSettings
 from llmserve.server.settings import ModelSettings, ServerSettings
 
 ANN = Key.of("a-key-of-ann", {RouteScope.USER}, name="ann")

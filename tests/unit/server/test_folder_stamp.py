@@ -4,8 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from llmserve.server.engine_settings import EngineSettings
 from llmserve.server.folder_stamp import stamp_of
-from llmserve.server.messages import EngineSettings
 
 
 def test_files_that_were_replaced_or_changed_are_told(model_folder: Path, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from llmserve.engine.request import FinishReason, Pooling, Request, RequestOutpu
 from llmserve.errors import EngineError
 from llmserve.runners.protocol import TokenLogprobs
 from llmserve.sampling import SamplingParams
+from llmserve.server.engine_settings import EngineSettings
 from llmserve.server.messages import (
     MAX_FRAME_BYTES,
     Abort,
     AddRequest,
     Command,
-    EngineSettings,
     Failed,
     Finish,
     Fork,

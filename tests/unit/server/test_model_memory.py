@@ -8,7 +8,7 @@ import pytest
 
 from llmserve.errors import ConfigError
 from llmserve.limits import Limits
-from llmserve.server.messages import EngineSettings
+from llmserve.server.engine_settings import EngineSettings
 from llmserve.server.model_memory import check_fits_beside, check_start, needed_bytes
 from llmserve.server.served_model import Model, open_model
 from llmserve.server.settings import ModelSettings

@@ -10,7 +10,7 @@ from llmserve.server.auth import Access, Caller, Key, KeyRing, RouteScope
 from llmserve.server.cli_serve import parse_limits
 from llmserve.server.engine_launch import API_KEY_VARIABLE
 from llmserve.server.engine_options import parse_size
-from llmserve.server.messages import EngineSettings
+from llmserve.server.engine_settings import EngineSettings
 from llmserve.server.settings import ModelSettings, ServerSettings, is_loopback, load_keys
 
 MODELS = (ModelSettings(engine=EngineSettings(model="m", runner="fake")),)

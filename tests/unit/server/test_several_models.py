@@ -12,7 +12,7 @@ import pytest
 from llmserve.errors import ConfigError
 from llmserve.limits import Limits
 from llmserve.server.assembly import check_names
-from llmserve.server.messages import EngineSettings
+from llmserve.server.engine_settings import EngineSettings
 from llmserve.server.prompts import PromptReader
 from llmserve.server.served_model import open_model
 from llmserve.server.settings import ModelSettings
