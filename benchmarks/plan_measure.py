@@ -32,6 +32,8 @@ __all__ = ["PlannedServer", "serving"]
 
 NEAR = 1.1
 """Between neighbouring rates that are tried, so that the knee is known to 5 % to either side."""
+RECOVERY_S = 30.0
+"""A server may refuse connections for a while after a rate that was far too high."""
 
 
 class PlannedServer:
@@ -97,6 +99,7 @@ class PlannedServer:
             traffic=traffic,
             lengths=lengths,
             seed=seed,
+            ready_timeout_s=RECOVERY_S,
         )
 
 
