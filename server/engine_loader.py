@@ -125,10 +125,13 @@ class _Loader:
         signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
         gc.collect()
         gc.freeze()  # a collection in an engine would write to, and so copy, what is shared
-        while True:
-            self._reap()
-            if self._channel.has_command or self._is_called():
-                self._apply(self._channel.next())
+        try:
+            while True:
+                self._reap()
+                if self._channel.has_command or self._is_called():
+                    self._apply(self._channel.next())
+        finally:
+            signal.set_wakeup_fd(-1)  # an engine that ends from here on would ring a closed bell
 
     def _is_called(self) -> bool:
         ready, _, _ = select.select([self._channel.connection, self._wakeup], [], [])
