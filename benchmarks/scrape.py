@@ -76,14 +76,15 @@ class Scraper:
     def report(self, start_s: float) -> dict[str, object] | None:
         """The result's `server_metrics`; None: there are none. Times count from `start_s`.
 
-        Counters are what was added between the first look and the last.
+        Counters are what was added between the first look, before the load, and the last, after it.
+        Gauges are of the looks between those; a load that was over before one has none.
         """
         if not self.looks:
             return None
         first, last = self.looks[0][1], self.looks[-1][1]
         report: dict[str, object] = {"num_looks": len(self.looks)}
         for name in GAUGES:
-            if values := [look[name] for _, look in self.looks if name in look]:
+            if values := [look[name] for _, look in self.looks[1:-1] if name in look]:
                 report[name] = {"mean": sum(values) / len(values), "max": max(values)}
         added = {
             name: max(0.0, last[name] - first[name])

@@ -31,28 +31,31 @@ def test_names_of_three_servers_are_known() -> None:
 
 
 def test_report_holds_means_peaks_and_what_was_added() -> None:
-    pages = iter([OURS % (0, "0.1", 100), OURS % (8, "0.5", 150), OURS % (1, "0.3", 200)])
-    times = iter([10.0, 11.0, 12.5])
+    """Gauges leave out the looks before and after the load."""
+    loads = [(0, "0.1", 100), (8, "0.5", 150), (1, "0.3", 180), (0, "0.1", 200)]
+    pages = iter([OURS % load for load in loads])
+    times = iter([10.0, 11.0, 12.5, 13.0])
 
     async def fetch() -> bytes:
         return next(pages).encode()
 
     scraper = Scraper(fetch, clock=lambda: next(times))
 
-    async def look_thrice() -> None:
-        for _ in range(3):
+    async def look_often() -> None:
+        for _ in loads:
             await scraper.look()
 
-    asyncio.run(look_thrice())
+    asyncio.run(look_often())
     report = scraper.report(10.5)
     assert report is not None
-    assert report["num_looks"] == 3
-    assert report["num_requests_waiting"] == {"mean": 3.0, "max": 8.0}
-    assert report["kv_cache_usage_perc"] == {"mean": pytest.approx(0.3), "max": 0.5}
+    assert report["num_looks"] == 4
+    assert report["num_requests_waiting"] == {"mean": 4.5, "max": 8.0}
+    assert report["kv_cache_usage_perc"] == {"mean": pytest.approx(0.4), "max": 0.5}
     assert report["prefix_cache_queries"] == 100.0
     assert report["prefix_cache_hit_rate"] == 0.0
     assert report["timeline"] == [
         [-0.5, None, 0.0, 0.1], [0.5, None, 8.0, 0.5], [2.0, None, 1.0, 0.3],
+        [2.5, None, 0.0, 0.1],
     ]  # fmt: skip
 
 
