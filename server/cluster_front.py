@@ -38,7 +38,7 @@ MAX_TRIES = 4
 KEPT = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "root_path",
         "query_string", "headers", "client", "server")  # fmt: skip
 
-ABOUT_ONE_SERVER = ("/admin/", "/metrics", "/requests/")
+ABOUT_ONE_SERVER = ("/admin/", "/kv-blocks", "/metrics", "/requests/")
 
 Ask = Callable[[ClusterRequest], AsyncGenerator[list[Message]]]
 """Hands a request to some server; gives its messages."""
