@@ -7,6 +7,7 @@ from pathlib import Path
 
 __all__ = [
     "add_figures_arguments",
+    "add_objective_arguments",
     "add_prompts_arguments",
     "add_sampling_arguments",
     "add_search_arguments",
@@ -224,9 +225,8 @@ def add_figures_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--label", metavar="NAME", help="kept in the result and in its file's name")
 
 
-def add_search_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a capacity is and how closely it is found."""
-    group = parser.add_argument_group("search")
+def add_objective_arguments(group: argparse._ArgumentGroup) -> None:
+    """What requests are to meet, and how many of them."""
     group.add_argument(
         "--slo",
         metavar="NAME:MS,NAME:MS",
@@ -240,6 +240,12 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.9,
         help="share of the requests that must meet them (default: 0.9)",
     )
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a capacity is and how closely it is found."""
+    group = parser.add_argument_group("search")
+    add_objective_arguments(group)
     group.add_argument(
         "--start-rate",
         metavar="R",

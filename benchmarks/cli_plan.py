@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from llmserve.errors import ConfigError
 
+from .cli_load_options import add_objective_arguments
+
 if TYPE_CHECKING:
     from .plan_options import PlanOptions
 
@@ -71,19 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("load")
-    group.add_argument(
-        "--slo",
-        metavar="NAME:MS,NAME:MS",
-        required=True,
-        help="objectives of a request: ttft, tpot, e2el in milliseconds",
-    )
-    group.add_argument(
-        "--attainment",
-        metavar="SHARE",
-        type=float,
-        default=0.9,
-        help="share of the requests that must meet them (default: 0.9)",
-    )
+    add_objective_arguments(group)
     group.add_argument(
         "--input-len", metavar="N", type=int, default=128, help="tokens of a prompt (default: 128)"
     )
