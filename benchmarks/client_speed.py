@@ -28,11 +28,11 @@ from .client import Client, Target
 from .load import LoadState, drive_closed_loop
 from .machine import command_line, machine, versions
 from .noise import MAX_LAG_MS, NoiseMeter
-from .paced_server import __name__ as PACED_SERVER
 from .workload import RandomLengths, random_prompts
 
 __all__ = ["ClientSpeed", "ClientSpeedOptions", "bench_client", "measure_client", "parse_rates"]
 
+PACED_SERVER = f"{__package__}.paced_server"
 KEPT_SHARE = 0.97
 """Of the rate sent; the rest is the start and the end of a run."""
 
