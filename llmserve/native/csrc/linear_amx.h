@@ -116,16 +116,32 @@ static void int4_rows(const Linear& w, const Prepared& x, int64_t row, int64_t c
   run(w, x, row, block, weights, scratch, sums);
 }
 
-// Both digits of 16 rows times NB blocks of 8-bit weights, inputs first..first+num_inputs-1.
+// The sums of NB blocks: tiles 0 and 1 of the first part or digit, 2 and 3 of the second.
 template <int NB>
-INLINE void int8_dots(const int8_t* rows, const Prepared& x, const uint8_t* const (&weights)[NB],
-                      int64_t num_inputs, TileScratch& scratch) {
+INLINE void zero_sums() {
   _tile_zero(0);
   _tile_zero(2);
   if constexpr (NB == 2) {
     _tile_zero(1);
     _tile_zero(3);
   }
+}
+
+template <int NB>
+INLINE void store_sums(TileScratch& scratch) {
+  _tile_stored(0, scratch.dots[0], 64);
+  _tile_stored(2, scratch.dots[2], 64);
+  if constexpr (NB == 2) {
+    _tile_stored(1, scratch.dots[1], 64);
+    _tile_stored(3, scratch.dots[3], 64);
+  }
+}
+
+// Both digits of 16 rows times NB blocks of 8-bit weights, inputs first..first+num_inputs-1.
+template <int NB>
+INLINE void int8_dots(const int8_t* rows, const Prepared& x, const uint8_t* const (&weights)[NB],
+                      int64_t num_inputs, TileScratch& scratch) {
+  zero_sums<NB>();
   for (int64_t k = 0; k < num_inputs; k += tile::kInputs) {
     const uint8_t* place[NB];
     for (int b = 0; b < NB; ++b) place[b] = weights[b] + 16 * k;
@@ -145,12 +161,7 @@ INLINE void int8_dots(const int8_t* rows, const Prepared& x, const uint8_t* cons
       _tile_dpbsud(3, 5, 7);
     }
   }
-  _tile_stored(0, scratch.dots[0], 64);
-  _tile_stored(2, scratch.dots[2], 64);
-  if constexpr (NB == 2) {
-    _tile_stored(1, scratch.dots[1], 64);
-    _tile_stored(3, scratch.dots[3], 64);
-  }
+  store_sums<NB>(scratch);
 }
 
 // The sum of one group: digits joined, offsets taken off, scaled, added to what there was.
@@ -238,12 +249,7 @@ INLINE void bf16_dots(const Linear& w, const Prepared& x, int64_t row, int64_t b
   constexpr int64_t kTileInputs = 32;
   const int64_t block_bytes = (w.width + 1) / 2 * 64, row_bytes = 4 * x.part_stride;
   const uint16_t* rows = x.parts + row * 2 * x.part_stride;
-  _tile_zero(0);
-  _tile_zero(2);
-  if constexpr (NB == 2) {
-    _tile_zero(1);
-    _tile_zero(3);
-  }
+  zero_sums<NB>();
   for (int64_t k = 0; k < w.width; k += kTileInputs) {
     const uint8_t* place[NB];
     for (int b = 0; b < NB; ++b) place[b] = w.values + (block + b) * block_bytes + 32 * k;
@@ -265,12 +271,7 @@ INLINE void bf16_dots(const Linear& w, const Prepared& x, int64_t row, int64_t b
       _tile_dpbf16ps(3, 5, 7);
     }
   }
-  _tile_stored(0, scratch.dots[0], 64);
-  _tile_stored(2, scratch.dots[2], 64);
-  if constexpr (NB == 2) {
-    _tile_stored(1, scratch.dots[1], 64);
-    _tile_stored(3, scratch.dots[3], 64);
-  }
+  store_sums<NB>(scratch);
 }
 
 template <int NB>
