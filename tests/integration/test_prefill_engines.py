@@ -18,6 +18,7 @@ from support.serving import (
     metric,
     post,
     read,
+    reply,
     serving,
 )
 
@@ -55,14 +56,6 @@ def undisturbed(folder: Path) -> Iterator[list[object]]:
     with serving(folder, *SIZE) as server:
         url = server.wait_until_ready()
         yield [reply(url, body) for body in REQUESTS]
-
-
-def reply(url: str, body: dict[str, object]) -> object:
-    """What a completion says, without what differs between any two."""
-    status, data = post(url, {"ignore_eos": True, **body})
-    assert status == 200, data
-    value = json.loads(data)
-    return value["choices"], value["usage"]["completion_tokens"]
 
 
 def all_at_once(url: str, bodies: list[dict[str, object]]) -> list[object]:
