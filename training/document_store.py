@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -22,8 +23,8 @@ __all__ = ["ChosenDocuments", "DocumentStore"]
 class _Documents(Sequence[str]):
     """What both kinds share: slices are read into memory."""
 
-    def _read(self, index: int) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _read(self, index: int) -> str: ...
 
     @overload
     def __getitem__(self, index: int) -> str: ...
