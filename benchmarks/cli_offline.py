@@ -122,6 +122,11 @@ def add_offline_arguments(parser: argparse.ArgumentParser) -> None:
         "--repeats", metavar="N", type=int, default=3, help="rounds after the first (default: 3)"
     )
     parser.add_argument(
+        "--busy",
+        metavar="N,N",
+        help="decode these numbers of sequences once more while another process keeps a core busy",
+    )
+    parser.add_argument(
         "--seed", metavar="N", type=int, default=0, help="of the prompts (default: 0)"
     )
     _add_peers(parser)

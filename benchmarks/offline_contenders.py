@@ -43,7 +43,8 @@ class Contender(Protocol):
     """An engine with a model, ready to be timed."""
 
     description: dict[str, Any]
-    """`engine`, `weights`, `cache`, `versions`."""
+    """`engine`, `weights`, `cache`, `versions`; where it is known what a step reads,
+    `weight_bytes`, and `token_bytes` for each token in the cache."""
 
     def prefill(self, prompt: list[int]) -> float:
         """Prompt tokens per second."""
@@ -77,6 +78,8 @@ class OfflineOptions:
     """Tokens of each sequence that are timed."""
     repeats: int = 3
     """Rounds."""
+    busy: tuple[int, ...] = ()
+    """Sequences of further measurements, while another process keeps a core busy."""
     seed: int = 0
     """Of the prompts."""
     llama_cpp: Path | None = None
@@ -92,6 +95,9 @@ class OfflineOptions:
         counts = (self.prefill_len, self.input_len, self.output_len, self.repeats)
         if not self.sequences or min(*counts, *self.sequences) < 1 or self.seed < 0:
             raise ConfigError("lengths, sequences and repeats must be at least 1, the seed 0")
+        if set(self.busy) - set(self.sequences):
+            asked, known = (",".join(map(str, some)) for some in (self.busy, self.sequences))
+            raise ConfigError(f"--busy takes some of --sequences ({known}), got {asked}")
         if not self.schemes or set(self.schemes) - set(SCHEMES):
             raise ConfigError(f"--schemes takes some of {', '.join(SCHEMES)}")
         if self.threads is not None and self.threads < 1:
@@ -100,28 +106,30 @@ class OfflineOptions:
 
 def offline_options(args: argparse.Namespace) -> OfflineOptions:
     """The options behind the arguments of the command line. Raises `ConfigError`."""
-    try:
-        sequences = tuple(sorted({int(part) for part in args.sequences.split(",")}))
-    except ValueError:
-        raise ConfigError(
-            f"--sequences takes whole numbers like 1,8,32, got {args.sequences!r}"
-        ) from None
     return OfflineOptions(
         model=args.model,
         schemes=tuple(dict.fromkeys(args.schemes.split(","))),
         runner=args.runner,
         threads=args.threads,
-        sequences=sequences,
+        sequences=_counts("--sequences", args.sequences),
         prefill_len=args.prefill_len,
         input_len=args.input_len,
         output_len=args.output_len,
         repeats=args.repeats,
+        busy=_counts("--busy", args.busy) if args.busy else (),
         seed=args.seed,
         llama_cpp=args.llama_cpp,
         transformers=args.transformers,
         openvino=args.openvino,
         onnxruntime_genai=args.onnxruntime_genai,
     )
+
+
+def _counts(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise ConfigError(f"{option} takes whole numbers like 1,8,32, got {text!r}") from None
 
 
 def contenders(options: OfflineOptions) -> Iterator[tuple[str, Callable[[], Contender]]]:

@@ -37,7 +37,16 @@ class LlmEngine:
             "weights": info.executed_form,
             "cache": info.cache_dtype,
             "versions": versions(("numpy", "torch")),
+            **self._step_bytes(),
         }
+
+    def _step_bytes(self) -> dict[str, int]:
+        """What a step reads: all weights it multiplies with, and for each token of a sequence its
+        keys and values. Other runners do not tell the first, nor do experts, of which some rest."""
+        info = self.llm.info
+        if info.runner != "native" or self.llm.config.experts is not None:
+            return {}
+        return {"weight_bytes": info.weight_bytes, "token_bytes": info.cache_bytes_per_token}
 
     def prefill(self, prompt: list[int]) -> float:
         """Seconds from a prompt to its first token."""

@@ -6,7 +6,9 @@ meets all; medians and ranges are reported, and ratios are taken within a repeat
 
 - prefill: prompt tokens per second from a prompt of 512 to its first token;
 - decode: tokens per second of N sequences together, each after a prompt of its own whose time does
-  not count.
+  not count; where asked, once more while another process keeps a core busy.
+
+The rate at which memory is read is taken before each round.
 
 Prompts are random ids, new ones each time.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -27,13 +29,13 @@ from llmserve.checkpoint import Checkpoint
 
 from .machine import command_line, machine, versions
 from .offline_contenders import Contender, OfflineOptions, contenders
+from .offline_limits import MemoryRate, busy_process
 
 __all__ = [
     "OfflineRounds",
     "OfflineRow",
     "bench_offline",
     "loaded_rows",
-    "measure_rows",
     "offline_result",
     "offline_table",
     "over_best_peer",
@@ -74,9 +76,12 @@ def bench_offline(options: OfflineOptions) -> int:
     loaders = list(contenders(options))  # every path is checked before anything is loaded
     vocab_size = Checkpoint.open(options.model, verify=False).config.vocab_size
     with loaded_rows(loaders) as rows:
-        measure_rows(rows, options, vocab_size=vocab_size)
+        rounds = OfflineRounds(rows, options, vocab_size=vocab_size)
+        for _ in range(options.repeats):
+            rounds.take()
     print(offline_table(rows))
-    print(orjson.dumps(offline_result(options, rows)).decode(), flush=True)
+    result = offline_result(options, rows, rounds.memory_rates)
+    print(orjson.dumps(result).decode(), flush=True)
     return 0
 
 
@@ -95,29 +100,33 @@ def loaded_rows(
         yield rows
 
 
-def measure_rows(rows: Sequence[OfflineRow], options: OfflineOptions, *, vocab_size: int) -> None:
-    """Take every measurement of every row, in turn, once to warm up and once for each repeat."""
-    rounds = OfflineRounds(rows, options, vocab_size=vocab_size)
-    for _ in range(options.repeats):
-        rounds.take()
-
-
 class OfflineRounds:
     """The rounds of a comparison; made with one to warm up, which does not count."""
 
     def __init__(
-        self, rows: Sequence[OfflineRow], options: OfflineOptions, *, vocab_size: int
+        self,
+        rows: Sequence[OfflineRow],
+        options: OfflineOptions,
+        *,
+        vocab_size: int,
+        memory_rate: Callable[[], float | None] | None = None,
     ) -> None:
+        """`memory_rate` tells the bytes a second now; None: `MemoryRate`."""
         self._rows, self._options = rows, options
         self._prompts = _Prompts(np.random.default_rng(options.seed), vocab_size)
         self._num_taken = 0
-        for _ in self._measure():
+        self._memory_rate = memory_rate or MemoryRate(options.threads).take
+        self.memory_rates: list[float] = []
+        """Bytes a second read from memory, before each round; none without our kernels."""
+        for _ in self._measure(is_warm_up=True):
             pass
 
     def take(self) -> None:
         """One more round: every measurement, all rows in turn."""
         self._num_taken += 1
-        for name, row, rate in self._measure():
+        rate = self._memory_rate()
+        self.memory_rates += [] if rate is None else [rate]
+        for name, row, rate in self._measure(is_warm_up=False):
             row.rates.setdefault(name, []).append(rate)
             print(
                 f"round {self._num_taken}, {name}, {row.name}: {rate:.1f} tokens/s",
@@ -125,14 +134,20 @@ class OfflineRounds:
                 flush=True,
             )
 
-    def _measure(self) -> Iterator[tuple[str, OfflineRow, float]]:
-        for name, count in _measurements(self._options).items():
+    def _measure(self, *, is_warm_up: bool) -> Iterator[tuple[str, OfflineRow, float]]:
+        for name, (count, is_busy) in _measurements(self._options).items():
+            if is_busy and is_warm_up:
+                continue  # the same without company has warmed it up
             for row in self._rows:
-                yield name, row, _measure(row.contender, self._prompts, self._options, count)
+                with busy_process() if is_busy else nullcontext():
+                    rate = _measure(row.contender, self._prompts, self._options, count)
+                yield name, row, rate
 
 
-def offline_result(options: OfflineOptions, rows: Sequence[OfflineRow]) -> dict[str, object]:
-    """The JSON document. Rates are tokens/s."""
+def offline_result(
+    options: OfflineOptions, rows: Sequence[OfflineRow], memory_rates: Sequence[float]
+) -> dict[str, object]:
+    """The JSON document. Rates are tokens/s, of memory bytes/s."""
     return {
         "benchmark": "offline",
         "date": datetime.now().strftime("%Y%m%d-%H%M%S"),
@@ -142,6 +157,7 @@ def offline_result(options: OfflineOptions, rows: Sequence[OfflineRow]) -> dict[
         "output_len": options.output_len,
         "repeats": options.repeats,
         "seed": options.seed,
+        "memory_bytes_per_s": list(memory_rates),
         "rows": [
             {
                 "scheme": row.scheme,
@@ -192,10 +208,11 @@ def offline_table(rows: Sequence[OfflineRow]) -> str:
     return "\n".join(lines)
 
 
-def _measurements(options: OfflineOptions) -> dict[str, int | None]:
-    """Name → sequences that are decoded; None: the prefill."""
-    decodes = {f"decode {count}": count for count in options.sequences}
-    return {f"prefill {options.prefill_len}": None, **decodes}
+def _measurements(options: OfflineOptions) -> dict[str, tuple[int | None, bool]]:
+    """Name → sequences that are decoded, None for the prefill, and whether a core is busy."""
+    decodes = {f"decode {count}": (count, False) for count in options.sequences}
+    busy = {f"decode {count} busy": (count, True) for count in options.busy}
+    return {f"prefill {options.prefill_len}": (None, False), **decodes, **busy}
 
 
 class _Prompts:

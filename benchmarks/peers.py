@@ -105,7 +105,7 @@ def bench_peers(options: PeersOptions) -> int:
         _repeat(rounds.take, offline.repeats, budget)
         in_process = [_process_item(engine) for engine in engines]
     _http_rounds(options, rows, options.budget_s - (time.monotonic() - start_s))
-    document = _document(options, [*in_process, *map(_http_item, rows)])
+    document = _document(options, [*in_process, *map(_http_item, rows)], rounds.memory_rates)
     page = peers_markdown(document)
     print(page)
     print(orjson.dumps(document).decode(), flush=True)
@@ -179,7 +179,9 @@ def _http_item(row: HttpRow) -> dict[str, object]:
     }
 
 
-def _document(options: PeersOptions, rows: list[dict[str, object]]) -> dict[str, object]:
+def _document(
+    options: PeersOptions, rows: list[dict[str, object]], memory_rates: list[float]
+) -> dict[str, object]:
     offline, load = options.offline, options.load
     return {
         "benchmark": "peers",
@@ -190,6 +192,8 @@ def _document(options: PeersOptions, rows: list[dict[str, object]]) -> dict[str,
         "input_len": offline.input_len,
         "decode_len": offline.output_len,
         "sequences": list(offline.sequences),
+        "busy": list(offline.busy),
+        "memory_bytes_per_s": memory_rates,
         "load": {**asdict(load), "requests": {str(k): v for k, v in load.requests.items()}},
         "budget_s": options.budget_s if math.isfinite(options.budget_s) else None,
         "seed": offline.seed,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .peers_bars import Row, Verdict, best_peer, ratio_to, verdicts
+from .peers_limits import bandwidth_table, busy_table
 from .statistics import Interval, mean_of_runs
 
 __all__ = ["peers_markdown"]
@@ -46,6 +47,8 @@ def _page(document: Document) -> Iterator[str]:
     yield ""
     yield from _table(process, {name: f"{name} tokens/s" for name in names})
     yield ""
+    yield from bandwidth_table(document, process)
+    yield from busy_table(document, process)
     yield from _http_part(document, [row for row in rows if row["surface"] == "http"])
     yield from _bars(verdicts(document["shape"], rows))
 

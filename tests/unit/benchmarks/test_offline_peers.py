@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llmserve.benchmarks.offline_contenders import OfflineOptions
+from llmserve.benchmarks.offline_limits import busy_process
 from llmserve.benchmarks.offline_peers import (
+    OfflineRounds,
     OfflineRow,
-    measure_rows,
     offline_result,
     offline_table,
     over_best_peer,
 )
+from llmserve.errors import ConfigError
 
 OPTIONS = OfflineOptions(
     model=Path("m"), sequences=(1, 3), prefill_len=6, input_len=4, output_len=5, repeats=2
 )
+
+
+def measure_rows(
+    rows: list[OfflineRow], options: OfflineOptions, *, vocab_size: int
+) -> OfflineRounds:
+    rounds = OfflineRounds(rows, options, vocab_size=vocab_size, memory_rate=lambda: 3e10)
+    for _ in range(options.repeats):
+        rounds.take()
+    return rounds
 
 
 class Scripted:
@@ -72,6 +85,26 @@ def test_warm_up_does_not_count() -> None:
     }
 
 
+def test_busy_measurements_are_further_ones_without_a_warm_up() -> None:
+    calls: list[Any] = []
+    options = replace(OPTIONS, busy=(3,), repeats=1)
+    measure_rows(rows := rows_of(calls), options, vocab_size=100)
+    assert list(rows[0].rates) == ["prefill 6", "decode 1", "decode 3", "decode 3 busy"]
+    assert len(calls) == 3 * (3 + 4)
+
+
+def test_busy_process_runs_as_long_as_its_block() -> None:
+    with busy_process() as pid:
+        assert os.getpgid(pid)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_busy_takes_only_numbers_that_are_measured_alone_too() -> None:
+    with pytest.raises(ConfigError, match=r"some of --sequences \(1,3\), got 2"):
+        replace(OPTIONS, busy=(2,))
+
+
 def test_ratio_is_taken_within_a_repeat_to_the_fastest_peer() -> None:
     ours, *peers = rows = rows_of([])
     ours.rates = {"decode 1": [10.0, 30.0, 8.0]}
@@ -82,8 +115,9 @@ def test_ratio_is_taken_within_a_repeat_to_the_fastest_peer() -> None:
 
 
 def test_result_has_medians_runs_and_what_ran() -> None:
-    measure_rows(rows := rows_of([]), OPTIONS, vocab_size=100)
-    result: dict[str, Any] = offline_result(OPTIONS, rows)
+    rounds = measure_rows(rows := rows_of([]), OPTIONS, vocab_size=100)
+    result: dict[str, Any] = offline_result(OPTIONS, rows, rounds.memory_rates)
+    assert result["memory_bytes_per_s"] == [3e10, 3e10]
     assert result["benchmark"] == "offline"
     ours, peer, _ = result["rows"]
     assert (peer["scheme"], peer["engine"], peer["weights"]) == ("int4", "llama.cpp", "int4")

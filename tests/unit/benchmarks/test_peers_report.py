@@ -113,3 +113,22 @@ def document(rows: list[Any]) -> dict[str, Any]:
         "machine": {"cores": 2, "cpu": "a processor", "memory_bytes": 1 << 34},
         "command": "llmserve bench peers M",
     }
+
+
+def test_page_tells_bytes_of_a_step_by_the_rate_of_memory_in_the_same_round() -> None:
+    ours = row("llmserve native")
+    ours["figures"] = {"decode 1 tokens/s": [100.0, 50.0]}
+    ours |= {"weight_bytes": 100_000_000, "token_bytes": 10_000}
+    page = peers_markdown({**document([ours]), "memory_bytes_per_s": [2e10, 1e10]})
+    # 160 tokens of 10 kB beside the weights: 10.16 GB/s of 20, 5.08 of 10.
+    assert "| 100.0 | 1.6 | 7.18 (" in page
+    assert "| 50.8 (50.8-50.8) % |" in page
+
+
+def test_page_tells_how_much_a_busy_core_costs() -> None:
+    ours, peer = rates("llmserve native", [100.0]), rates("llama.cpp", [90.0])
+    ours["figures"]["decode 8 busy tokens/s"] = [50.0]
+    page = peers_markdown({**document([ours, peer]), "busy": [8]})
+    assert "| engine | weights, cache | 8 sequences |" in page
+    assert "| llmserve native | int4 weights, int8 head; bf16 | 2 |" in page
+    assert "| llama.cpp | int4 weights, int8 head; bf16 |  |" in page
