@@ -9,6 +9,7 @@ import argparse
 import time
 from typing import Any
 
+from llmserve.checkpoint import Checkpoint
 from llmserve.engine.request import FinishReason, Request
 from llmserve.errors import EngineError
 from llmserve.llm import LLM
@@ -27,6 +28,7 @@ class LlmEngine:
 
     def __init__(self, folder: str, *, runner: str = "auto", threads: int | None = None) -> None:
         self.llm = LLM(folder, runner=runner, threads=threads, cache_bytes=CACHE_BYTES)
+        self._has_experts = Checkpoint.open(folder, verify=False).config.experts is not None
         self._num_requests = 0
 
     def describe(self) -> dict[str, Any]:
@@ -44,7 +46,7 @@ class LlmEngine:
         """What a step reads: all weights it multiplies with, and for each token of a sequence its
         keys and values. Other runners do not tell the first, nor do experts, of which some rest."""
         info = self.llm.info
-        if info.runner != "native" or self.llm.config.experts is not None:
+        if info.runner != "native" or self._has_experts:
             return {}
         return {"weight_bytes": info.weight_bytes, "token_bytes": info.cache_bytes_per_token}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,16 @@ def test_description_names_form_and_cache(engine: LlmEngine) -> None:
     assert description["engine"] == "llmserve torch"
     assert (description["weights"], description["cache"]) == ("float32", "float32")
     assert description["versions"]["llmserve"]
+
+
+def test_native_runner_tells_what_a_step_reads(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / "model")
+    native = LlmEngine(str(folder), runner="native")
+    described = native.describe()
+    info = native.llm.info
+    native.llm.close()
+    assert described["weight_bytes"] == info.weight_bytes > 0
+    assert described["token_bytes"] == info.cache_bytes_per_token > 0
 
 
 def test_prefill_ends_with_the_first_token(engine: LlmEngine, steps: list[int]) -> None:
