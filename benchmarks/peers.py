@@ -47,6 +47,8 @@ class PeersOptions:
     load: HttpLoad
     budget_s: float = math.inf
     """Time for all rounds; loading and converting are not in it."""
+    vllm: Path | None = None
+    """Python that has vLLM, which takes part over HTTP; None: without it."""
     shape: str | None = None
     """Which of `SHAPES` the model is: bars are set for these; None: another model."""
     out: Path | None = None
@@ -95,7 +97,12 @@ def bench_peers(options: PeersOptions) -> int:
     offline, load = options.offline, options.load
     loaders = list(contenders(offline))  # every path is checked before anything is loaded
     rows = rows_for(
-        servers_of(offline, slots=max(load.requests), request_len=load.input_len + load.output_len)
+        servers_of(
+            offline,
+            slots=max(load.requests),
+            request_len=load.input_len + load.output_len,
+            vllm=options.vllm,
+        )
     )
     checkpoint = Checkpoint.open(offline.model, verify=False)
     start_s = time.monotonic()

@@ -23,7 +23,7 @@ from llmserve.text.tokenizer import Tokenizer
 from .client import COMPLETIONS_ENDPOINT, Client, Target
 from .metrics import LoadMetrics, compute_metrics
 from .options import ServeOptions
-from .peer_servers import PeerServer, RunningServer
+from .running_server import PeerServer, RunningServer
 from .serve import Run, run_load
 from .traffic import Traffic
 from .workload import Prompt, RandomLengths, align_to_text

@@ -11,6 +11,7 @@ from typing import Any
 
 from .peers_bars import Row, Verdict, best_peer, ratio_to, verdicts
 from .peers_limits import bandwidth_table, busy_table
+from .peers_recorded import NOTE, SCALED, with_recorded
 from .statistics import Interval, mean_of_runs
 
 __all__ = ["peers_markdown"]
@@ -31,7 +32,7 @@ def peers_markdown(document: Document) -> str:
 
 
 def _page(document: Document) -> Iterator[str]:
-    rows: Sequence[Row] = document["rows"]
+    rows = with_recorded(document["shape"], document["rows"])
     yield f"## Model {document['model']}"
     yield ""
     yield from _heading(document)
@@ -75,6 +76,9 @@ def _http_part(document: Document, rows: Sequence[Row]) -> Iterator[str]:
         f"Over HTTP, {load['input_len']} tokens in, {load['output_len']} out, streamed, greedy, "
         f"{counts} at a time; client and server on the same cores. {NO_SERVER}"
     )
+    if any(row["scheme"] == SCALED for row in rows):
+        yield ""
+        yield NOTE
     for ending, title in HTTP_TITLES.items():
         yield ""
         yield f"{title[0].upper()}{title[1:]}:"

@@ -21,8 +21,8 @@ from .client import COMPLETIONS_ENDPOINT
 from .equal_requests import ClosedLoop
 from .metrics import compute_metrics
 from .options import ServeOptions
-from .peer_servers import GREEDY, PeerServer
 from .plan_predict import Knee, LoopFigures
+from .running_server import GREEDY, PeerServer
 from .serve import Run, run_load
 from .serving_cost import MeasuredLoop
 from .traffic import Traffic
