@@ -44,6 +44,16 @@ class Bar:
         """Whether less is better."""
         return self.figure.endswith("ms")
 
+    @property
+    def where(self) -> str:
+        """`in process` or `over HTTP`."""
+        return "in process" if self.surface == "process" else "over HTTP"
+
+    @property
+    def what(self) -> str:
+        """The figure without its surface."""
+        return self.figure.removeprefix("http ")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:

@@ -14,7 +14,13 @@ from .peers_limits import bandwidth_table, busy_table
 from .peers_recorded import NOTE, SCALED, with_recorded
 from .statistics import Interval, mean_of_runs
 
-__all__ = ["peers_markdown"]
+__all__ = [
+    "date_and_machine",
+    "peers_markdown",
+    "shown_number",
+    "shown_range",
+    "shown_versions",
+]
 
 Document = Mapping[str, Any]
 
@@ -55,18 +61,24 @@ def _page(document: Document) -> Iterator[str]:
 
 
 def _heading(document: Document) -> Iterator[str]:
-    machine = document["machine"]
-    date = document["date"]
     yield (
-        f"{date[:4]}-{date[4:6]}-{date[6:8]}, {machine['cores']} cores of {machine['cpu']}, "
-        f"{(machine['memory_bytes'] or 0) / 2**30:.0f} GiB. Rounds: {_rounds(document)}. "
+        f"{date_and_machine(document)}. Rounds: {_rounds(document)}. "
         "Each figure is the geometric mean of its rounds, beneath it its 95 % interval; ours also "
         "has how many times better it is than the best peer, the ratio taken within each round."
     )
     yield ""
     yield f"    {document['command']}"
     yield ""
-    yield f"Versions: {', '.join(_versions(document['rows']))}."
+    yield f"Versions: {', '.join(shown_versions(document['rows']))}."
+
+
+def date_and_machine(document: Document) -> str:
+    """When and where it was run."""
+    date, machine = document["date"], document["machine"]
+    return (
+        f"{date[:4]}-{date[4:6]}-{date[6:8]}, {machine['cores']} cores of {machine['cpu']}, "
+        f"{(machine['memory_bytes'] or 0) / 2**30:.0f} GiB"
+    )
 
 
 def _http_part(document: Document, rows: Sequence[Row]) -> Iterator[str]:
@@ -109,10 +121,10 @@ def _cell(row: Row, figure: str, rows: Sequence[Row]) -> str:
     if not row["figures"].get(figure):
         return ""
     value, interval = mean_of_runs(row["figures"][figure])
-    shown = f"{_number(value)}{_range(interval)}"
+    shown = f"{shown_number(value)}{shown_range(interval)}"
     if row["is_ours"] and (peer := best_peer(row, figure, rows)) is not None:
         ratio, sure = ratio_to(row, peer, figure)
-        shown += f"<br>**{ratio:.2f}x**{_range(sure)}"
+        shown += f"<br>**{ratio:.2f}x**{shown_range(sure)}"
     return shown
 
 
@@ -125,12 +137,11 @@ def _bars(found: Sequence[Verdict]) -> Iterator[str]:
     yield "| figure | ours | best peer that counts | times | bar | |"
     yield "|---|---|---|---|---|---|"
     for verdict in found:
-        where = "in process" if verdict.bar.surface == "process" else "over HTTP"
-        figure = verdict.bar.figure.removeprefix("http ")
+        ours = f"{verdict.scheme}: {shown_number(verdict.ours)}"
         yield (
-            f"| {where}: {figure} | {verdict.scheme}: {_number(verdict.ours)} "
-            f"| {verdict.peer}: {_number(verdict.theirs)} "
-            f"| {verdict.ratio:.2f}{_range(verdict.interval)} | {verdict.bar.times:g} "
+            f"| {verdict.bar.where}: {verdict.bar.what} | {ours} "
+            f"| {verdict.peer}: {shown_number(verdict.theirs)} "
+            f"| {verdict.ratio:.2f}{shown_range(verdict.interval)} | {verdict.bar.times:g} "
             f"| {verdict.says} |"
         )
 
@@ -143,16 +154,19 @@ def _rounds(document: Document) -> str:
     return f"{most('process')} in process, {most('http')} over HTTP"
 
 
-def _versions(rows: Sequence[Row]) -> list[str]:
+def shown_versions(rows: Sequence[Row]) -> list[str]:
+    """Every package or program of the rows, by name."""
     found = {name: version for row in rows for name, version in row["versions"].items() if version}
     return [f"{name} {version}" for name, version in sorted(found.items())]
 
 
-def _number(value: float) -> str:
+def shown_number(value: float) -> str:
+    """To three digits, or to the whole."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _range(interval: Interval | None) -> str:
+def shown_range(interval: Interval | None) -> str:
+    """` (low-high)`; empty where there is none."""
     if interval is None:
         return ""
-    return f" ({_number(interval.low)}-{_number(interval.high)})"
+    return f" ({shown_number(interval.low)}-{shown_number(interval.high)})"

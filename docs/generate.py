@@ -1,4 +1,6 @@
-"""Write docs/cli.md from the parsers, docs/peers.md from committed results (`make docs`).
+"""Write docs/cli.md from the parsers, docs/peers.md and README.md's figures from results.
+
+`make docs` runs it.
 
 A test compares the committed pages with what this makes, so no page can lag behind the code, no
 option changes unnoticed, and no figure is changed by hand.
@@ -9,15 +11,23 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import textwrap
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from llmserve.benchmarks.peers_report import peers_markdown
+from llmserve.benchmarks.peers_summary import peers_summary
 from llmserve.cli import VERBS
 
 PAGE = Path(__file__).parent / "cli.md"
 PEERS_PAGE = Path(__file__).parent / "peers.md"
-PEERS_RESULTS = "results/peers-*.json"
+README = Path(__file__).parents[1] / "README.md"
+RESULTS = Path(__file__).parent / "results"
+NO_RESULT = "No result of this version yet.\n"
+SHAPES = "SML"
+SECTION = re.compile(r"(<!-- (\w+): written by make docs -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 PEERS_INTRODUCTION = """\
 # llmserve beside other programs
@@ -85,12 +95,63 @@ def _capital(text: str) -> str:
 
 def render_peers() -> str:
     """The page of the comparison with other programs: a part for each result."""
-    paths = sorted(Path(__file__).parent.glob(PEERS_RESULTS))
-    results = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
-    parts = [peers_markdown(result) for result in results]
-    return "\n".join([PEERS_INTRODUCTION, *(parts or ["No result of this version yet.\n"])])
+    parts = [peers_markdown(result) for result in _peers_results()]
+    return "\n".join([PEERS_INTRODUCTION, *(parts or [NO_RESULT])])
+
+
+def _peers_results() -> list[dict[str, Any]]:
+    """By the shapes' size."""
+    results = [_result(path.stem) for path in sorted(RESULTS.glob("peers-*.json"))]
+    return sorted(results, key=lambda result: SHAPES.find(result["shape"] or " "))
+
+
+def _result(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def render_readme(text: str) -> str:
+    """README.md's `text` with its marked sections made anew from results."""
+    sections = {"demo": _demo_section, "peers": _peers_section}
+    return SECTION.sub(lambda found: found[1] + sections[found[2]]() + found[3], text)
+
+
+def _peers_section() -> str:
+    return "\n".join([peers_summary(result) for result in _peers_results()] or [NO_RESULT])
+
+
+def _demo_section() -> str:
+    text = " ".join(_demo_sentences())
+    return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def _demo_sentences() -> Iterator[str]:
+    training, speed = _result("demo-training"), _result("throughput-demo")
+    machine, date = speed["machine"], speed["date"]
+    yield (
+        f"On {machine['cores']} cores of an {machine['cpu']} ({date[:4]}-{date[4:6]}-{date[6:8]}) "
+        f"the demo's model, {training['parameters'] / 1e6:.1f} million parameters trained for "
+        f"{training['seconds'] / 60:.0f} minutes, reaches {training['bits_per_byte']:.2f} bits per "
+        "byte on held-out text."
+    )
+    for scheme in ("int8", "int4"):
+        report = _result(f"demo-{scheme}")
+        yield (
+            f"[{scheme}](docs/results/demo-{scheme}.json) makes it "
+            f"{report['bytes_before'] / report['bytes_after']:.1f} times smaller for "
+            f"{report['comparison']['mean_kl']:.2g} nats of KL divergence."
+        )
+    rates = ", ".join(
+        f"{row['output_throughput']:,.0f} for {row['concurrency']}" for row in speed["concurrency"]
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in speed["versions"].items())
+    yield (
+        f"In {speed['executed_form']} it generates, in tokens/s by requests at a time, {rates} "
+        f"(`{speed['command']}`; {versions}). More: [training](docs/training.md), "
+        "[benchmarks](docs/benchmarks.md)."
+    )
 
 
 if __name__ == "__main__":
     PAGE.write_text(render(), encoding="utf-8")
     PEERS_PAGE.write_text(render_peers(), encoding="utf-8")
+    README.write_text(render_readme(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -68,11 +69,26 @@ def test_setting_that_cannot_be_used_exits_with_2(capsys: pytest.CaptureFixture[
     assert "no prompt was given" in capsys.readouterr().err
 
 
-def test_generated_pages_are_up_to_date() -> None:
+def generator() -> ModuleType:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    module = generator()
     assert module.PAGE.read_text(encoding="utf-8") == module.render(), "run `make docs`"
     assert module.PEERS_PAGE.read_text(encoding="utf-8") == module.render_peers(), "run `make docs`"
+
+
+def test_figures_of_the_readme_are_those_of_the_results() -> None:
+    module = generator()
+    readme = module.README.read_text(encoding="utf-8")
+    assert readme == module.render_readme(readme), "run `make docs`"
+    assert [name for _, name, _ in module.SECTION.findall(readme)] == ["demo", "peers"]
+    edited = readme.replace("bits per byte", "bits per bit", 1)
+    assert edited != readme
+    assert module.render_readme(edited) == readme

@@ -8,30 +8,23 @@ import pytest
 
 from llmserve.benchmarks.peers_bars import verdicts
 from llmserve.benchmarks.peers_recorded import RECORDED, SCALED, VLLM, with_recorded
+from support.peer_rows import row
 
 RATE, TTFT = "http 8 tokens/s", "http 8 TTFT p50 ms"
 
 
-def row(engine: str, scheme: str, **figures: list[float]) -> dict[str, Any]:
-    names = {"rate": RATE, "ttft": TTFT}
-    return {
-        "surface": "http",
-        "scheme": scheme,
-        "is_ours": engine == "llmserve",
-        "engine": engine,
-        "weights": scheme,
-        "figures": {names[name]: runs for name, runs in figures.items()},
-    }
+def server(engine: str, scheme: str, **figures: list[float]) -> Any:
+    return row(engine, scheme, "http", **figures)
 
 
 def llama_cpp(scheme: str, *times: float) -> dict[str, Any]:
     """llama.cpp, that many times faster than where the figures were recorded, round by round."""
     there = RECORDED["M"].llama_cpp[scheme]
-    return row(
+    return server(
         "llama.cpp",
         scheme,
-        rate=[there[RATE] * factor for factor in times],
-        ttft=[there[TTFT] / factor for factor in times],
+        http_8_tokens__s=[there[RATE] * factor for factor in times],
+        http_8_TTFT_p50_ms=[there[TTFT] / factor for factor in times],
     )
 
 
@@ -55,8 +48,8 @@ def test_several_schemes_count_by_their_geometric_mean() -> None:
         ("S", [llama_cpp("int4", 1.0)]),
         (None, [llama_cpp("int4", 1.0)]),
         ("L", [llama_cpp("int4", 1.0)]),  # only int8 was recorded
-        ("M", [row("transformers", "bf16", rate=[100.0])]),
-        ("M", [llama_cpp("int4", 1.0), row(VLLM, "bf16", rate=[100.0])]),
+        ("M", [server("transformers", "bf16", http_8_tokens__s=[100.0])]),
+        ("M", [llama_cpp("int4", 1.0), server(VLLM, "bf16", http_8_tokens__s=[100.0])]),
     ],
     ids=["shape unknown", "no shape", "other scheme", "no llama.cpp", "vLLM ran"],
 )
@@ -65,12 +58,12 @@ def test_nothing_is_added_where_it_is_not_known_or_not_needed(shape: Any, rows: 
 
 
 def test_a_vllm_that_failed_is_stood_in_for() -> None:
-    failed = row(VLLM, "bf16")
+    failed = server(VLLM, "bf16")
     assert with_recorded("M", [llama_cpp("int4", 1.0), failed])[-1]["scheme"] == SCALED
 
 
 def test_its_figures_count_in_the_bars() -> None:
-    ours = row("llmserve", "int4", rate=[1800.0])
+    ours = server("llmserve", "int4", http_8_tokens__s=[1800.0])
     rows = with_recorded("M", [ours, llama_cpp("int4", 1.0)])
     rate = next(verdict for verdict in verdicts("M", rows) if verdict.bar.figure == RATE)
     assert rate.peer == "vLLM bf16 (scaled, not run here)"

@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from llmserve.benchmarks.peers_bars import BARS, Bar, best_peer, ratio_to, verdicts
 from llmserve.benchmarks.peers_report import peers_markdown
-
-
-def row(engine: str, scheme: str = "int4", surface: str = "process", **figures: Any) -> Any:
-    return {
-        "surface": surface,
-        "scheme": scheme,
-        "is_ours": engine.startswith("llmserve"),
-        "engine": engine,
-        "weights": f"{scheme} weights, int8 head",
-        "cache": "bf16",
-        "versions": {engine: "1.0"},
-        "figures": {name.replace("_", " "): runs for name, runs in figures.items()},
-        "problem": None,
-    }
-
+from support.peer_rows import document, rates, row
 
 RATE = "decode 8 tokens/s"
-
-
-def rates(engine: str, runs: list[float], scheme: str = "int4") -> Any:
-    made = row(engine, scheme)
-    made["figures"][RATE] = runs
-    return made
 
 
 def test_ratio_is_that_of_the_rounds_whatever_the_machine_did_between_them() -> None:
@@ -97,22 +75,6 @@ def test_page_names_scheme_head_cache_and_what_was_left_out() -> None:
     assert "left out: it ended." in page
     assert "reached, not for sure" not in page
     assert "    llmserve bench peers M\n" in page
-
-
-def document(rows: list[Any]) -> dict[str, Any]:
-    return {
-        "date": "20261128-120000",
-        "model": "M",
-        "shape": None,
-        "prefill_len": 512,
-        "input_len": 128,
-        "decode_len": 64,
-        "sequences": [8],
-        "load": {"requests": {"8": 16}, "input_len": 128, "output_len": 128},
-        "rows": rows,
-        "machine": {"cores": 2, "cpu": "a processor", "memory_bytes": 1 << 34},
-        "command": "llmserve bench peers M",
-    }
 
 
 def test_page_tells_bytes_of_a_step_by_the_rate_of_memory_in_the_same_round() -> None:
