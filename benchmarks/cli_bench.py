@@ -14,7 +14,7 @@ from llmserve.runner_arguments import add_runner_arguments, add_verify_argument
 from .cli_cost import add_cost_verbs
 from .cli_load import add_load_verbs
 from .cli_offline import add_offline_verbs
-from .cli_peers import add_peers_verb
+from .cli_peers import add_peers_verb, add_replay_verb
 from .cli_train_speed import add_train_verb
 from .cli_verbs import add_verb
 
@@ -87,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cost_verbs(verbs)
     add_offline_verbs(verbs)
     add_peers_verb(verbs)
+    add_replay_verb(verbs)
     add_train_verb(verbs)
     engine = add_verb(
         verbs, "engine", "time the engine without a model", ENGINE_DESCRIPTION, ENGINE_EXAMPLES

@@ -106,6 +106,7 @@ PROBE_DEFAULTS: dict[str, object] = {
     "length_scale": "1",
     "num_requests": None,
     "start": 0.0,
+    "every": 1,
     "percentile_metrics": None,
     "metric_percentiles": "50",
     "goodput": [],

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from llmserve.errors import ConfigError
 
 from .cli_offline import add_offline_arguments
+from .cli_trace import add_trace_arguments, trace_from
 from .cli_verbs import Verbs, add_verb
 
 if TYPE_CHECKING:
     from .peers import PeersOptions
 
-__all__ = ["add_peers_verb"]
+__all__ = ["add_peers_verb", "add_replay_verb"]
 
 DESCRIPTION = """\
 Compare llmserve with other programs on one model, in process and over HTTP, in one run: `bench
@@ -38,6 +39,24 @@ examples:
   llmserve bench peers models/M --shape M --llama-cpp llama.cpp/build/bin \\
       --transformers venv/bin/python --budget 20 --out results
   llmserve bench peers models/L --shape L --llama-cpp llama.cpp/build/bin --requests 2,8,32
+"""
+
+
+REPLAY_DESCRIPTION = """\
+Replay recorded traffic to our server and then to llama.cpp's, each started by this command, with
+the same requests at the same times, and compare how many each answers in time. Ours runs as it is;
+llama.cpp's gets --slots slots, each with room for the longest request of the trace.
+
+Writes into --out: replay.html (both over time), replay.svg (requests in time alone), replay.json
+(figures and timeline of both) and each run's own result. The last line is the JSON document. Exits
+with 1 when a request failed.
+"""
+
+REPLAY_EXAMPLES = """\
+examples:
+  llmserve bench replay models/M --scheme int4 --llama-cpp llama.cpp/build/bin \\
+      --trace AzureLLMInferenceTrace_conv.csv --time-scale 15 --every 8 --length-scale 1/8 \\
+      --goodput ttft:500 tpot:50 --out replay
 """
 
 
@@ -77,6 +96,53 @@ def add_peers_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--out", metavar="DIR", type=Path, help="keep document and page there, as peers-MODEL.*"
     )
     parser.set_defaults(sub_run=_run)
+
+
+def add_replay_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Declare the verb and its options."""
+    parser = add_verb(
+        verbs, "replay", "a trace to ours and another server", REPLAY_DESCRIPTION, REPLAY_EXAMPLES
+    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help="the model folder, not quantized")
+    parser.add_argument(
+        "--scheme", choices=("int4", "int8"), default="int4", help="of both (default: int4)"
+    )
+    parser.add_argument(
+        "--llama-cpp", metavar="DIR", type=Path, required=True, help="folder of its programs"
+    )
+    parser.add_argument(
+        "--slots", metavar="N", type=int, default=16, help="of llama.cpp's server (default: 16)"
+    )
+    parser.add_argument(
+        "--goodput", metavar="NAME:MS", nargs="+", required=True, help="as for bench serve"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the prompts")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="where results, page and plot go"
+    )
+    add_trace_arguments(parser)
+    parser.set_defaults(sub_run=_run_replay)
+
+
+def _run_replay(args: argparse.Namespace) -> int:
+    from .metrics import parse_slos
+    from .replay import ReplayOptions, bench_replay
+
+    if args.trace is None:
+        raise ConfigError("give --trace FILE")
+    if args.slots < 1:
+        raise ConfigError(f"--slots must be at least 1, got {args.slots}")
+    options = ReplayOptions(
+        model=args.model,
+        scheme=args.scheme,
+        trace=trace_from(args),
+        slos_ms=parse_slos(args.goodput),
+        llama_cpp=args.llama_cpp,
+        slots=args.slots,
+        out=args.out,
+        seed=args.seed,
+    )
+    return bench_replay(options)
 
 
 def _run(args: argparse.Namespace) -> int:

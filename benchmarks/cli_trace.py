@@ -40,6 +40,13 @@ def add_trace_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-requests", metavar="N", type=int, help="the first N requests only (default: all)"
     )
     group.add_argument(
+        "--every",
+        metavar="N",
+        type=int,
+        default=1,
+        help="one of N requests only: the same ups and downs at a lower rate (default: 1)",
+    )
+    group.add_argument(
         "--start",
         metavar="S",
         type=float,
@@ -70,5 +77,6 @@ def trace_from(args: argparse.Namespace) -> Trace:
         length_scale=length_scale,
         num_requests=args.num_requests,
         start_s=args.start,
+        every=args.every,
     )
     return open_trace(args.trace, options, trace_format=args.trace_format)

@@ -17,7 +17,7 @@ import numpy as np
 from .load_markdown import RATE_TITLES, latency_keys
 from .load_table import LATENCY_TITLES, server_facts, turn_facts
 from .metrics import samples_by_request
-from .plots import Series, line_plot
+from .plots import PAGE_STYLE, Series, line_plot
 from .record import RequestRecord
 
 __all__ = ["load_page"]
@@ -26,29 +26,6 @@ NUM_SLICES = 60
 """Most stretches that a run is cut into, of a second each or longer."""
 NUM_POINTS = 200
 """Most points of a line: a page stays small however long the run was."""
-STYLE = """
-:root { color-scheme: light dark; --text: #1d2733; --soft: #5c6b7a; --back: #fff; --grid: #dde3e9;
-  --s0: #1f6fd1; --s1: #c7511f; --s2: #2b8a57; --s3: #8a4fbf; }
-@media (prefers-color-scheme: dark) { :root { --text: #e4e9ee; --soft: #9aa8b5; --back: #14191f;
-  --grid: #2b343d; --s0: #6aa9f5; --s1: #f08c5a; --s2: #62c48e; --s3: #bf94ea; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
-  max-width: 58rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-p { margin: .3rem 0; } .soft, td small { color: var(--soft); }
-.warning { border-left: 4px solid var(--s1); padding-left: .6rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
-th, td { text-align: right; padding: .2rem .5rem; border-bottom: 1px solid var(--grid);
-  font-variant-numeric: tabular-nums; white-space: nowrap; vertical-align: top; }
-th { white-space: normal; } th:first-child { text-align: left; font-weight: normal; }
-.words td { text-align: left; white-space: normal; } td small { display: block; }
-svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--soft); }
-.end { text-anchor: end; } .middle { text-anchor: middle; }
-.grid { stroke: var(--grid); fill: none; } .line { fill: none; stroke-width: 1.8; }
-.dots { fill: none; stroke-width: 4; stroke-linecap: round; }
-.s0 { stroke: var(--s0); } .s1 { stroke: var(--s1); } .s2 { stroke: var(--s2); }
-.s3 { stroke: var(--s3); } code { overflow-wrap: anywhere; }
-@media (max-width: 36rem) { svg text { font-size: 16px; } th, td { padding: .2rem .3rem; } }
-"""
 
 
 def load_page(
@@ -64,7 +41,7 @@ def load_page(
     parts = [
         f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<style>{STYLE}</style></head><body>\n<h1>{title}</h1>",
+        f"<style>{PAGE_STYLE}</style></head><body>\n<h1>{title}</h1>",
         *_heading(result, warnings),
         *_rates(result),
         *_latencies(result),

@@ -11,11 +11,43 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Series", "line_plot", "tick_values"]
+__all__ = ["PAGE_STYLE", "Series", "line_plot", "standalone", "tick_values"]
 
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 40
 NUM_TICKS = 5
+
+PLOT_STYLE = """
+:root { color-scheme: light dark; --text: #1d2733; --soft: #5c6b7a; --back: #fff; --grid: #dde3e9;
+  --s0: #1f6fd1; --s1: #c7511f; --s2: #2b8a57; --s3: #8a4fbf; }
+@media (prefers-color-scheme: dark) { :root { --text: #e4e9ee; --soft: #9aa8b5; --back: #14191f;
+  --grid: #2b343d; --s0: #6aa9f5; --s1: #f08c5a; --s2: #62c48e; --s3: #bf94ea; } }
+svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--soft); }
+.end { text-anchor: end; } .middle { text-anchor: middle; }
+.grid { stroke: var(--grid); fill: none; } .line { fill: none; stroke-width: 1.8; }
+.dots { fill: none; stroke-width: 4; stroke-linecap: round; }
+.s0 { stroke: var(--s0); } .s1 { stroke: var(--s1); } .s2 { stroke: var(--s2); }
+.s3 { stroke: var(--s3); }
+"""
+"""Colours of lines and text, light and dark by the reader's system: all that a drawing needs."""
+PAGE_STYLE = (
+    PLOT_STYLE
+    + """\
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back);
+  max-width: 58rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.4rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+p { margin: .3rem 0; } .soft, td small { color: var(--soft); }
+.warning { border-left: 4px solid var(--s1); padding-left: .6rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
+th, td { text-align: right; padding: .2rem .5rem; border-bottom: 1px solid var(--grid);
+  font-variant-numeric: tabular-nums; white-space: nowrap; vertical-align: top; }
+th { white-space: normal; } th:first-child { text-align: left; font-weight: normal; }
+.words td { text-align: left; white-space: normal; } td small { display: block; }
+code { overflow-wrap: anywhere; }
+@media (max-width: 36rem) { svg text { font-size: 16px; } th, td { padding: .2rem .3rem; } }
+"""
+)
+"""Of a page with tables and drawings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +79,14 @@ def line_plot(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
             "</svg>",
         ]
     )
+
+
+def standalone(svg: str) -> str:
+    """A drawing as a file of its own: with its name space, and the colours in it."""
+    head = "<svg xmlns='http://www.w3.org/2000/svg' font-family='system-ui, sans-serif'"
+    body = svg.removeprefix("<svg")
+    start, end, rest = body.partition(">")
+    return f"{head}{start}{end}<style>{PLOT_STYLE}</style>{rest}\n"
 
 
 def tick_values(most: float) -> list[float]:

@@ -38,6 +38,8 @@ class TraceOptions:
     """Most requests; None: all from `start_s` on."""
     start_s: float = 0.0
     """Requests before this time of the trace are passed over; times count from it."""
+    every: int = 1
+    """Of N requests one: the same ups and downs at a lower rate."""
 
     def __post_init__(self) -> None:
         if not 0 < self.time_scale < math.inf:
@@ -46,6 +48,10 @@ class TraceOptions:
             raise ConfigError(f"the length scale must be above 0, got {self.length_scale}")
         if self.num_requests is not None and self.num_requests < 1:
             raise ConfigError(f"the number of requests must be at least 1, got {self.num_requests}")
+        if self.every < 1:
+            raise ConfigError(
+                f"of how many requests one is taken must be at least 1, got {self.every}"
+            )
         if not 0 <= self.start_s < math.inf:
             raise ConfigError(f"the start must be at least 0 seconds, got {self.start_s:g}")
 
@@ -83,7 +89,8 @@ class Trace:
         options = self.options
         requests = read_requests(self.path, self.format)
         late = (request for request in requests if request.arrival_s >= options.start_s)
-        return map(self._scaled, islice(late, options.num_requests))
+        thinned = islice(late, 0, None, options.every)
+        return map(self._scaled, islice(thinned, options.num_requests))
 
     def size(self, block_size: int) -> TraceSize:
         """Read the whole trace once and add up what it asks for, in blocks of `block_size`.

@@ -126,6 +126,7 @@ def _check_unused(args: argparse.Namespace) -> None:
         or args.length_scale != "1"
         or args.num_requests is not None
         or args.start != 0
+        or args.every != 1
     )
     has_count = args.num_prompts is not None
     rules = [

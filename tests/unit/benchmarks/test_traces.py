@@ -66,6 +66,13 @@ def test_size_adds_up_what_is_asked_for(azure: Path) -> None:
     assert size.num_blocks == 7 + 1 + 3 + 9  # ceil of 110, 8, 38 and 134 over 16
 
 
+def test_one_of_several_requests_is_taken_before_they_are_counted(azure: Path) -> None:
+    whole = list(opened(azure))
+    assert list(opened(azure, every=2)) == whole[::2]
+    assert list(opened(azure, every=2, num_requests=1)) == whole[:1]
+    assert list(opened(azure, every=3)) == whole[::3]
+
+
 def test_trace_without_a_request_is_refused(azure: Path) -> None:
     with pytest.raises(DataError, match="no request from 12 s on"):
         opened(azure, start_s=12.0).size(16)
@@ -103,6 +110,7 @@ def test_trace_without_keys_has_no_block_size(azure: Path) -> None:
         {"length_scale": Fraction(0)},
         {"length_scale": Fraction(-1, 2)},
         {"num_requests": 0},
+        {"every": 0},
         {"start_s": -1.0},
         {"start_s": float("nan")},
     ],
