@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="type of the merged weights (default: the model's)",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,6 +43,6 @@ def run(args: argparse.Namespace) -> int:
     check_installed()
     from .lora_merge import merge_adapter
 
-    merge_adapter(args.model, args.adapter, args.out, dtype=args.dtype)
+    merge_adapter(args.model, args.adapter, args.out, dtype=args.dtype, overwrite=args.overwrite)
     print(args.out)
     return 0

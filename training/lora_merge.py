@@ -29,7 +29,12 @@ def merged(tensors: Mapping[str, Tensor], adapter: Adapter) -> dict[str, Tensor]
 
 
 def merge_adapter(
-    model: Path, adapter_folder: Path, out: Path, *, dtype: str | None = None
+    model: Path,
+    adapter_folder: Path,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write the model in `model` with an adapter merged into it as the folder `out`.
 
@@ -40,10 +45,11 @@ def merge_adapter(
         adapter_folder: The adapter's folder, PEFT's or ours.
         out: The folder to write.
         dtype: Type of the merged weights; None: the model's own.
+        overwrite: Replace a folder that is there; it stays until the new one is whole.
 
     Raises:
         CheckpointError: a folder is damaged, or the adapter does not fit the model.
-        ConfigError: `out` exists and is not empty.
+        ConfigError: `out` exists and is not empty, and is not to be replaced.
     """
     checkpoint = Checkpoint.open(model)
     adapter = load_adapter("merged", adapter_folder)
@@ -56,4 +62,11 @@ def merge_adapter(
     stored = {name: to_stored(t.to(wanted)) for name, t in merged(tensors, adapter).items()}
     stage = {"source": checkpoint.fingerprint, "adapter": adapter.fingerprint}
     lineage = extended_lineage(model, "merge", stage)
-    save_model(out, config, stored, copy_from=model, extra_files={LINEAGE_FILE: lineage})
+    save_model(
+        out,
+        config,
+        stored,
+        copy_from=model,
+        extra_files={LINEAGE_FILE: lineage},
+        overwrite=overwrite,
+    )

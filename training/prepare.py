@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from llmserve.errors import ConfigError, DataError
 from llmserve.text.tokenizer import Tokenizer
+from llmserve.text.tokenizer_folder import CHAT_TEMPLATE
 
 from .corpus import Corpus, documents_sha256
 from .recipe import TrainingRecipe
@@ -82,9 +83,14 @@ def open_prepared(tokenizer_folder: Path, tokens_folder: Path) -> PreparedText:
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
-    """Digest of the tokenizer's files."""
+    """Digest of the files that turn text into ids.
+
+    The chat template is not among them: instruction tuning gives the same tokenizer another one.
+    """
+    files = tokenizer.files()
+    files.pop(CHAT_TEMPLATE, None)
     digest = hashlib.sha256()
-    for name, data in sorted(tokenizer.files().items()):
+    for name, data in sorted(files.items()):
         digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
     return digest.hexdigest()
 

@@ -11,10 +11,10 @@ from ..errors import CheckpointError
 from ..strict_json import parse_json, read_json
 from .tokenizer_file import read_bounded
 
-__all__ = ["TokenizerFolder", "read_tokenizer_folder"]
+__all__ = ["CHAT_TEMPLATE", "TokenizerFolder", "read_tokenizer_folder"]
 
 _SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")  # the later one wins
-_TEMPLATE = "chat_template.jinja"
+CHAT_TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ def read_tokenizer_folder(folder: Path) -> TokenizerFolder:
     """
     companions = {
         name: read_bounded(folder / name)
-        for name in (*_SETTINGS, _TEMPLATE)
+        for name in (*_SETTINGS, CHAT_TEMPLATE)
         if (folder / name).exists()
     }
     settings: dict[str, Any] = {}
@@ -60,11 +60,11 @@ def read_tokenizer_folder(folder: Path) -> TokenizerFolder:
 def _find_template(
     folder: Path, companions: Mapping[str, bytes], settings: Mapping[str, Any]
 ) -> str | None:
-    if _TEMPLATE in companions:
+    if CHAT_TEMPLATE in companions:
         try:
-            return companions[_TEMPLATE].decode()
+            return companions[CHAT_TEMPLATE].decode()
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"{folder / _TEMPLATE}: not UTF-8: {error.reason}") from error
+            raise CheckpointError(f"{folder / CHAT_TEMPLATE}: not UTF-8: {error.reason}") from error
     template = settings.get("chat_template")
     if isinstance(template, list):
         entries = [entry for entry in template if isinstance(entry, dict)]

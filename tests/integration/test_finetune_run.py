@@ -27,7 +27,6 @@ from llmserve.training.finetune_recipe import FinetuneRecipe
 from llmserve.training.finetune_run import run_finetuning
 from llmserve.training.finetune_trainer import FinetuneTrainer, TuningStep
 from llmserve.training.log import LOG_NAME, read_log
-from llmserve.training.lora_merge import merge_adapter
 from support.finetuning import (
     finetune,
     rows_for,
@@ -124,7 +123,11 @@ def test_adapter_beside_the_base_and_merged_model_give_the_same_logits(
     base: Path, chats: Path, tmp_path: Path
 ) -> None:
     finetune(lora_recipe(), base, chats, tmp_path / "run")
-    merge_adapter(base, tmp_path / "run" / "adapter", tmp_path / "merged")
+    command = ["merge", str(base), str(tmp_path / "run" / "adapter")]
+    command += ["--out", str(tmp_path / "merged")]
+    assert main(command) == 0
+    assert main(command) == 2  # what is there stays, unless it is to be replaced
+    assert main([*command, "--overwrite"]) == 0
     ids = torch.randint(320, (2, 40), generator=torch.Generator().manual_seed(0))
     own, again = (
         load_model(Checkpoint.open(folder))(ids)

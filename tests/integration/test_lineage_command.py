@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -34,11 +35,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(made: Path) -> Path:
-    """`made`, whose model is tuned with LoRA in another run, twice, merged and quantized."""
+    """`made`, whose model is tuned with LoRA in another run, then to chats, merged, quantized."""
     rows = write_rows(made / "rows.jsonl", rows_for("text"))
     recipe = tiny_finetune_recipe(task="text", method="lora", steps=2, max_tokens=16)
     finetune(recipe, made / "run" / "model", rows, made / "tuned")
-    finetune(recipe, made / "tuned" / "model", rows, made / "again")
+    chats = write_rows(
+        made / "chats.jsonl", [{"prompt": str(n), "response": "a"} for n in range(9)]
+    )
+    template = made / "chat.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }} {% endfor %}")
+    recipe = dataclasses.replace(recipe, task="instruct", chat_template=str(template))
+    finetune(recipe, made / "tuned" / "model", chats, made / "again")
     merge_adapter(made / "run" / "model", made / "tuned" / "adapter", made / "merged")
     options = ["--scheme", "int8", "--out", str(made / "again" / "small"), "--no-measure"]
     assert main(["quantize", str(made / "again" / "model"), *options]) == 0
