@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from llmserve.checkpoint import Checkpoint
+from llmserve.config import ModelConfig
 from llmserve.model.attention import CausalAttention
 from llmserve.model.transformer import Transformer
 from llmserve.model.weights import canonical_tensors, load_parameters
 from llmserve.quant.dtypes import Float32Array
 
-__all__ = ["BlockStream", "WeightSource"]
+__all__ = ["BlockStream", "Described", "WeightSource"]
 
 WeightSource = Callable[[str], Float32Array]
 """Gives a tensor by its canonical name."""
@@ -28,19 +30,28 @@ WeightSource = Callable[[str], Float32Array]
 _NO_WEIGHTS: Mapping[str, Float32Array] = MappingProxyType({})
 
 
+class Described(Protocol):
+    """What has a configuration."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of the model."""
+        ...
+
+
 class BlockStream:
     """The hidden states of some windows, in float32."""
 
     def __init__(
-        self, source: Checkpoint, windows: Sequence[Sequence[int]], *,
+        self, source: Checkpoint | Described, windows: Sequence[Sequence[int]], *,
         weights: WeightSource | None = None, attend: CausalAttention | None = None,
     ) -> None:  # fmt: skip
         """Embed the windows.
 
         Args:
-            source: the model.
+            source: the model; a folder, or whatever has a configuration beside `weights`.
             windows: rows of token ids, each from position 0 on.
-            weights: where its tensors come from; None: from `source`.
+            weights: where its tensors come from; None: from the folder.
             attend: attention; None: the model's own.
         """
         self._source, self._weights = source, weights
@@ -98,9 +109,13 @@ class BlockStream:
 
     def _fill(self, prefix: str) -> None:
         """Give the parameters whose names begin so their values."""
-        load_parameters(self._model, self._source, prefix, dtype=torch.float32)
         if self._weights is None:
+            assert isinstance(self._source, Checkpoint), "weights come from a folder or a function"
+            load_parameters(self._model, self._source, prefix, dtype=torch.float32)
             return
+        own = {n: p for n, p in self._model.named_parameters() if n.startswith(prefix)}
+        empty = {name: torch.empty(old.shape) for name, old in own.items()}
+        self._model.load_state_dict(empty, strict=False, assign=True)
         for name, target in canonical_tensors(self._model).items():
             if name.removeprefix("model.").startswith(prefix):
                 target.copy_(torch.tensor(self._weights(name)))

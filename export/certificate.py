@@ -66,7 +66,7 @@ class Certificate:
     """Everything that was found of one folder."""
 
     manifest_sha256: str
-    """Of the manifest that is certified."""
+    """Of the manifest that is certified; where a single file is, its own."""
     source: str
     """Fingerprint of the original's folder."""
     origin: str

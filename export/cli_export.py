@@ -52,6 +52,9 @@ types:
 Norms and biases stay f32. A matrix whose width 32 does not divide is f16 instead of q8_0 or q4_0,
 and named. A quantized model is written dequantized, so in f32, f16 or bf16. Models of another
 shape, and tokenizers that llama.cpp has no equal of, are refused with the reason.
+
+The file is read back and compared with the model before it appears; its certificate lies beside it
+(X.certificate.json and X.reference.safetensors), and `llmserve verify X.gguf` checks it again.
 """
 
 _GGUF_EXAMPLES = """\
@@ -198,10 +201,17 @@ def _compared(result: OnnxExport) -> str:
 def _run_gguf(args: argparse.Namespace) -> int:
     from llmserve.console import console
 
-    from .gguf import export_gguf
-
-    with console().status("writing the file"):
-        result = export_gguf(args.model, args.out, kind=args.type, overwrite=args.overwrite)
+    try:
+        from .gguf import export_gguf
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            str(error.name), extra="torch", feature="exporting to GGUF"
+        ) from error
+    with console().status("opening the model") as status:
+        result = export_gguf(
+            args.model, args.out, kind=args.type, overwrite=args.overwrite,
+            on_stage=lambda stage: status.update(stage),
+        )  # fmt: skip
     if result.dequantized_from is not None:
         print(f"the model's {result.dequantized_from} weights are {result.kind} in the file")
     if result.plain:

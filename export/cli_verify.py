@@ -21,6 +21,9 @@ logits on some texts. So a folder is verified alone, and a tensor or a setting t
 named even if the manifest was rewritten. --against compares with the original's folder instead. A
 folder that is not quantized and holds no record is compared with its own training forward.
 
+Of a GGUF file, what its own tensors and header amount to is run in torch; X.certificate.json and
+X.reference.safetensors lie beside X.gguf.
+
 Where nothing is wrong, certificate.json is written into the folder, and the server shows it at
 /v1/models. Exit code 1: something is wrong, and is named.
 """
@@ -29,6 +32,7 @@ _EXAMPLES = """\
 examples:
   llmserve verify run/model-int8
   llmserve verify run/model-int8 run/model-onnx --html report.html
+  llmserve verify run/model-q8_0.gguf
   llmserve verify others/model-int4 --against others/model
 """
 
@@ -38,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.epilog = _EXAMPLES
     parser.add_argument(
-        "models", type=Path, nargs="+", metavar="MODEL", help="model folder, or an exported one"
+        "models",
+        type=Path,
+        nargs="+",
+        metavar="MODEL",
+        help="model folder, an exported one, or a GGUF file",
     )
     parser.add_argument(
         "--against", type=Path, metavar="FOLDER", help="the original (default: what was recorded)"
@@ -50,11 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify each folder; 1 if something is wrong with one."""
+    """Verify each folder or file; 1 if something is wrong with one."""
     from llmserve.console import console
     from llmserve.durable import write_bytes
 
     try:
+        from .gguf_certificate import verify_gguf
         from .report_html import render_report
         from .report_text import format_verification
         from .verify import verify_folder
@@ -64,10 +73,9 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     results = []
     for model in args.models:
-        with console().status("reading the folder") as status:
-            found = verify_folder(
-                model, against=args.against, on_stage=lambda stage: status.update(stage)
-            )
+        with console().status("reading") as status:
+            verify = verify_gguf if model.is_file() else verify_folder
+            found = verify(model, against=args.against, on_stage=lambda stage: status.update(stage))
         print(format_verification(model, found), flush=True)
         results.append((model, found))
     if args.html is not None:

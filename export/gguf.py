@@ -2,8 +2,8 @@
 
 One file holds everything: shape, tokenizer and weights. Matrices get the type asked for, norms and
 biases stay float32. In `q4_0` files the embedding and the head are `q8_0`, as our own runner has
-them. llama.cpp turns neighbouring values of a head (2i and 2i + 1) where Hugging Face's files turn
-the halves (i and i + D/2), so the rows of the query and key projections change places.
+them (`gguf_layout.py` has names and order). The file is read back and compared with the model
+before it appears (`gguf_certificate.py`).
 
 Nothing is read but what is being written: a few megabytes of one tensor at a time.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,14 +23,17 @@ import numpy.typing as npt
 
 from llmserve.checkpoint import Checkpoint
 from llmserve.config import ModelConfig
+from llmserve.durable import staged_file
 from llmserve.errors import ConfigError
 from llmserve.families import family_of
 from llmserve.layouts import expected_tensors
 from llmserve.lineage import extended_lineage
 from llmserve.quant.dtypes import Float32Array, StoredArray, to_float32
 
-from .gguf_blocks import BLOCK_SIZE, TENSOR_TYPES, BlockType, encode
-from .gguf_file import GgufTensor, GgufValue, write_gguf
+from .gguf_blocks import BLOCK_SIZE, BlockType, encode
+from .gguf_certificate import certify_gguf, without_orphans
+from .gguf_file import GgufTensor, write_gguf
+from .gguf_layout import ROPE_FACTORS, gguf_name, rope_factors, row_order, shape_metadata
 from .gguf_tokenizer import tokenizer_metadata
 
 __all__ = ["GgufExport", "export_gguf"]
@@ -38,18 +41,6 @@ __all__ = ["GgufExport", "export_gguf"]
 _CHUNK = 1 << 22  # numbers that are converted at a time
 _QUANTIZED: tuple[BlockType, ...] = ("q8_0", "q4_0")
 _OWN_TYPE: dict[str, BlockType] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-_TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,21 +60,24 @@ class GgufExport:
 
 
 def export_gguf(
-    path: Path, out: Path | None = None, *, kind: BlockType | None = None, overwrite: bool = False
-) -> GgufExport:
-    """Write the model folder `path` as the GGUF file `out`.
+    path: Path, out: Path | None = None, *, kind: BlockType | None = None, overwrite: bool = False,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> GgufExport:  # fmt: skip
+    """Write the model folder `path` as the GGUF file `out`, and its certificate beside it.
 
     Args:
         path: a model of the family Llama.
         out: the file, which appears complete or not at all; None: `path`-`kind`.gguf.
         kind: type of the matrices; None: the type that the folder's weights have.
         overwrite: replace `out`.
+        on_stage: told what is being done.
 
     Raises:
         CheckpointError: the model cannot be opened.
         ConfigError: llama.cpp's `llama` cannot hold the model, `out` must not be written, or a
             quantized model was to be quantized again.
-        ExportError: a weight that is not finite or too large, or a tokenizer that llama.cpp lacks.
+        ExportError: a weight that is not finite or too large, a tokenizer that llama.cpp lacks, or
+            a file that does not hold what the model holds.
     """
     source = Checkpoint.open(path)
     config = _plain_config(source.config)
@@ -96,13 +90,16 @@ def export_gguf(
         )
     out = out or path.absolute().with_name(f"{path.absolute().name}-{kind}.gguf")
     _check_target(out, overwrite=overwrite)
-    tensors = [*_tensors(source, config, kind), *_rope_factors(config)]
+    tensors = [*_tensors(source, config, kind), *_rope_tensor(config)]
     metadata = {
-        **_shape_metadata(path.resolve().name, config, kind),
+        **shape_metadata(path.resolve().name, config, kind),
         **tokenizer_metadata(path, config),
         "llmserve.lineage": _lineage(source, kind),
     }
-    write_gguf(out, metadata, tensors)
+    with without_orphans(out), staged_file(out) as staged:
+        on_stage("writing the file")
+        write_gguf(staged, metadata, tensors)
+        certify_gguf(staged, out, source, config, on_stage=on_stage)
     return GgufExport(
         path=out,
         kind=kind,
@@ -135,48 +132,16 @@ def _plain_config(config: ModelConfig) -> ModelConfig:
     return config
 
 
-def _shape_metadata(name: str, config: ModelConfig, kind: BlockType) -> dict[str, GgufValue]:
-    values: dict[str, GgufValue] = {
-        "general.architecture": "llama",
-        "general.name": name,
-        "general.file_type": TENSOR_TYPES[kind].file_code,
-        "general.quantization_version": 2,
-        "llama.vocab_size": config.vocab_size,
-        "llama.context_length": config.max_seq_len,
-        "llama.embedding_length": config.hidden_size,
-        "llama.block_count": config.num_layers,
-        "llama.feed_forward_length": config.intermediate_size,
-        "llama.attention.head_count": config.num_heads,
-        "llama.attention.head_count_kv": config.num_kv_heads,
-        "llama.attention.key_length": config.head_dim,
-        "llama.attention.value_length": config.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": float(config.norm_eps),
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.rope.freq_base": float(config.rope_theta),
-    }
-    if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
-        values["llama.rope.scaling.type"] = "linear"
-        values["llama.rope.scaling.factor"] = float(config.rope_scaling.factor)
-    return values
-
-
 def _tensors(source: Checkpoint, config: ModelConfig, kind: BlockType) -> Iterator[GgufTensor]:
     for name, shape in expected_tensors(config).items():
         layer, _, part = name.rpartition(".")
         stored_as = _stored_type(layer, shape, kind)
         yield GgufTensor(
-            name=f"{_gguf_name(layer)}.{part}",
+            name=f"{gguf_name(layer)}.{part}",
             shape=shape,
             kind=stored_as,
             chunks=partial(_chunks, source, config, name, stored_as),
         )
-
-
-def _gguf_name(layer: str) -> str:
-    if layer in _TOP_NAMES:
-        return _TOP_NAMES[layer]
-    _, _, index, inner = layer.split(".", 3)
-    return f"blk.{index}.{_LAYER_NAMES[inner]}"
 
 
 def _stored_type(layer: str, shape: tuple[int, ...], kind: BlockType) -> BlockType:
@@ -192,7 +157,7 @@ def _chunks(source: Checkpoint, config: ModelConfig, name: str, kind: BlockType)
     """The tensor's stored bytes, some rows at a time."""
     is_plain = not source.is_quantized(name)
     values = source.stored(name) if is_plain else StoredArray("float32", source.float32(name))
-    order = _row_order(name, len(values.data), config)
+    order = row_order(name, len(values.data), config)
     step = max(1, _CHUNK * len(values.data) // math.prod(values.shape))
     for start in range(0, len(values.data), step):
         rows = slice(start, start + step)
@@ -200,31 +165,19 @@ def _chunks(source: Checkpoint, config: ModelConfig, name: str, kind: BlockType)
         yield encode(_float32(values.dtype, part), kind, name=name)
 
 
-def _row_order(name: str, num_rows: int, config: ModelConfig) -> npt.NDArray[np.intp] | None:
-    """Old row of each new one, where rows change places: value 2i + h of a head was h * D/2 + i."""
-    if ".q_proj." not in name and ".k_proj." not in name:
-        return None
-    rows = np.arange(num_rows).reshape(-1, 2, config.head_dim // 2)  # [heads, half, D/2]
-    return rows.transpose(0, 2, 1).reshape(-1)
-
-
 def _float32(dtype: str, values: npt.NDArray[np.generic]) -> Float32Array:
     return to_float32(StoredArray(dtype, values))
 
 
-def _rope_factors(config: ModelConfig) -> Iterator[GgufTensor]:
-    """What llama3's stretch divides each rotary frequency by, [D/2]."""
-    if config.rope_scaling is None or config.rope_scaling.kind != "llama3":
+def _rope_tensor(config: ModelConfig) -> Iterator[GgufTensor]:
+    factors = rope_factors(config)
+    if factors is None:
         return
-    from llmserve.model.layers import rotary_frequencies
-
-    unscaled = rotary_frequencies(dataclasses.replace(config, rope_scaling=None))
-    factors: Float32Array = (unscaled / rotary_frequencies(config)).numpy()
     yield GgufTensor(
-        name="rope_freqs.weight",
+        name=ROPE_FACTORS,
         shape=factors.shape,
         kind="f32",
-        chunks=lambda: (encode(factors, "f32", name="rope_freqs"),),
+        chunks=lambda: (encode(factors, "f32", name=ROPE_FACTORS),),
     )
 
 

@@ -21,10 +21,24 @@ import numpy as np
 import numpy.typing as npt
 
 from llmserve.errors import ExportError
-from llmserve.quant.dtypes import Float32Array, from_float32, to_float32
+from llmserve.quant.dtypes import (
+    NUMPY_DTYPES,
+    Float32Array,
+    StoredArray,
+    from_float32,
+    to_float32,
+)
 from llmserve.quant.groups import Bits, quantize_rtn
 
-__all__ = ["BLOCK_SIZE", "TENSOR_TYPES", "BlockType", "TensorType", "encode"]
+__all__ = [
+    "BLOCK_SIZE",
+    "TENSOR_TYPES",
+    "BlockType",
+    "TensorType",
+    "decode",
+    "encode",
+    "rounding_error",
+]
 
 BlockType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 BLOCK_SIZE = 32
@@ -77,6 +91,45 @@ def encode(values: Float32Array, kind: BlockType, *, name: str) -> bytes:
     if not np.isfinite(to_float32(stored)).all():
         raise ExportError(f"{name} holds a number beyond the range of {stored.dtype}; choose f32")
     return stored.data.tobytes()
+
+
+def decode(
+    stored: npt.NDArray[np.uint8], kind: BlockType
+) -> tuple[Float32Array, Float32Array | None]:
+    """The numbers that stored bytes stand for, and the blocks' scales.
+
+    Args:
+        stored: whole blocks, [bytes].
+        kind: how they are stored.
+
+    Returns: [numbers]; [blocks], None for types without blocks.
+    """
+    if kind in _FLOATS:
+        dtype = _FLOATS[kind]
+        return to_float32(StoredArray(dtype, stored.view(NUMPY_DTYPES[dtype]))), None
+    blocks = stored.reshape(-1, TENSOR_TYPES[kind].block_bytes)
+    scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)  # [blocks, 1]
+    body = np.ascontiguousarray(blocks[:, 2:])
+    integers = body.view(np.int8).astype(np.float32)
+    if kind == "q4_0":
+        integers = np.concatenate([body & 15, body >> 4], axis=1).astype(np.float32) - 8
+    return (integers * scales).reshape(-1), scales[:, 0]
+
+
+def rounding_error(
+    values: Float32Array, scales: Float32Array | None, kind: BlockType
+) -> Float32Array:
+    """How far each number may be from the one that it was rounded from: half a step.
+
+    `values` and `scales` as `decode` gives them; exact in float32.
+    """
+    if scales is not None:
+        return np.repeat(np.abs(scales) / np.float32(2), BLOCK_SIZE)
+    if kind == "f32":
+        return np.zeros_like(values)
+    steps = {"f16": (2.0**-11, 2.0**-25), "bf16": (2.0**-8, 2.0**-134)}  # the last: subnormal
+    relative, least = steps[kind]
+    return np.maximum(np.abs(values) * np.float32(relative), np.float32(least))
 
 
 def _encode_blocks(values: Float32Array, bits: Bits, name: str) -> bytes:

@@ -11,18 +11,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmserve.durable import write_chunks
+from llmserve.durable import write_synced
 
 from .gguf_blocks import TENSOR_TYPES, BlockType
 
-__all__ = ["GgufTensor", "GgufValue", "write_gguf"]
+__all__ = ["ALIGNMENT", "ARRAY", "STRING", "VERSION", "GgufTensor", "GgufValue", "write_gguf"]
 
 GgufValue = bool | int | float | str | Sequence[int] | Sequence[float] | Sequence[str]
 """A value of the header: whole numbers are uint32, in a list int32; fractions are float32."""
 
-_VERSION = 3
-_ALIGNMENT = 32  # the format's default; no value of the header is needed for it
-_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+VERSION = 3
+"""Of the format."""
+ALIGNMENT = 32
+"""Bytes; the format's default, so that no value of the header is needed for it."""
+STRING = 8
+"""Type of a value: a text."""
+ARRAY = 9
+"""Type of a value: a list of one type."""
+
+_UINT32, _INT32, _FLOAT32, _BOOL = 4, 5, 6, 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +53,11 @@ class GgufTensor:
 def write_gguf(
     path: Path, metadata: Mapping[str, GgufValue], tensors: Sequence[GgufTensor]
 ) -> None:
-    """Write the file durably, one tensor's chunk in memory at a time.
+    """Write the new file `path` (`durable.staged_file`), one tensor's chunk in memory at a time.
 
-    Raises `OSError`, and whatever making the data raises; an older file at `path` stays.
+    Raises `OSError`, and whatever making the data raises.
     """
-    write_chunks(path, _content(metadata, tensors))
+    write_synced(path, _content(metadata, tensors))
 
 
 def _content(metadata: Mapping[str, GgufValue], tensors: Sequence[GgufTensor]) -> Iterator[bytes]:
@@ -66,7 +73,7 @@ def _content(metadata: Mapping[str, GgufValue], tensors: Sequence[GgufTensor]) -
 
 
 def _header(metadata: Mapping[str, GgufValue], tensors: Sequence[GgufTensor]) -> bytes:
-    parts = [b"GGUF", struct.pack("<IQQ", _VERSION, len(tensors), len(metadata))]
+    parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     parts += (_string(key) + _tagged(value) for key, value in metadata.items())
     offset = 0
     for tensor in tensors:
@@ -87,15 +94,15 @@ def _tagged(value: GgufValue) -> bytes:
     if isinstance(value, str | bool | int | float):
         kind = _type_of(value)
         return struct.pack("<I", kind) + _plain(kind, value)
-    kind = _type_of(value[0]) if value else _STRING
+    kind = _type_of(value[0]) if value else STRING
     kind = _INT32 if kind == _UINT32 else kind
     items = b"".join(_plain(kind, item) for item in value)
-    return struct.pack("<IIQ", _ARRAY, kind, len(value)) + items
+    return struct.pack("<IIQ", ARRAY, kind, len(value)) + items
 
 
 def _type_of(value: str | bool | int | float) -> int:
     if isinstance(value, str):
-        return _STRING
+        return STRING
     if isinstance(value, bool):
         return _BOOL
     return _UINT32 if isinstance(value, int) else _FLOAT32
@@ -113,4 +120,4 @@ def _string(text: str) -> bytes:
 
 
 def _padding(length: int) -> bytes:
-    return bytes(-length % _ALIGNMENT)
+    return bytes(-length % ALIGNMENT)

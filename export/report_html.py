@@ -70,8 +70,8 @@ def _table(certificate: Certificate) -> str:
     facts = (
         f"Read: {certificate.origin}, {certificate.num_tokens} tokens. The original's perplexity "
         f"is {certificate.source_perplexity:.4f}. Accepted divergence: "
-        f"{certificate.accepted_kl:g} nats a token. Manifest {certificate.manifest_sha256}, "
-        f"original {certificate.source}."
+        f"{certificate.accepted_kl:g} nats a token. Manifest or file "
+        f"{certificate.manifest_sha256}, original {certificate.source}."
     )
     head = "".join(f"<th>{name}</th>" for name in heads)
     return f"<p>{escape(facts)}</p><table><tr>{head}</tr>{rows}</table>"

@@ -29,7 +29,7 @@ def _lines(path: Path, found: Verification) -> Iterator[str]:
 def _figures(certificate: Certificate) -> Iterator[str]:
     yield (
         f"  {certificate.weight_bytes / 1e6:.2f} MB of weights, the original's are "
-        f"{certificate.source_weight_bytes / 1e6:.2f} MB; manifest "
+        f"{certificate.source_weight_bytes / 1e6:.2f} MB; sha256 "
         f"{certificate.manifest_sha256[:12]}"
     )
     if not certificate.forms:

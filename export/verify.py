@@ -38,7 +38,7 @@ from .verify_reference import (
     write_reference,
 )
 
-__all__ = ["ACCEPTED_KL", "Verification", "certify", "verify_folder"]
+__all__ = ["ACCEPTED_KL", "Verification", "certify", "training_forward", "verify_folder"]
 
 ACCEPTED_KL = {
     "fp32": 1e-6, "int8": 0.05, "w8a8": 0.05, "int4": 1.0, "nf4": 1.0, "fp4": 1.0, "bnb-int8": 0.05,
@@ -219,7 +219,7 @@ def _compare(
     if reference.windows:
         if candidate is not None:
             on_stage(f"comparing: {_TRAINING}")
-            forms.append(_trained(candidate, reference))
+            forms.append(training_forward(candidate, reference))
         forms += _served(folder, reference, on_stage)
     return Certificate(
         manifest_sha256=manifest_sha256(path, is_complete=is_complete),
@@ -235,7 +235,8 @@ def _compare(
     )
 
 
-def _trained(candidate: BlockStream, reference: Reference) -> FormResult:
+def training_forward(candidate: BlockStream, reference: Reference) -> FormResult:
+    """What the candidate's weights say in float32, beside the reference; it has run to its end."""
     figures = FormFigures()
     for (window, places, wanted), logits in zip(
         _windows(reference), candidate.logits(), strict=True

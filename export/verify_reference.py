@@ -34,10 +34,14 @@ __all__ = [
     "OWN_TEXT",
     "REFERENCE_FILE",
     "Reference",
+    "as_reference",
+    "changed_tensors",
     "changes",
     "make_reference",
     "read_reference",
+    "reference_values",
     "reference_windows",
+    "write_logits",
     "write_reference",
 ]
 
@@ -167,21 +171,33 @@ def write_reference(folder: Path, reference: Reference) -> None:
     """Write both files into a folder that is otherwise complete. Raises `OSError`."""
     values = {
         "format": _FORMAT,
+        **reference_values(reference),
+        "config": read_json(folder / "config.json"),
+        "tensors": _hashes(folder),
+    }
+    write_json(folder / REFERENCE_FILE, values)
+    write_logits(folder / _LOGITS_FILE, reference)
+
+
+def reference_values(reference: Reference) -> dict[str, Any]:
+    """Everything but the logits, as JSON holds it."""
+    return {
         "source": reference.source,
         "source_weight_bytes": reference.source_weight_bytes,
         "origin": reference.origin,
         "perplexity": reference.perplexity,
         "accepted_kl": reference.accepted_kl,
         "layers": {layer.name: layer.relative_error for layer in reference.layers},
-        "config": read_json(folder / "config.json"),
-        "tensors": _hashes(folder),
         "windows": reference.windows,
         "places": reference.places,
     }
-    write_json(folder / REFERENCE_FILE, values)
+
+
+def write_logits(path: Path, reference: Reference) -> None:
+    """Write the logits as a safetensors file; nothing where there are none. Raises `OSError`."""
     logits = {f"logits.{i}": StoredArray("float32", v) for i, v in enumerate(reference.logits)}
     if logits:
-        write_tensors(folder / _LOGITS_FILE, logits)
+        write_tensors(path, logits)
 
 
 def read_reference(folder: Path) -> Reference | None:
@@ -189,11 +205,17 @@ def read_reference(folder: Path) -> Reference | None:
 
     Raises `CheckpointError` for files that are damaged.
     """
-    if not (folder / REFERENCE_FILE).is_file():
-        return None
-    values = read_json(folder / REFERENCE_FILE)
+    path = folder / REFERENCE_FILE
+    return as_reference(read_json(path), path, folder / _LOGITS_FILE) if path.is_file() else None
+
+
+def as_reference(values: dict[str, Any], path: Path, logits_path: Path) -> Reference:
+    """A reference from `reference_values`, which the file `path` holds, and its logits.
+
+    Raises `CheckpointError` for files that are damaged.
+    """
     try:
-        arrays = map_tensors(folder / _LOGITS_FILE) if values["windows"] else {}
+        arrays = map_tensors(logits_path) if values["windows"] else {}
         logits = [arrays[f"logits.{index}"].data for index in range(len(values["windows"]))]
         return Reference(
             source=values["source"],
@@ -210,7 +232,7 @@ def read_reference(folder: Path) -> Reference | None:
             ),
         )
     except KeyError as error:
-        raise CheckpointError(f"{folder / REFERENCE_FILE}: has no {error}") from error
+        raise CheckpointError(f"{path}: has no {error}") from error
 
 
 def changes(folder: Path) -> list[str]:
@@ -219,16 +241,19 @@ def changes(folder: Path) -> list[str]:
     Raises `CheckpointError` where a file cannot be read at all.
     """
     recorded = read_json(folder / REFERENCE_FILE)
-    found = _hashes(folder)
-    names = sorted(recorded["tensors"].keys() | found.keys())
-    lines = [
-        f"tensor {name}: {'changed' if name in found else 'missing'}"
-        if name in recorded["tensors"]
-        else f"tensor {name}: was not there"
-        for name in names
-        if recorded["tensors"].get(name) != found.get(name)
-    ]
+    lines = changed_tensors(recorded["tensors"], _hashes(folder))
     return lines + _config_changes(recorded["config"], read_json(folder / "config.json"), "")
+
+
+def changed_tensors(recorded: dict[str, str], found: dict[str, str]) -> list[str]:
+    """Tensors that came, went or changed, by name; both are name → hash."""
+    return [
+        f"tensor {name}: {'changed' if name in found else 'missing'}"
+        if name in recorded
+        else f"tensor {name}: was not there"
+        for name in sorted(recorded.keys() | found.keys())
+        if recorded.get(name) != found.get(name)
+    ]
 
 
 def _config_changes(before: dict[str, Any], now: dict[str, Any], prefix: str) -> list[str]:

@@ -22,7 +22,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TextIO
@@ -36,12 +36,14 @@ __all__ = [
     "append_bytes",
     "append_line",
     "remove",
+    "staged_file",
     "sweep_stale",
     "verify_manifest",
     "write_bytes",
     "write_chunks",
     "write_json",
     "write_manifest",
+    "write_synced",
 ]
 
 # Temporary names of this process that are still wanted: others with its pid are leftovers of an
@@ -62,10 +64,21 @@ def write_json(path: Path, value: object) -> None:
 
 def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """`write_bytes` for content that is too large to be held at once."""
+    with staged_file(path) as temporary:
+        write_synced(temporary, chunks)
+
+
+@contextlib.contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """A hidden sibling of `path`, for content that is examined before it appears.
+
+    Write it with `write_synced`; leaving the block puts it in the place of `path`, leaving it by an
+    exception removes it, and the old file stays.
+    """
     sweep_stale(path.parent, path.name)
     temporary = _reserve(path, "tmp")
     try:
-        _write_synced(temporary, chunks)
+        yield temporary
         _rename(temporary, path)
         _sync(path.parent)
     except BaseException:
@@ -222,7 +235,8 @@ def _operation(name: str) -> None:
     failpoints.hit(name)
 
 
-def _write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a new file and wait until it is on the disk. For the block of `staged_file`."""
     _operation("ckpt.open")
     with open(path, "xb") as file:
         for chunk in chunks:

@@ -23,18 +23,19 @@ MAX_SEQ_LEN = 256
 
 
 def make_model_folder(
-    folder: Path, *, seed: int = 0, max_seq_len: int = MAX_SEQ_LEN, head: Head | None = None
-) -> Path:
+    folder: Path, *, seed: int = 0, max_seq_len: int = MAX_SEQ_LEN, head: Head | None = None,
+    hidden_size: int = 32, intermediate_size: int = 48,
+) -> Path:  # fmt: skip
     """Write the model and return its folder."""
     tokenizer = Tokenizer.train("bpe", [TEXT] * 4, vocab_size=320)
     config = ModelConfig(
         vocab_size=320,
-        hidden_size=32,
+        hidden_size=hidden_size,
         num_layers=2,
         num_heads=4,
         num_kv_heads=2,
         head_dim=8,
-        intermediate_size=48,
+        intermediate_size=intermediate_size,
         max_seq_len=max_seq_len,
         bos_token_id=0,
         eos_token_ids=(0,),

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +18,7 @@ from llmserve.config import ModelConfig
 from llmserve.durable import verify_manifest
 from llmserve.errors import ExportError
 from llmserve.export.quantize import Scheme, quantize_model
-from llmserve.failpoints import FailpointError
 from llmserve.manifest import read_certificate
-from support.file_operations import EVERY
 from support.foreign_folders import FOREIGN, write_foreign_folder
 from support.models import make_model_folder
 from support.variants import VARIANTS, random_tensors
@@ -33,9 +28,7 @@ pytest.importorskip("onnxruntime")
 
 import onnx
 
-from llmserve.export import export_onnx as module
 from llmserve.export.export_onnx import export_onnx
-from llmserve.export.onnx_check import ParityResult
 
 pytestmark = pytest.mark.onnx
 
@@ -223,80 +216,3 @@ def test_every_form_of_a_graph_is_what_the_training_forward_is(tmp_path: Path, n
     assert {"paged", "chunked", "decode", "batched"} < forms.keys()
     assert "prefix hit" not in forms
     assert all(form["max_logit_error"] < 1e-4 for form in forms.values())
-
-
-@EVERY
-@pytest.mark.usefixtures("quick_certificate")
-def test_no_failed_operation_leaves_half_a_folder(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
-) -> None:
-    parity = ParityResult(
-        num_steps=1, num_prompts=1, max_logit_error=0.0, mean_kl=0.0, top1_agreement=1.0
-    )
-    monkeypatch.setattr(module, "_check", lambda *_: (parity, None))  # slow, and writes nothing
-    out = tmp_path / "onnx"
-    failures = 0
-    for turn in range(1, 500, every):
-        failpoints.arm(f"durable.op=raise@{turn}")
-        try:
-            export_onnx(model, out)
-            break
-        except FailpointError:
-            failures += 1
-            if out.exists():
-                verify_manifest(out)
-                shutil.rmtree(out)
-        finally:
-            failpoints.disarm_all()
-    assert failures > 60 // every
-    verify_manifest(out)
-    assert [path.name for path in tmp_path.iterdir()] == ["onnx"], "a temporary folder is left"
-
-
-KILLED = """
-import os, shutil, signal, sys
-from pathlib import Path
-import torch
-from llmserve import failpoints
-from llmserve.durable import sweep_stale, verify_manifest
-from llmserve.export import export_onnx, verify, verify_reference
-torch.set_num_threads(1)  # threads do not survive a fork
-# Slow, and they write nothing:
-export_onnx._check = lambda *_: (None, 0.0)
-export_onnx.check_files = lambda *_: None
-verify._served = lambda *_: ()
-verify_reference._windows = lambda *_: ("a short text", [[1, 2, 3]])
-model, out = Path(sys.argv[1]), Path(sys.argv[2])
-os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote
-export_onnx.export_onnx(model, out)  # what is slow the first time is not slow in every child
-shutil.rmtree(out)
-killed = 0
-for turn in range(1, 500, int(sys.argv[3])):
-    child = os.fork()
-    if child == 0:
-        failpoints.arm(f"durable.op=kill@{turn}")
-        export_onnx.export_onnx(model, out)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if not os.WIFSIGNALED(status):
-        break
-    assert os.WTERMSIG(status) == signal.SIGKILL
-    killed += 1
-    if out.exists():
-        verify_manifest(out)
-        assert verify.verify_folder(out).findings == []
-        shutil.rmtree(out)
-assert killed > 80 // int(sys.argv[3]), killed
-verify_manifest(out)
-sweep_stale(out.parent, out.name)
-assert [path.name for path in out.parent.iterdir()] == [out.name], list(out.parent.iterdir())
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed at each operation")
-@EVERY
-def test_killed_export_leaves_nothing_or_a_folder_that_verifies(
-    model: Path, tmp_path: Path, every: int
-) -> None:
-    script = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "onnx"), str(every)]
-    subprocess.run(script, check=True)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from llmserve import failpoints
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.cli import main
 from llmserve.config import Head, ModelConfig
@@ -18,7 +17,6 @@ from llmserve.errors import ConfigError, ExportError
 from llmserve.export.gguf import export_gguf
 from llmserve.export.gguf_blocks import BlockType
 from llmserve.export.quantize import quantize_model
-from llmserve.failpoints import FailpointError
 from llmserve.model.weights import load_model
 from llmserve.text.tokenizer import Tokenizer
 from support.gguf_reader import read_gguf, run_llama
@@ -189,21 +187,3 @@ def test_file_beside_the_model_is_the_default_and_is_not_replaced(
 def test_folder_as_target_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder"):
         export_gguf(model, tmp_path, overwrite=True)
-
-
-def test_no_failed_operation_leaves_half_a_file(model: Path, tmp_path: Path) -> None:
-    out, failures = tmp_path / "model.gguf", 0
-    for turn in range(1, 500):
-        failpoints.arm(f"durable.op=raise@{turn}")
-        try:
-            export_gguf(model, out)
-            break
-        except FailpointError:
-            failures += 1
-            if out.exists():
-                read_gguf(out)
-                out.unlink()
-        finally:
-            failpoints.disarm_all()
-    assert failures > 20
-    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,25 +130,6 @@ def failing_operations(original: Path, out: Path, every: int, *, overwrite: bool
 
 @EVERY
 @pytest.mark.usefixtures("quick_certificate")
-def test_no_failed_operation_leaves_half_a_folder(
-    original: Path, tmp_path: Path, every: int
-) -> None:
-    out = tmp_path / "small"
-    turns = 0
-    for turn in failing_operations(original, out, every, overwrite=False):
-        turns = turn
-        if out.exists():
-            Checkpoint.open(out)
-            for file in out.iterdir():
-                file.unlink()
-            out.rmdir()
-    assert turns > 20
-    Checkpoint.open(out)
-    assert [path.name for path in tmp_path.iterdir()] == ["small"], "a temporary folder is left"
-
-
-@EVERY
-@pytest.mark.usefixtures("quick_certificate")
 def test_no_failed_operation_spoils_the_folder_that_is_replaced(
     original: Path, tmp_path: Path, every: int
 ) -> None:
@@ -254,61 +234,6 @@ def test_blocks_of_another_plan_are_not_used(original: Path, tmp_path: Path) -> 
     quantize_folder(original, tmp_path / "small", other)
     quantize_folder(original, tmp_path / "whole", other)
     assert content(tmp_path / "small") == content(tmp_path / "whole")
-
-
-KILLED = """
-import os, shutil, signal, sys
-from pathlib import Path
-import torch
-from llmserve import failpoints
-from llmserve.checkpoint import Checkpoint
-from llmserve.durable import sweep_stale
-from llmserve.export.quant_options import QuantizationOptions
-from llmserve.export import verify, verify_reference
-from llmserve.export.quantize_folder import quantize_folder
-
-torch.set_num_threads(1)  # threads do not survive a fork
-# Slow, and they write nothing:
-verify._served = lambda *_: ()
-verify_reference._windows = lambda *_: ("a short text", [[1, 2, 3]])
-model, out = Path(sys.argv[1]), Path(sys.argv[2])
-options = QuantizationOptions(scheme="int4", group_size=16, measure=False)
-every = int(sys.argv[3])
-os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote
-quantize_folder(model, out, options)  # what is slow the first time is not slow in every child
-shutil.rmtree(out)
-killed = 0
-for turn in range(1, 500, every):
-    child = os.fork()
-    if child == 0:
-        failpoints.arm(f"durable.op=kill@{turn}")
-        quantize_folder(model, out, options)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if not os.WIFSIGNALED(status):
-        break
-    assert os.WTERMSIG(status) == signal.SIGKILL
-    killed += 1
-    if out.exists():
-        assert Checkpoint.open(out).quantization is not None
-        shutil.rmtree(out)
-assert os.waitstatus_to_exitcode(status) == 0
-assert killed > 40 // every, killed
-assert Checkpoint.open(out).quantization is not None
-sweep_stale(out.parent, out.name)
-assert [path.name for path in out.parent.iterdir()] == [out.name], list(out.parent.iterdir())
-"""
-
-
-@EVERY
-def test_killed_at_any_operation_the_folder_is_absent_or_complete(
-    original: Path, tmp_path: Path, every: int
-) -> None:
-    out = tmp_path / "runs" / "small"
-    command = [sys.executable, "-c", KILLED, str(original), str(out), str(every)]
-    (tmp_path / "runs").mkdir()
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
