@@ -10,8 +10,11 @@ Shapes: T tokens in the step, E hidden_size, V vocab_size, R rows of a tile.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import product
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..model.adapt import Adapt
+from ..model.attention import Attend
 from ..model.scores import Scores
 from ..model.transformer import Transformer
 from .protocol import Batch, IntArray
@@ -27,7 +31,12 @@ from .torch_cache import PagedCache
 from .torch_exact import TokenAttention
 from .torch_lora import LoraSet
 
-__all__ = ["Forward", "TiledForward", "WholeForward"]
+__all__ = ["Forward", "StepAttention", "TiledForward", "WholeForward", "attention_for"]
+
+_log = logging.getLogger("llmserve.engine")
+
+StepAttention: TypeAlias = Callable[[Batch, PagedCache, Scores], Attend]
+"""Makes the attention of one step."""
 
 _TILE_BYTES = 128
 """Bytes of one column of a tile. Two of the widest vectors: flat arrays of any width are then whole
@@ -48,17 +57,43 @@ class Forward(Protocol):
         """Raise `ConfigError` unless what the mode promises holds on this machine."""
 
 
+def attention_for(device: torch.device) -> StepAttention:
+    """How steps attend on a device: by our Triton kernel on CUDA, else by torch's operations.
+
+    The kernel reads the cache where it lies; torch's operations gather it first. Without Triton a
+    GPU gathers too, with a line in the log.
+    """
+    if device.type != "cuda":
+        return PagedAttention
+    if find_spec("triton") is None:
+        _log.warning(
+            "triton is not installed: attention gathers the cache in every layer, which is slow; "
+            "pip install 'llmserve[gpu]'"
+        )
+        return PagedAttention
+    from .torch_gpu_attention import GpuAttention
+
+    return GpuAttention
+
+
 class WholeForward:
     """All tokens of a step in one pass."""
 
-    def __init__(self, model: Transformer, adapters: LoraSet | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        adapters: LoraSet | None = None,
+        *,
+        attention: StepAttention = PagedAttention,
+    ) -> None:
         self._model = model
+        self._attention = attention
         self._scores = Scores.of(model.config)
         self._adapters = adapters
 
     def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
         """See `Forward`."""
-        attend = PagedAttention(batch, cache, self._scores)
+        attend = self._attention(batch, cache, self._scores)
         adapt = None
         if self._adapters is not None:
             adapt = self._adapters.for_step(batch.adapter_ids, batch.cu_seqlens)

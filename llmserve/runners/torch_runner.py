@@ -26,7 +26,7 @@ from .model_facts import cache_groups_of, fingerprint_of, sum_hidden
 from .protocol import Batch, PromptRows, RunnerInfo, StepResult, TokenLogprobs
 from .sampler import prompt_logprobs, sample
 from .torch_cache import PagedCache
-from .torch_forward import Forward, TiledForward, WholeForward
+from .torch_forward import Forward, TiledForward, WholeForward, attention_for
 from .torch_lora import LoraSet
 
 __all__ = ["DEFAULT_THREADS", "TorchRunner", "use_threads"]
@@ -84,8 +84,12 @@ class TorchRunner:
                 device=device,
                 deterministic=deterministic,
             )
-        kind = TiledForward if deterministic else WholeForward
-        self._forward: Forward = kind(self._model, lora)
+        self._forward: Forward
+        if deterministic:
+            self._forward = TiledForward(self._model, lora)
+        else:
+            attention = attention_for(self._device)
+            self._forward = WholeForward(self._model, lora, attention=attention)
         self._groups = group_layers(checkpoint.config)
         self._cache: PagedCache | None = None
         self._hidden: Tensor | None = None

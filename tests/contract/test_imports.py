@@ -120,6 +120,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "training/*",
     ),
     "transformers": ("benchmarks/peer_transformers.py", "benchmarks/train_transformers.py"),
+    "triton": ("llmserve/runners/torch_triton_*.py",),
     "uvicorn": ("server/*",),
     "uvloop": ("server/*",),
 }

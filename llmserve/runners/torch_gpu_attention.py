@@ -1,0 +1,110 @@
+"""Attention of a step on a GPU: tiles for the Triton kernel, planned on the host.
+
+The plan is made from the batch's own arrays and goes to the device in one copy that the host does
+not wait for; each layer is then two writes and up to three kernels.
+
+Shapes: T tokens in the step, S sequences, H query heads, KV key heads, G = H / KV, D head_dim.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model.scores import Scores
+from .protocol import Batch, IntArray
+from .torch_cache import PagedCache
+from .torch_triton_attention import SPAN, TILE_FIELDS, TileReads, paged_attention, tile_tokens
+
+__all__ = ["GpuAttention"]
+
+_MOST_IN_SPANS = 16
+"""New tokens up to which a sequence is read in spans by many programs: a token and its drafts. More
+fill the device with their tiles."""
+
+
+class GpuAttention:
+    """`Attend` for one step: built from its batch, called once per layer, then dropped.
+
+    Queries may have any number of heads that the key heads divide; the first layer says which.
+    """
+
+    def __init__(self, batch: Batch, cache: PagedCache, scores: Scores) -> None:
+        self._batch, self._cache, self._scores = batch, cache, scores
+        self._slots: list[Tensor] = []
+        self._reads: list[TileReads] = []
+
+    def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write `k`, `v` [T, KV, D]; return the attention of `q` [T, H, D] as [T, H, D]."""
+        if not self._reads:
+            self._plan(q.shape[1] // k.shape[1])
+        group = self._cache.group_of[layer_index]
+        keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
+        keys.index_copy_(0, self._slots[group], k)
+        values.index_copy_(0, self._slots[group], v)
+        scale = q.shape[-1] ** -0.5 if self._scores.scale is None else self._scores.scale
+        return paged_attention(
+            q, keys, values, self._reads[group], scale=scale, cap=self._scores.cap
+        )
+
+    def _plan(self, group_size: int) -> None:
+        batch, cache = self._batch, self._cache
+        is_prefill = np.diff(batch.cu_seqlens) > _MOST_IN_SPANS
+        prefill = _tiles(batch, is_prefill, tile_tokens(group_size, is_prefill=True))
+        spans = _tiles(batch, ~is_prefill, tile_tokens(group_size, is_prefill=False))
+        arrays = [prefill, spans]
+        for index, group in enumerate(batch.groups):
+            rows = _span_rows(spans, cache.groups[index].window)
+            arrays += [group.slot_mapping, group.block_tables, rows]
+        tiles, span_tiles, *rest = _upload(arrays, cache.device)
+        for index, layers in enumerate(cache.groups):
+            slots, tables, rows_there = rest[3 * index : 3 * index + 3]
+            self._slots.append(slots)
+            self._reads.append(
+                TileReads(
+                    block_tables=tables,
+                    block_size=cache.block_size,
+                    window=layers.window,
+                    prefill_tiles=tiles,
+                    span_tiles=span_tiles,
+                    span_rows=rows_there,
+                    max_spans=int(arrays[3 * index + 4][:, 1].max(initial=0)),
+                )
+            )
+
+
+def _tiles(batch: Batch, is_member: np.ndarray, most_tokens: int) -> IntArray:
+    """The members' new tokens in tiles, [tiles, TILE_FIELDS]."""
+    counts = np.where(is_member, np.diff(batch.cu_seqlens), 0)
+    num_tiles = -(-counts // most_tokens)
+    sequences = np.repeat(np.arange(len(counts)), num_tiles)
+    nth = np.arange(len(sequences)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)
+    skipped = nth * most_tokens
+    sizes = np.minimum(counts[sequences] - skipped, most_tokens)
+    positions = (batch.context_lens - counts)[sequences] + skipped
+    packed = batch.cu_seqlens[sequences] + skipped
+    fields = (sequences, packed, sizes, positions, np.cumsum(sizes) - sizes)
+    return np.stack(fields, axis=1).reshape(-1, TILE_FIELDS)
+
+
+def _span_rows(tiles: IntArray, window: int | None) -> IntArray:
+    """Of each token in `tiles` in their order: its packed index and its number of spans, [P, 2].
+
+    Spans are counted from the first that its tile reads.
+    """
+    _, packed, sizes, positions, starts = tiles.T
+    lowest = np.zeros_like(positions) if window is None else np.maximum(positions - window + 1, 0)
+    within = np.arange(sizes.sum()) - np.repeat(starts, sizes)
+    last = np.repeat(positions, sizes) + within
+    spans = last // SPAN - np.repeat(lowest // SPAN, sizes) + 1
+    return np.stack((np.repeat(packed, sizes) + within, spans), axis=1)
+
+
+def _upload(arrays: list[IntArray], device: torch.device) -> list[Tensor]:
+    """All arrays in one copy, from pinned memory where there is a GPU to read it."""
+    flat = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays]))
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    parts = torch.split(flat.to(device, non_blocking=True), [array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
