@@ -92,9 +92,9 @@ def span_of(results: Sequence[Result]) -> float:
 
 def goodput_plot(names: Sequence[str], timelines: Sequence[Timeline]) -> str:
     """The rate of requests that were due, and of those that each run answered in time."""
-    lines = [timelines[0].series("due", timelines[0].due)]
-    lines += [one.series(name, one.good) for name, one in zip(names, timelines, strict=True)]
-    return line_plot(lines, x_label="seconds", y_label="requests/s in time")
+    lines = [one.series(name, one.good) for name, one in zip(names, timelines, strict=True)]
+    due = timelines[0].series("due", timelines[0].due)
+    return line_plot([*lines, due], x_label="seconds", y_label="requests/s in time")
 
 
 def compare_page(
@@ -126,8 +126,8 @@ def _attained(
     bounds = ", ".join(f"{name} {bound:g} ms" for name, bound in slos_ms.items())
     yield f"<p class='soft'>Objectives: {bounds or 'that it succeeds'}. Requests count where they \
 were due.</p>"
-    for name, one in zip(names, timelines, strict=True):
-        yield f"<p>{escape(name)}: {one.attained:.1%} of the requests in time</p>"
+    for letter, name, one in zip("AB", names, timelines, strict=True):
+        yield f"<p>{letter} is {escape(name)}: {one.attained:.1%} of the requests in time</p>"
 
 
 def _latencies(names: Sequence[str], timelines: Sequence[Timeline]) -> Iterator[str]:

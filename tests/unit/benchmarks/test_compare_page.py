@@ -63,7 +63,7 @@ def test_page_shows_both_and_escapes_their_names() -> None:
     timelines = [timeline_of(RUN, SLOS, span_s=3.0)] * 2
     page = compare_page(["<ours>", "theirs"], timelines, SLOS, {"mean_ttft_ms": "B is slower"})
     assert "<ours>" not in page
-    assert "&lt;ours&gt;: 40.0% of the requests in time" in page
+    assert "A is &lt;ours&gt;: 40.0% of the requests in time" in page
     assert "ttft 500 ms, tpot 50 ms" in page
     assert "<th>mean_ttft_ms</th><td>B is slower</td>" in page
     assert page.count("<svg") == 3
