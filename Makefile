@@ -81,7 +81,7 @@ bench-peers: $(VENV)/.demo  ## ours and other programs on one model (MODEL=model
 bench-guard: $(VENV)/.dev  ## fail if the checkout costs more than a commit (BASE=HEAD): instructions, or times in turn
 	$(BIN)/python tests/guard/run.py --base $(or $(BASE),HEAD) $(ARGS)
 
-docs: $(VENV)/.dev  ## write docs/cli.md from the parsers, docs/peers.md and README.md's figures from results
+docs: $(VENV)/.dev  ## write docs/cli.md from the parsers, other pages' figures from results
 	$(BIN)/python docs/generate.py
 
 wheel: $(VENV)/.dev  ## dist/llmserve-*.whl

@@ -63,15 +63,20 @@ examples:
 """
 
 QUALITY_DESCRIPTION = """\
-Compute a text with a model in float32 and with quantized folders of it, on the native runner, and
-print KL divergence and perplexity: of the rounded weights alone, and as executed, with int8
-activations. The output layer is as stored and the KV cache float32, so that nothing else differs.
+Compute a text with a model in float32 and with other forms of it, and print for each its size, KL
+divergence and perplexity: of the rounded weights alone, and as executed, with integer activations.
+The output layer is as stored and the KV cache float32, so that nothing else differs. Then each form
+decodes 1 and 8 sequences as it would be served, in turn. Quantized folders run on the native
+runner, folders with a graph (`llmserve export onnx`) on ONNX Runtime.
+
+--out keeps the JSON document, the table in Markdown and one plot of size, cost and speed as SVG.
 The last line is one JSON document.
 """
 
 QUALITY_EXAMPLES = """\
 examples:
   llmserve bench quality run/model run/model-int8 run/model-int4 --text held-out.txt
+  llmserve bench quality run/model run/model-int8 run/model-onnx --text held-out.txt --out results
 """
 
 
@@ -139,7 +144,7 @@ def _run_quality(args: argparse.Namespace) -> int:
 def _add_quality(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="the folder, not quantized")
     parser.add_argument(
-        "forms", nargs="+", type=Path, metavar="FOLDER", help="quantized folders of it"
+        "forms", nargs="+", type=Path, metavar="FOLDER", help="quantized or with a graph"
     )
     parser.add_argument("--text", required=True, type=Path, metavar="FILE", help="what to compute")
     parser.add_argument(
@@ -149,6 +154,13 @@ def _add_quality(parser: argparse.ArgumentParser) -> None:
         "--max-tokens", type=int, default=6144, metavar="N",
         help="most tokens of the text (default: 6144)",
     )  # fmt: skip
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N",
+        help="rounds in which the forms decode; 0: no speed (default: 3)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="keep document, table and plot, as quality-MODEL.*"
+    )
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:

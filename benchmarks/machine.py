@@ -6,13 +6,14 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from llmserve import __version__
 
-__all__ = ["command_line", "machine", "versions"]
+__all__ = ["command_line", "date_and_machine", "machine", "versions"]
 
 SECRET_OPTIONS = ("--header",)
 
@@ -53,6 +54,15 @@ def command_line(argv: Sequence[str] | None = None) -> str:
         else:
             shown.append(_hidden(word) if is_secret else word)
     return shlex.join(shown)
+
+
+def date_and_machine(document: Mapping[str, Any]) -> str:
+    """When and where the run of a benchmark's `document` was, in words."""
+    date, machine = document["date"], document["machine"]
+    return (
+        f"{date[:4]}-{date[4:6]}-{date[6:8]}, {machine['cores']} cores of {machine['cpu']}, "
+        f"{(machine['memory_bytes'] or 0) / 2**30:.0f} GiB"
+    )
 
 
 def _hidden(header: str) -> str:

@@ -2,7 +2,8 @@
 
 Every token is a chunk of its own, written by a call of its own, as a server that generates them
 would do. What it sends is rendered beforehand, so that one core of it outruns any client. It knows
-only what the client sends: POST with a JSON body, one request at a time on a connection.
+only what load generators send: POST with a JSON body, one request at a time on a connection; every
+other question is answered with 404.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
 )
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
 MAX_STEPS_BEHIND = 4
 """A pace that was missed by more is not made up for."""
 
@@ -84,6 +86,11 @@ def _receive(
         stream.num_left = 0
         return
     stream.received += data
+    if not stream.received.startswith(b"P"):
+        if stream.received.endswith(b"\r\n\r\n"):
+            stream.received.clear()
+            _send(stream, NOT_FOUND)
+        return
     if (count := _asked(stream.received)) is not None:
         stream.received.clear()
         stream.num_left = count

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .machine import date_and_machine
 from .peers_bars import Row, Verdict, best_peer, ratio_to, verdicts
 from .peers_limits import bandwidth_table, busy_table
 from .peers_recorded import NOTE, SCALED, with_recorded
 from .statistics import Interval, mean_of_runs
 
 __all__ = [
-    "date_and_machine",
     "peers_markdown",
     "shown_number",
     "shown_range",
@@ -70,15 +70,6 @@ def _heading(document: Document) -> Iterator[str]:
     yield f"    {document['command']}"
     yield ""
     yield f"Versions: {', '.join(shown_versions(document['rows']))}."
-
-
-def date_and_machine(document: Document) -> str:
-    """When and where it was run."""
-    date, machine = document["date"], document["machine"]
-    return (
-        f"{date[:4]}-{date[4:6]}-{date[6:8]}, {machine['cores']} cores of {machine['cpu']}, "
-        f"{(machine['memory_bytes'] or 0) / 2**30:.0f} GiB"
-    )
 
 
 def _http_part(document: Document, rows: Sequence[Row]) -> Iterator[str]:

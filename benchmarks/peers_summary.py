@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .machine import date_and_machine
 from .peers_bars import Row, Verdict, best_peer, ratio_to, verdicts
 from .peers_recorded import NOTE, SCALED, with_recorded
-from .peers_report import date_and_machine, shown_number, shown_range, shown_versions
+from .peers_report import shown_number, shown_range, shown_versions
 from .statistics import mean_of_runs
 
 __all__ = ["peers_summary"]

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["PAGE_STYLE", "Series", "line_plot", "standalone", "tick_values"]
+__all__ = ["PAGE_STYLE", "Dot", "Series", "dot_plot", "line_plot", "standalone", "tick_values"]
 
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 40
 NUM_TICKS = 5
+LINE = 13
+"""Height of a line of text."""
 
 PLOT_STYLE = """
 :root { color-scheme: light dark; --text: #1d2733; --soft: #5c6b7a; --back: #fff; --grid: #dde3e9;
@@ -60,19 +62,36 @@ class Series:
     """Whether the points stand alone instead of being joined."""
 
 
-def line_plot(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
-    """An `<svg>` of all series on common axes from 0 on, with a legend."""
-    points = [point for one in series for point in one.points]
-    most_x, most_y = (max((point[axis] for point in points), default=0.0) for axis in (0, 1))
-    x_ticks, y_ticks = tick_values(most_x), tick_values(most_y)
-    scale = (
-        (WIDTH - LEFT - RIGHT) / max(most_x, x_ticks[-1]),
-        (HEIGHT - TOP - BOTTOM) / max(most_y, y_ticks[-1]),
-    )
-    label = escape(f"{y_label} by {x_label}", quote=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dot:
+    """One named point."""
+
+    x: float
+    y: float
+    label: str
+
+
+def dot_plot(dots: Sequence[Dot], *, x_label: str, y_label: str) -> str:
+    """An `<svg>` of named points on axes from 0 on; a name stands on the side that has room."""
+    series = Series(name="", points=[(dot.x, dot.y) for dot in dots], is_dots=True)
+    x_ticks, y_ticks, scale = _scaled(series.points)
     return "\n".join(
         [
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
+            _opening(x_label, y_label),
+            *_axes(x_ticks, y_ticks, scale, x_label, y_label),
+            _line(series, 0, scale),
+            *_names(dots, scale),
+            "</svg>",
+        ]
+    )
+
+
+def line_plot(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
+    """An `<svg>` of all series on common axes from 0 on, with a legend."""
+    x_ticks, y_ticks, scale = _scaled([point for one in series for point in one.points])
+    return "\n".join(
+        [
+            _opening(x_label, y_label),
             *_axes(x_ticks, y_ticks, scale, x_label, y_label),
             *(_line(one, number, scale) for number, one in enumerate(series)),
             *(_legend(one.name, number) for number, one in enumerate(series)),
@@ -97,6 +116,35 @@ def tick_values(most: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
     return [index * step for index in range(int(most / step * (1 + 1e-9)) + 1)]
+
+
+def _scaled(
+    points: Sequence[tuple[float, float]],
+) -> tuple[list[float], list[float], tuple[float, float]]:
+    """Ticks of both axes, and pixels for 1 on each."""
+    most_x, most_y = (max((point[axis] for point in points), default=0.0) for axis in (0, 1))
+    x_ticks, y_ticks = tick_values(most_x), tick_values(most_y)
+    scale = (
+        (WIDTH - LEFT - RIGHT) / max(most_x, x_ticks[-1]),
+        (HEIGHT - TOP - BOTTOM) / max(most_y, y_ticks[-1]),
+    )
+    return x_ticks, y_ticks, scale
+
+
+def _opening(x_label: str, y_label: str) -> str:
+    label = escape(f"{y_label} by {x_label}", quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+
+
+def _names(dots: Sequence[Dot], scale: tuple[float, float]) -> Iterator[str]:
+    """From the lowest on, each above the one before it, so that none is written over another."""
+    last = float(HEIGHT)
+    for dot in sorted(dots, key=lambda dot: (dot.y, dot.x)):
+        x, y = _x(dot.x, scale), min(_y(dot.y, scale) - 6, last - LINE)
+        last = y
+        is_right = x > (LEFT + WIDTH) / 2
+        place = f'class="end" x="{x - 4:.1f}"' if is_right else f'x="{x + 4:.1f}"'
+        yield f'<text {place} y="{max(y, TOP):.1f}">{escape(dot.label)}</text>'
 
 
 def _x(value: float, scale: tuple[float, float]) -> float:

@@ -1,9 +1,10 @@
-"""`llmserve bench quality`: what quantized folders cost as the native runner executes them.
+"""`llmserve bench quality`: what a model's forms cost, weigh and give, as they are executed.
 
 Every form computes the same windows of a text; the float folder in float32 is the reference. Each
-quantized folder is executed twice: its weights times float32, which is what the rounding of the
-weights alone costs, and times integer activations, which is what is served. The output layer is as
-stored and the cache float32 in all of them, so that nothing else differs.
+quantized folder is executed twice on the native runner: its weights times float32, which is what
+the rounding of the weights alone costs, and times integer activations, which is what is served. The
+output layer is as stored and the cache float32 in all of them, so that nothing else differs. A
+folder with a graph is executed by the ONNX runner, as it was exported.
 
 Shapes: n tokens of a window, V vocab_size.
 """
@@ -13,23 +14,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 from llmserve.checkpoint import Checkpoint
-from llmserve.errors import ConfigError
+from llmserve.durable import write_bytes
+from llmserve.errors import ConfigError, LLMServeError
 from llmserve.runners.native_options import NativeOptions
 from llmserve.runners.native_runner import NativeRunner
-from llmserve.runners.protocol import Batch, GroupTables
+from llmserve.runners.protocol import Batch, GroupTables, Runner
 from llmserve.text.tokenizer import Tokenizer
 
 from .machine import command_line, machine, versions
+from .quality_page import quality_markdown, quality_plot
+from .quality_speed import ROWS, decode_rates, form_bytes
 
 __all__ = ["FormCost", "QualityOptions", "bench_quality", "measure_quality", "quality_options"]
 
@@ -45,13 +50,17 @@ class QualityOptions:
     model: Path
     """The folder that is the reference, not quantized."""
     forms: tuple[Path, ...]
-    """Quantized folders of it."""
+    """Quantized folders of it, or folders with a graph."""
     text: Path
     """What is computed; UTF-8."""
     window: int = 256
     """Tokens computed together, each window by itself."""
     max_tokens: int = 6144
     """Most tokens of the text that are computed."""
+    repeats: int = 3
+    """Rounds in which the forms decode; 0: their speed is not measured."""
+    out: Path | None = None
+    """Folder for the document, the page and the plot; None: they are printed only."""
 
     def __post_init__(self) -> None:
         if self.window < 2 or self.max_tokens < self.window:
@@ -59,6 +68,15 @@ class QualityOptions:
                 f"--window must be at least 2 and --max-tokens a window or more, got {self.window} "
                 f"and {self.max_tokens}"
             )
+        if self.repeats < 0:
+            raise ConfigError(f"--repeats must be at least 0, got {self.repeats}")
+
+
+class ComparedRunner(Runner, Protocol):
+    """A runner that lets its logits be seen."""
+
+    def logits(self, tokens: range) -> npt.NDArray[np.float32]:
+        """Of tokens of the last step, [n, V]."""
 
 
 @dataclass(slots=True)
@@ -67,6 +85,9 @@ class FormCost:
 
     name: str
     """Folder and activations."""
+    folder: Path
+    is_served: bool
+    """Whether it is executed as a server does."""
     kls: list[float] = field(default_factory=list)
     """Nats per token against the reference, for each window."""
     losses: list[float] = field(default_factory=list)
@@ -91,6 +112,8 @@ def quality_options(args: argparse.Namespace) -> QualityOptions:
         text=args.text,
         window=args.window,
         max_tokens=args.max_tokens,
+        repeats=args.repeats,
+        out=args.out,
     )
 
 
@@ -102,25 +125,54 @@ def bench_quality(options: QualityOptions) -> int:
         ConfigError: the text is too short, or a folder is no form of the model.
     """
     costs = measure_quality(options)
-    print(f"{'form':<44}{'KL, nats':>12}{'+-':>11}{'perplexity':>12}")
-    for cost in costs:
-        print(f"{cost.name:<44}{cost.kl:>12.6f}{_error(cost):>11.6f}{cost.perplexity:>12.4f}")
+    folders = [options.model, *options.forms]
+    rates = decode_rates(folders, repeats=options.repeats) if options.repeats else {}
     result = {
         "benchmark": "quality",
         "date": datetime.now().strftime("%Y%m%d-%H%M%S"),
+        "model": options.model.name,
         "window": options.window,
         "tokens": options.window * len(costs[0].losses),
-        "forms": [
-            {"form": cost.name, "kl": cost.kl, "kl_standard_error": _error(cost),
-             "perplexity": cost.perplexity}
-            for cost in costs
-        ],
+        "rows": list(ROWS),
+        "repeats": options.repeats,
+        "forms": [_item(cost, rates) for cost in costs],
         "machine": machine(),
         "versions": versions(("numpy",)),
         "command": command_line(),
     }  # fmt: skip
+    print(quality_markdown(result))
     print(orjson.dumps(result).decode(), flush=True)
+    if options.out is not None:
+        _save(options.out, result)
     return 0
+
+
+def _item(cost: FormCost, rates: Mapping[Path, Mapping[int, list[float]]]) -> dict[str, object]:
+    timed = rates.get(cost.folder) if cost.is_served else None
+    return {
+        "form": cost.name,
+        "is_served": cost.is_served,
+        "bytes": form_bytes(cost.folder),
+        "tokens_per_s": None if timed is None else {str(n): runs for n, runs in timed.items()},
+        "kl": cost.kl,
+        "kl_standard_error": _error(cost),
+        "perplexity": cost.perplexity,
+    }
+
+
+def _save(out: Path, result: Mapping[str, Any]) -> None:
+    stem = f"quality-{result['model']}"
+    files = {
+        f"{stem}.json": orjson.dumps(result, option=orjson.OPT_INDENT_2),
+        f"{stem}.md": quality_markdown(result, f"{stem}.svg").encode(),
+        f"{stem}.svg": quality_plot(result).encode(),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            write_bytes(out / name, data)
+    except OSError as error:
+        raise LLMServeError(f"cannot save the result in {out}: {error}") from error
 
 
 def measure_quality(options: QualityOptions) -> list[FormCost]:
@@ -129,23 +181,35 @@ def measure_quality(options: QualityOptions) -> list[FormCost]:
     if reference.quantization is not None:
         raise ConfigError(f"{options.model} is quantized; the reference must not be")
     with contextlib.ExitStack() as stack:
-        runners = [(options.model.name, _loaded(stack, reference, "float32"))]
+        costs = [FormCost(options.model.name, options.model, is_served=True)]
+        runners: list[ComparedRunner] = [_loaded(stack, reference, "float32")]
         for folder in options.forms:
             checkpoint = Checkpoint.open(folder)
             if checkpoint.config.vocab_size != reference.config.vocab_size:
                 raise ConfigError(f"{folder} has another vocabulary than {options.model}")
+            if not checkpoint.has_weights:
+                costs.append(FormCost(f"{folder.name}, ONNX", folder, is_served=True))
+                runner = stack.enter_context(contextlib.closing(_graph(checkpoint)))
+                runners.append(runner)
+                continue
             activations: Literal["float32", "integer"]
             for activations in ("float32", "integer"):
                 name = f"{folder.name}, {activations} activations"
-                runners.append((name, _loaded(stack, checkpoint, activations)))
-        costs = [FormCost(name) for name, _ in runners]
+                costs.append(FormCost(name, folder, is_served=activations == "integer"))
+                runners.append(_loaded(stack, checkpoint, activations))
         for ids in _windows(options):
-            exact = _logprobs(runners[0][1], ids)
-            for cost, (_, runner) in zip(costs, runners, strict=True):
+            exact = _logprobs(runners[0], ids)
+            for cost, runner in zip(costs, runners, strict=True):
                 found = exact if cost is costs[0] else _logprobs(runner, ids)
                 cost.kls.append(float((np.exp(exact) * (exact - found)).sum(axis=1).mean()))
                 cost.losses.append(float(-found[np.arange(len(ids) - 1), ids[1:]].mean()))
     return costs
+
+
+def _graph(checkpoint: Checkpoint) -> ComparedRunner:
+    from llmserve.runners.onnx_runner import OnnxRunner
+
+    return OnnxRunner(checkpoint)
 
 
 def _loaded(
@@ -170,7 +234,7 @@ def _windows(options: QualityOptions) -> list[list[int]]:
     return [ids[start : start + options.window] for start in starts]
 
 
-def _logprobs(runner: NativeRunner, ids: list[int]) -> Doubles:
+def _logprobs(runner: ComparedRunner, ids: list[int]) -> Doubles:
     """Log-softmax after every token of a window, [n, V]."""
     num_blocks = -(-len(ids) // BLOCK_SIZE)
     num_groups = len(runner.info.cache_groups)
@@ -188,7 +252,7 @@ def _logprobs(runner: NativeRunner, ids: list[int]) -> Doubles:
             cu_seqlens=np.array([0, len(ids)]),
             context_lens=np.array([len(ids)]),
             groups=[tables] * num_groups,
-            logits_indices=np.empty(0, np.int64),
+            logits_indices=places,
             sampling=[],
         )
     )

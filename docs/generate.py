@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the parsers, docs/peers.md and README.md's figures from results.
+"""Write docs/cli.md from the parsers; peers.md, quality.md, README.md's figures from results.
 
 `make docs` runs it.
 
@@ -19,10 +19,12 @@ from typing import Any
 
 from llmserve.benchmarks.peers_report import peers_markdown
 from llmserve.benchmarks.peers_summary import peers_summary
+from llmserve.benchmarks.quality_page import quality_markdown
 from llmserve.cli import VERBS
 
 PAGE = Path(__file__).parent / "cli.md"
 PEERS_PAGE = Path(__file__).parent / "peers.md"
+QUALITY_PAGE = Path(__file__).parent / "quality.md"
 README = Path(__file__).parents[1] / "README.md"
 RESULTS = Path(__file__).parent / "results"
 NO_RESULT = "No result of this version yet.\n"
@@ -34,6 +36,15 @@ PEERS_INTRODUCTION = """\
 
 Made by `make docs` from the results in [results](results) that `make bench-peers` wrote; nothing
 here is typed by hand. How it is measured, and how to repeat it: [benchmarks](benchmarks.md).
+"""
+
+
+QUALITY_INTRODUCTION = """\
+# What a model's forms weigh, give and cost
+
+Made by `make docs` from the results in [results](results) that `llmserve bench quality` wrote;
+nothing here is typed by hand. How it is measured, and how to repeat it:
+[benchmarks](benchmarks.md#what-quantized-forms-cost).
 """
 
 
@@ -99,6 +110,13 @@ def render_peers() -> str:
     return "\n".join([PEERS_INTRODUCTION, *(parts or [NO_RESULT])])
 
 
+def render_quality() -> str:
+    """The page of what forms cost: a part for each result."""
+    names = [path.stem for path in sorted(RESULTS.glob("quality-*.json"))]
+    parts = [quality_markdown(_result(name), f"results/{name}.svg") for name in names]
+    return "\n".join([QUALITY_INTRODUCTION, *(parts or [NO_RESULT])])
+
+
 def _peers_results() -> list[dict[str, Any]]:
     """By the shapes' size."""
     results = [_result(path.stem) for path in sorted(RESULTS.glob("peers-*.json"))]
@@ -154,4 +172,5 @@ def _demo_sentences() -> Iterator[str]:
 if __name__ == "__main__":
     PAGE.write_text(render(), encoding="utf-8")
     PEERS_PAGE.write_text(render_peers(), encoding="utf-8")
+    QUALITY_PAGE.write_text(render_quality(), encoding="utf-8")
     README.write_text(render_readme(README.read_text(encoding="utf-8")), encoding="utf-8")

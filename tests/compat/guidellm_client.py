@@ -1,48 +1,129 @@
-"""`guidellm`: a short load of random prompts; all must succeed and be as long as asked."""
+"""`guidellm`: a short load of random prompts, and the same figures as our own load generator's.
+
+The figures are compared on a server that streams at a known pace, so that little but the two
+clients is in them, by `llmserve bench compare` over interleaved rounds. guidellm calls the mean
+time between a request's tokens ITL; by our names, which are vLLM's, that is TPOT.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 URL = os.environ["LLMSERVE_URL"]
 FOLDER = os.environ["LLMSERVE_MODEL_FOLDER"]
 MODEL = os.environ["LLMSERVE_MODEL"]
-NUM_REQUESTS, NUM_TOKENS = 40, 24
+OURS = (os.environ["LLMSERVE_PYTHON"], "-m", "llmserve")
+OUR_ENVIRONMENT = {**os.environ, "PYTHONPATH": os.environ["LLMSERVE_ROOT"]}
+NUM_REQUESTS, NUM_TOKENS, NUM_STREAMS = 40, 24, 4
+STEP_S = 0.02
+"""Between two tokens of each stream of the paced server."""
+ROUNDS = 3
+MOST_APART = 0.05
+"""Figures whose difference is shown may still differ so much: what a client's own work takes."""
+FIGURES = ("output_throughput", "mean_ttft_ms", "mean_tpot_ms")
 
 
-def run(report: Path) -> None:
-    """One load of four streams."""
+def run(url: str, report: Path, *, check: str = "true") -> dict[str, Any]:
+    """One load; what guidellm says of it."""
+    backend = f"kind=openai_http,target={url},model={MODEL},request_format=/v1/completions"
     command = [
         str(Path(sys.executable).parent / "guidellm"), "run", "--disable-console",
-        "--backend", f"kind=openai_http,target={URL},model={MODEL},request_format=/v1/completions",
-        "--profile", "kind=concurrent,streams=4",
+        "--backend", f"{backend},validate_backend={check}",
+        "--profile", f"kind=concurrent,streams={NUM_STREAMS}",
         "--constraint", f"kind=max_requests,count={NUM_REQUESTS}",
         "--tokenizer", f"kind=huggingface_auto,model={FOLDER}",
         "--data", f"kind=synthetic_text,prompt_tokens=32,output_tokens={NUM_TOKENS}",
         "--output", f"kind=json,path={report}",
     ]  # fmt: skip
     subprocess.run(command, check=True)
-
-
-def main() -> None:
-    """Load, and read what it found."""
-    with tempfile.TemporaryDirectory() as temporary:
-        report = Path(temporary) / "report.json"
-        run(report)
-        (benchmark,) = json.loads(report.read_text())["benchmarks"]
-    requests = benchmark["requests"]
+    (benchmark,) = json.loads(report.read_text())["benchmarks"]
+    requests: dict[str, Any] = benchmark["requests"]
     assert not requests["errored"], requests["errored"][0]
     lengths = [request["output_metrics"]["text_tokens"] for request in requests["successful"]]
     assert lengths == [NUM_TOKENS] * NUM_REQUESTS, lengths
-    print(f"guidellm {version('guidellm')}: {NUM_REQUESTS} requests of {NUM_TOKENS} tokens ok")
+    return requests
+
+
+def result_of(requests: dict[str, Any]) -> dict[str, float]:
+    """guidellm's figures by the names that `bench compare` reads."""
+    good = requests["successful"]
+    start_s = min(request["request_start_time"] for request in good)
+    duration_s = max(request["request_end_time"] for request in good) - start_s
+    return {
+        "request_throughput": len(good) / duration_s,
+        "output_throughput": len(good) * NUM_TOKENS / duration_s,
+        "mean_ttft_ms": fmean(request["time_to_first_token_ms"] for request in good),
+        "mean_tpot_ms": fmean(request["inter_token_latency_ms"] for request in good),
+    }
+
+
+def run_ours(url: str, folder: Path, name: str) -> None:
+    """The same load from our client."""
+    command = [
+        *OURS, "bench", "serve", "--base-url", url, "--model", MODEL, "--vocab-size", "300",
+        "--num-prompts", str(NUM_REQUESTS), "--max-concurrency", str(NUM_STREAMS),
+        "--random-input-len", "32", "--random-output-len", str(NUM_TOKENS),
+        "--save-result", "--result-dir", str(folder), "--result-filename", name,
+    ]  # fmt: skip
+    subprocess.run(command, check=True, env=OUR_ENVIRONMENT, stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def paced_server() -> Iterator[str]:
+    """A server of one token every `STEP_S` for each of `NUM_STREAMS`; gives its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        module = (OURS[0], "-m", "llmserve.benchmarks.paced_server")
+        rate = NUM_STREAMS / STEP_S
+        process = subprocess.Popen(
+            [*module, str(listener.fileno()), str(rate)],
+            pass_fds=[listener.fileno()],
+            env=OUR_ENVIRONMENT,
+        )
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def compare(folder: Path) -> None:
+    """Both clients in turn on the paced server; their figures have to agree."""
+    theirs, ours = folder / "guidellm", folder / "llmserve"
+    theirs.mkdir()
+    with paced_server() as url:
+        for number in range(ROUNDS):
+            found = result_of(run(url, folder / "report.json", check="false"))
+            (theirs / f"{number}.json").write_text(json.dumps(found))
+            run_ours(url, ours, f"{number}.json")
+    command = [*OURS, "bench", "compare", str(theirs), str(ours)]
+    done = subprocess.run(command, check=True, env=OUR_ENVIRONMENT, stdout=subprocess.PIPE)
+    *table, document = done.stdout.decode().splitlines()
+    print("\n".join(table))
+    for name in FIGURES:
+        figure = json.loads(document)["metrics"][name]
+        is_near = abs(figure["speedup"] - 1) <= MOST_APART
+        assert is_near or figure["verdict"] == "no difference shown", f"{name}: {figure}"
+
+
+def main() -> None:
+    """Load our server, then compare with our client."""
+    with tempfile.TemporaryDirectory() as temporary:
+        run(URL, Path(temporary) / "report.json")
+        print(f"guidellm {version('guidellm')}: {NUM_REQUESTS} requests of {NUM_TOKENS} tokens ok")
+        compare(Path(temporary))
 
 
 main()

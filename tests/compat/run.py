@@ -149,6 +149,8 @@ def run_client(name: str, url: str, folder: Path) -> bool:
         "LLMSERVE_URL": url,
         "LLMSERVE_MODEL": MODEL,
         "LLMSERVE_MODEL_FOLDER": str(folder),
+        "LLMSERVE_PYTHON": sys.executable,
+        "LLMSERVE_ROOT": str(ROOT),
         "OPENAI_API_KEY": "none",
     }
     given.pop("PYTHONPATH", None)

@@ -82,6 +82,8 @@ def test_generated_pages_are_up_to_date() -> None:
     module = generator()
     assert module.PAGE.read_text(encoding="utf-8") == module.render(), "run `make docs`"
     assert module.PEERS_PAGE.read_text(encoding="utf-8") == module.render_peers(), "run `make docs`"
+    quality = module.QUALITY_PAGE.read_text(encoding="utf-8")
+    assert quality == module.render_quality(), "run `make docs`"
 
 
 def test_figures_of_the_readme_are_those_of_the_results() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmserve.benchmarks.quality import QualityOptions, bench_quality, measure_quality
+from llmserve.benchmarks.quality_page import quality_markdown
 from llmserve.errors import ConfigError
 from llmserve.native.kernels import available_paths
 from support.models import make_model_folder
@@ -32,6 +34,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> QualityOptions:
         text=root / "text",
         window=16,
         max_tokens=64,
+        repeats=0,
     )
 
 
@@ -49,9 +52,14 @@ def test_table_and_document_agree(
 ) -> None:
     assert bench_quality(options) == 0
     *table, last = capsys.readouterr().out.splitlines()
-    forms = json.loads(last)["forms"]
+    document = json.loads(last)
+    forms = document["forms"]
     assert [row["form"] for row in forms][:2] == ["model", "int8, float32 activations"]
-    assert len(table) == 1 + len(forms)
+    assert [row["is_served"] for row in forms] == [True, False, True, False, True]
+    assert "\n".join(table) + "\n" == quality_markdown(document) + "\n"
+    assert {row["bytes"] for row in forms[1:3]} == {
+        (options.forms[0] / "model.safetensors").stat().st_size
+    }
 
 
 def test_a_quantized_reference_is_refused(options: QualityOptions) -> None:
@@ -65,3 +73,12 @@ def test_a_text_under_one_window_is_refused(options: QualityOptions, tmp_path: P
     short = QualityOptions(model=options.model, forms=options.forms, text=tmp_path / "short")
     with pytest.raises(ConfigError, match="less than one window"):
         measure_quality(short)
+
+
+def test_document_table_and_plot_are_kept(options: QualityOptions, tmp_path: Path) -> None:
+    assert bench_quality(replace(options, forms=options.forms[:1], out=tmp_path / "out")) == 0
+    kept = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert kept.keys() == {"quality-model.json", "quality-model.md", "quality-model.svg"}
+    document = json.loads(kept["quality-model.json"])
+    assert kept["quality-model.md"] == quality_markdown(document, "quality-model.svg")
+    assert kept["quality-model.svg"].count("not timed</text>") == 2

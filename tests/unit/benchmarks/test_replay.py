@@ -73,7 +73,9 @@ def test_both_runs_are_laid_beside_each_other(
     assert "start_times" not in document["runs"][0]
     assert document["comparison"]["mean_ttft_ms"].startswith("B is 8.00 times slower")
     assert (wanted.out / "replay.svg").read_text().startswith("<svg xmlns")
-    assert "B is llama.cpp: 0.0% of the requests in time" in (wanted.out / "replay.html").read_text()
+    assert (
+        "B is llama.cpp: 0.0% of the requests in time" in (wanted.out / "replay.html").read_text()
+    )
 
 
 def test_missing_program_is_told_before_anything_starts(tmp_path: Path) -> None:
