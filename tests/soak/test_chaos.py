@@ -1,10 +1,12 @@
 """R30: everything at once, held against the answers of an undisturbed server.
 
 Beside clients who stream and check every answer: clients who leave, who stop reading, who ask what
-cannot be served, and bursts of far too many; engines are killed and the model is swapped meanwhile.
-Afterwards nothing may be left behind. `LLMSERVE_SOAK_S` sets the duration; in runs of ten minutes
-or more (the full one is 1800 s) memory and latency over time are judged, too. The figures are
-printed (`pytest -s`), `LLMSERVE_SOAK_SEED` chooses other prompts and moments.
+cannot be served, and bursts of far too many; engines are killed, their steps raise, and the model
+is swapped meanwhile. Every answer must be one of the two models', or where its reader left the
+beginning of one. Afterwards nothing may be left behind, and `/metrics` must have counted what the
+clients saw. `LLMSERVE_SOAK_S` sets the duration; in runs of ten minutes or more (the full one is
+1800 s) memory and latency over time are judged, too. The figures are printed (`pytest -s`),
+`LLMSERVE_SOAK_SEED` chooses other prompts and moments.
 """
 
 from __future__ import annotations
@@ -14,20 +16,19 @@ import json
 import os
 import random
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
 import pytest
 
+from support.history import History
 from support.models import make_model_folder
-from support.serving import assert_clean_end, in_threads, load_model, metric, post, read, serving
+from support.serving import assert_clean_end, load_model, metric, metrics, read, serving
 from support.streams import Load
+from support.troublemakers import Troublemakers
 
 pytestmark = [pytest.mark.soak, pytest.mark.http, pytest.mark.timeout(3600)]
 
@@ -45,93 +46,24 @@ OPTIONS = (
     "--limit", "engine_stall_s=1", "--limit", "max_waiting_requests=48",
     "--limit", "write_stall_s=2",
 )  # fmt: skip
-STREAM = {"prompt": [9, 8, 7], "max_tokens": 200, "ignore_eos": True, "stream": True}
-
-
-class Troublemakers:
-    """What other clients do, until told to end. A reply that may not be is kept in `wrong`."""
-
-    def __init__(self, url: str, is_over: threading.Event) -> None:
-        self._url = url
-        self._is_over = is_over
-        self.wrong: list[object] = []
-        self.counts: dict[str, int] = {}
-
-    def start(self) -> list[threading.Thread]:
-        works = [self.leave, self.stall, self.ask_badly, self.ask_too_much, self.burst]
-        return in_threads(len(works), lambda index: self._repeat(works[index], index))
-
-    def _repeat(self, work: Callable[[random.Random], None], number: int) -> None:
-        generator = random.Random(SEED * 100 + number)
-        while not self._is_over.wait(generator.uniform(0.05, 0.5)):
-            try:
-                work(generator)
-            except OSError as error:
-                self.wrong.append((work.__name__, repr(error)))
-                return
-            self.counts[work.__name__] = self.counts.get(work.__name__, 0) + 1
-
-    def leave(self, generator: random.Random) -> None:
-        """Close in the middle of a stream."""
-        with self._open_stream() as connection:
-            for _ in range(generator.randrange(6)):
-                connection.recv(512)
-
-    def stall(self, generator: random.Random) -> None:
-        """Ask, and read nothing."""
-        with self._open_stream():
-            self._is_over.wait(generator.uniform(0.5, 3))
-
-    def ask_badly(self, generator: random.Random) -> None:
-        """What is no request."""
-        body = generator.choice(
-            [
-                {"prompt": []},
-                {"prompt": "x", "max_tokens": -1},
-                {"prompt": [10**9]},
-                {"no_such_field": "x"},
-            ]
-        )
-        self._expect(body, {400})
-
-    def ask_too_much(self, generator: random.Random) -> None:
-        """What is above a limit."""
-        body = generator.choice([{"prompt": [5] * 5000}, {"prompt": "x", "n": 10**6}])
-        self._expect(body, {400})
-
-    def burst(self, generator: random.Random) -> None:
-        """Far too many at once."""
-        body = {"prompt": [generator.randrange(5, 300)], "max_tokens": 4}
-        for thread in in_threads(40, lambda _: self._expect(body, {200, 429})):
-            thread.join(60)
-            assert not thread.is_alive(), "a request hangs"
-
-    def _expect(self, body: dict[str, object], statuses: set[int]) -> None:
-        status, said = post(self._url, body, 60)
-        if status not in statuses:
-            self.wrong.append((body, status, said))
-
-    def _open_stream(self) -> socket.socket:
-        place = urlsplit(self._url)
-        connection = socket.create_connection((place.hostname, place.port), 30)
-        body = json.dumps(STREAM).encode()
-        head = "POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json"
-        connection.sendall(f"{head}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
-        return connection
+FAILURES = {"LLMSERVE_FAILPOINTS": "engine.forward=raise@500"}
+"""A step that raises, of each engine the 500th."""
 
 
 def test_r30_everything_at_once(tmp_path: Path) -> None:
     for index in range(2):
         make_model_folder(tmp_path / f"model{index}", seed=index)
-    with serving(tmp_path / "model0", *OPTIONS) as server:
+    with serving(tmp_path / "model0", *OPTIONS, environment=FAILURES) as server:
         url = server.wait_until_ready()
-        load = Load(url, NUM_STREAMS, seed=SEED, retries=True)
+        history, is_over = History(), threading.Event()
+        load = Load(url, NUM_STREAMS, seed=SEED, retries=True, history=history)
+        others = Troublemakers(url, is_over, seed=SEED, history=history)
+        others.learn()
         assert load_model(url, model="model1")[0] == 200
         load.learn()
+        others.learn()
         process = psutil.Process(server.process.pid)
-        num_files, memory = process.num_fds(), []
-        is_over = threading.Event()
-        others = Troublemakers(url, is_over)
+        num_files, memory, before = process.num_fds(), [], metrics(url)
         num_kills = num_swaps = 0
 
         def disturb() -> None:
@@ -156,15 +88,18 @@ def test_r30_everything_at_once(tmp_path: Path) -> None:
 
         load.run_while(disturb)
         slope, slower = slope_of(memory), slowdown(load.durations)
+        num_replaced = metric(url, "llmserve_engine_restarts_total")
         print(
-            f"{load.num_replies} replies, {num_kills} kills, {num_swaps} swaps, {others.counts}; "
-            f"longest pause {load.longest_pause_s:.2f} s; memory {slope / 2**20:+.2f} MiB "
-            f"in 10 min; "
+            f"{len(history)} requests, {load.num_replies} long replies; {num_kills} kills, "
+            f"{num_replaced:.0f} engines replaced, {num_swaps} swaps, {dict(others.counts)}; "
+            f"longest pause {load.longest_pause_s:.2f} s; "
+            f"memory {slope / 2**20:+.2f} MiB in 10 min; "
             f"p99 of the last sixth {slower:.2f} of that of the second"
         )
         assert not load.wrong
         assert not others.wrong
         assert_nothing_left(url, process, num_files)
+        assert not history.disagreements(growth(before, metrics(url)))
         if DURATION_S >= LONG_S:
             assert slope <= MOST_SLOPE_BYTES
             assert slower <= MOST_SLOWER
@@ -176,12 +111,20 @@ def assert_nothing_left(url: str, process: psutil.Process, num_files: int) -> No
     """No request, no block, no connection."""
     deadline = time.monotonic() + 20
     idle = [f"llmserve_num_requests_{state}" for state in ("running", "waiting")]
-    while any(metric(url, name) for name in idle) or process.num_fds() > num_files + 2:
-        assert time.monotonic() < deadline, read(url, "/metrics")
+    while left := {
+        **{name: count for name in idle if (count := metric(url, name))},
+        **({"files": process.num_fds()} if process.num_fds() > num_files + 2 else {}),
+    }:
+        assert time.monotonic() < deadline, (left, num_files, process.net_connections())
         time.sleep(0.1)
     assert metric(url, "llmserve_kv_cache_usage_perc") == 0
     (model,) = json.loads(read(url, "/kv-blocks"))["models"]
     assert not any(pool["owners"] for pools in model["replicas"] for pool in pools)
+
+
+def growth(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """How much each number has grown."""
+    return {name: value - before.get(name, 0.0) for name, value in after.items()}
 
 
 def slope_of(memory: list[tuple[float, int]]) -> float:

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+from support.history import History
 from support.serving import in_threads
 
 Reply = tuple[str, str, list[float]]
@@ -20,9 +21,21 @@ Reply = tuple[str, str, list[float]]
 class Load:
     """Clients that stream the same prompts again and again, and check what they get."""
 
-    def __init__(self, url: str, num_streams: int, *, seed: int, retries: bool = False) -> None:
-        """`retries`: a full queue (429) is no failure but waited out."""
+    def __init__(
+        self,
+        url: str,
+        num_streams: int,
+        *,
+        seed: int,
+        retries: bool = False,
+        history: History | None = None,
+    ) -> None:
+        """`retries`: a full queue (429) is no failure but waited out.
+
+        What clients see while `run_while` runs is added to `history`.
+        """
         self._retries = retries
+        self._history = History() if history is None else history
         self.url = url
         self._random = random.Random(seed)
         self._num_streams = num_streams
@@ -51,6 +64,7 @@ class Load:
                 reply, pause_s = self._stream(self._bodies[index])
             except urllib.error.HTTPError as error:
                 with error:
+                    self._history.add(error.code)
                     if error.code != 429 or not self._retries:
                         self.wrong.append(error)
                         return
@@ -59,6 +73,7 @@ class Load:
             except (AssertionError, OSError) as error:
                 self.wrong.append(error)
                 return
+            self._history.add(200, "length")
             self.num_replies += 1
             self.durations.append((time.monotonic(), time.monotonic() - started))
             self.longest_pause_s = max(self.longest_pause_s, pause_s)
