@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Where a test has torch use two threads they would spin for each other, as `llmserve.cli` says.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 SHARED = Path(os.environ.get("LLMSERVE_SHARED", Path(__file__).parents[2] / "shared"))
 
 

@@ -188,37 +188,43 @@ def core_violations(where: str, importer: str, imported: str) -> Iterator[str]:
         yield f"{where}: against the arrows"
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_imports_follow_the_arrows(path: Path) -> None:
-    assert list(arrow_violations(path)) == []
-
-
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_other_packages_come_in_by_their_doors(path: Path) -> None:
-    wrong = []
+def door_violations(path: Path) -> Iterator[str]:
     for name, line in imports(path):
         package = name.partition(".")[0]
         if package == "llmserve" or package in sys.stdlib_module_names:
             continue
-        doors = DOORS.get(package)
+        where, doors = f"{relative(path)}:{line}", DOORS.get(package)
         if doors is None:
-            wrong.append(f"line {line}: {package} has no door; give it one in DOORS")
+            yield f"{where}: {package} has no door; give it one in DOORS"
         elif not any(fnmatch(relative(path), door) for door in doors):
-            wrong.append(f"line {line}: {package} belongs into {' or '.join(doors)}")
-    assert wrong == []
+            yield f"{where}: {package} belongs into {' or '.join(doors)}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_own_modules_are_imported_as_the_layout_asks(path: Path) -> None:
-    """Relative inside `llmserve` and inside each folder, absolute from a folder to the core."""
+def spelling_violations(path: Path) -> Iterator[str]:
     own = relative(path).split("/")
     for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.ImportFrom) and own[0] == "llmserve":
-            assert not (node.module or "").startswith("llmserve") or node.level, node.lineno
-            assert node.level < len(own), node.lineno
-        elif isinstance(node, ast.ImportFrom):
-            assert not (node.module or "").startswith(f"llmserve.{own[0]}"), node.lineno
-            assert node.level <= 1, node.lineno
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        module = node.module or ""
+        if own[0] == "llmserve":
+            is_wrong = (module.startswith("llmserve") and not node.level) or node.level >= len(own)
+        else:
+            is_wrong = module.startswith(f"llmserve.{own[0]}") or node.level > 1
+        if is_wrong:
+            yield f"{relative(path)}:{node.lineno}"
+
+
+def test_imports_follow_the_arrows() -> None:
+    assert [wrong for path in FILES for wrong in arrow_violations(path)] == []
+
+
+def test_other_packages_come_in_by_their_doors() -> None:
+    assert [wrong for path in FILES for wrong in door_violations(path)] == []
+
+
+def test_own_modules_are_imported_as_the_layout_asks() -> None:
+    """Relative inside `llmserve` and inside each folder, absolute from a folder to the core."""
+    assert [wrong for path in FILES for wrong in spelling_violations(path)] == []
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if relative(p).startswith("llmserve/runners/")])

@@ -7,8 +7,6 @@ import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
     "setuptools"
@@ -34,18 +32,25 @@ def files() -> list[Path]:
     ]
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_file_is_in_the_wheel(path: Path) -> None:
+def is_in_the_wheel(path: Path) -> bool:
+    """By `packages` where it is a module, else by a pattern of `package-data`."""
     if path.suffix == ".py":
-        assert package_of(path) is not None, "its folder is not in tool.setuptools.packages"
-        return
-    data = SETTINGS["package-data"]
-    assert any(
+        return package_of(path) is not None
+    return any(
         fnmatch(str(path.relative_to(FOLDERS[package])), pattern)
-        for package, patterns in data.items()
+        for package, patterns in SETTINGS["package-data"].items()
         for pattern in patterns
         if path.is_relative_to(FOLDERS[package])
-    ), "it matches no pattern of tool.setuptools.package-data"
+    )
+
+
+def test_every_file_is_in_the_wheel() -> None:
+    assert [str(path.relative_to(ROOT)) for path in files() if not is_in_the_wheel(path)] == []
+
+
+def test_what_no_setting_names_would_not_be() -> None:
+    assert not is_in_the_wheel(ROOT / "server" / "notes.txt")
+    assert not is_in_the_wheel(ROOT / "server" / "new" / "module.py")
 
 
 def test_every_listed_package_exists() -> None:

@@ -11,7 +11,7 @@ import pytest
 from llmserve import failpoints
 from llmserve.cli import main
 from llmserve.training.corpus import read_corpus
-from llmserve.training.python_manual import DOCUMENT_SEPARATOR
+from llmserve.training.python_manual import DOCUMENT_SEPARATOR, ManualCorpus
 
 
 def test_manual_is_plain_prose_and_its_digest_is_printed(
@@ -32,8 +32,10 @@ def test_manual_is_plain_prose_and_its_digest_is_printed(
 
 
 def test_text_that_cannot_be_written_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    short = ManualCorpus(text="A page.\n", num_documents=1, python_version="3")
+    monkeypatch.setattr("llmserve.training.python_manual.build_manual", lambda: short)
     (tmp_path / "file").write_text("")
     assert main(["data", "python-manual", "--out", str(tmp_path / "file" / "manual.txt")]) == 1
     assert capsys.readouterr().err.count("\n") == 1

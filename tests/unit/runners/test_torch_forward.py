@@ -151,15 +151,14 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.usefixtures("threads")
 def test_bits_do_not_depend_on_steps_neighbours_or_drafts(
-    name: str, dtype: str, tmp_path: Path
+    name: str, dtype: str, threads: int, tmp_path: Path
 ) -> None:
     config = MODELS[name]
     story = Story(make_forward(config, tmp_path, dtype), config)
     wanted = story.run(story.whole(), seed=0)
     assert all(rows.isfinite().all() for rows in wanted)
-    for seed in (1, 2, 3):
+    for seed in range(1, 4 if threads == 1 else 2):
         found = story.run(story.split(seed), seed=seed)
         for rows, reference in zip(found, wanted, strict=True):
             assert torch.equal(rows, reference)
