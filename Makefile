@@ -35,7 +35,7 @@ test: $(VENV)/.dev  ## all tests but the soak
 	$(BIN)/python -m pytest $(ARGS)
 
 test-page: $(VENV)/.dev | $(CHROMIUM)  ## the page in a real browser: Chromium from Debian's package
-	$(BIN)/python -m pytest tests/integration/test_page.py $(ARGS)
+	$(BIN)/python -m pytest tests/integration/page $(ARGS)
 
 $(CHROMIUM):
 	apt-get update -qq

@@ -105,8 +105,11 @@ function paint(canvas, figure) {
 }
 
 function coloursOf(canvas) {
-  const style = getComputedStyle(canvas);
-  const read = (name) => style.getPropertyValue(name).trim();
+  // A property's own value holds both themes' colours; only where it is used is one of them chosen.
+  const read = (name) => {
+    canvas.style.color = `var(${name})`;
+    return getComputedStyle(canvas).color;
+  };
   return {
     plain: { [FREE]: read("--block-free"), [KEPT]: read("--block-kept"), [SHARED]: read("--block-shared") },
     hues: Array.from({ length: NUM_HUES }, (_, index) => read(`--block-${index}`)),

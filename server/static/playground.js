@@ -8,6 +8,7 @@ import { hideAlternatives, NUM_ALTERNATIVES } from "./tokens.js";
 
 let isChat = false;
 let running = null; // the AbortController of the run under way
+let lastText = ""; // what was sent last
 const sides = [
   { pane: new Pane($("output"), $("figures")), settings: new Settings($("settings"), "setting-") },
   {
@@ -30,7 +31,11 @@ export function showModels(models) {
 async function run() {
   const text = $("prompt").value;
   const shown = shownSides();
-  if (running || (!text && (isChat || !shown.every(({ pane }) => pane.canGoOn)))) return;
+  if (running) return;
+  if (!text && (isChat || !shown.every(({ pane }) => pane.canGoOn))) {
+    askForText();
+    return;
+  }
   hideAlternatives();
   let bodies;
   try {
@@ -47,10 +52,18 @@ async function run() {
   const answered = await Promise.all(
     shown.map(({ pane }, index) => answer(pane, text, bodies[index])),
   );
+  lastText = text || lastText;
   if (!answered.some(Boolean)) $("prompt").value = text;
   else if (!isChat) $("prompt").placeholder = "Run again to go on, or begin another text.";
   setRunning(null);
   $("announce").textContent = shown.map(({ pane }) => pane.figures.textContent).join("; ");
+}
+
+function askForText() {
+  const prompt = $("prompt");
+  prompt.setCustomValidity(isChat ? "Write a message first." : "Write the beginning of a text first.");
+  prompt.reportValidity();
+  prompt.setCustomValidity("");
 }
 
 // What cannot even be asked is said where the answer would be.
@@ -116,6 +129,7 @@ function showCompared() {
   for (const id of ["pane-b", "set-b", "name-a", "name-set-a"]) $(id).hidden = !isOn;
   $("panes").classList.toggle("two", isOn);
   clear();
+  $("prompt").value ||= lastText;
 }
 
 function onKey(event) {
