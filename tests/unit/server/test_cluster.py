@@ -171,8 +171,14 @@ def test_strangers_and_routes_of_one_server_are_refused(server: LocalServer) -> 
     keys = KeyRing([Key.of("a-long-secret", set(RouteScope))])
     cluster = Cluster(server, keys=keys)
     known = {"authorization": "Bearer a-long-secret"}
-    for path in ("/admin/models/load", "/requests/x/trace"):
-        assert cluster.post(path, {}, **known).status == 404
+    about_one = [
+        ("POST", "/admin/models/load"), ("GET", "/requests/x/trace"), ("GET", "/metrics"),
+        ("GET", "/kv-blocks"),
+    ]  # fmt: skip
+    for method, path in about_one:
+        reply = server.run(call(cluster.front, method, path, b"", known))
+        assert reply.status == 404
+        assert "about one server" in reply.json()["error"]["message"]
     assert cluster.asked == []
     cluster.post("/v1/completions", {**COMPLETION, "prompt": "a secret"})
     assert cluster.asked[0].body == b"", "the body of a stranger is not read"
