@@ -7,12 +7,12 @@ import json
 import logging
 import signal
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from llmserve.errors import ConfigError
 
-from .cli_recipe import add_recipe_options, check_installed
+from .cli_recipe import add_recipe_options, check_installed, given_fields
 from .compare_variants import AXES
 from .recipe import TrainingRecipe, load_recipe
 
@@ -67,9 +67,7 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     if args.seeds < 1:
         raise ConfigError(f"--seeds must be 1 or more, got {args.seeds}")
-    names = [field.name for field in fields(TrainingRecipe)]
-    overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    recipe = load_recipe(args.recipe, overrides)
+    recipe = load_recipe(args.recipe, given_fields(args, TrainingRecipe))
     with TerminalReporter(is_quiet=args.quiet) as reporter:
         figures = compare(
             recipe, args.vary, args.text, args.out, seeds=args.seeds, reporter=reporter

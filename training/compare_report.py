@@ -71,7 +71,7 @@ def render_comparison_page(figures: Sequence[Compared]) -> str:
         "Comparison of variants",
         '<header><h1>Comparison of variants</h1><p class="sub">Each changes one thing of the base '
         f"and takes the same {figures[0].flops:.3g} floating-point operations.</p></header>"
-        f"<section>{chart}</section><br><section><table><thead><tr>{head}</tr></thead>"
+        f'<section>{chart}</section><br><section class="wide"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></section>",
     )
 

@@ -103,6 +103,8 @@ def _figures(variant: Variant, seeds: int, out: Path, flops_per_token: int) -> C
     last = results[0]["steps"]
     evaluations = [line for line in log if "held_out_loss" in line]
     curve = [(line["step"] / last, line["held_out_loss"]) for line in evaluations]
+    if not curve or curve[-1][0] < 1:  # equal compute is seldom a whole number of evaluations
+        curve.append((1.0, losses[0]))
     return Compared(
         name=variant.name,
         held_out_loss=fmean(losses),
@@ -113,7 +115,7 @@ def _figures(variant: Variant, seeds: int, out: Path, flops_per_token: int) -> C
         flops=flops_per_token * results[0]["trained_tokens"],
         seconds=fmean(result["seconds"] for result in results),
         tokens_per_s=fmean(result["tokens_per_s"] for result in results),
-        curve=tuple(curve) or ((1.0, losses[0]),),
+        curve=tuple(curve),
     )
 
 

@@ -47,6 +47,7 @@ def test_variants_are_trained_printed_and_plotted(
         result = json.loads((tmp_path / "out" / one["name"] / "result.json").read_text())
         assert one["held_out_losses"][0] == result["held_out_loss"]
         assert len(one["held_out_losses"]) == 2
+        assert one["curve"][-1] == [1.0, pytest.approx(result["held_out_loss"], rel=1e-5)]
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert page.count("<polyline") == 4
     assert "experts-moe8" in page
