@@ -78,7 +78,8 @@ def staged_file(path: Path) -> Iterator[Path]:
     sweep_stale(path.parent, path.name)
     temporary = _reserve(path, "tmp")
     try:
-        yield temporary
+        with _naming(path):
+            yield temporary
         _rename(temporary, path)
         _sync(path.parent)
     except BaseException:
@@ -88,6 +89,17 @@ def staged_file(path: Path) -> Iterator[Path]:
         _live.discard(temporary.name)
 
 
+@contextlib.contextmanager
+def _naming(path: str | Path | None) -> Iterator[None]:
+    """Have errors say which file it was: those of a write, unlike those of opening, do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and path is not None:
+            error.filename = str(path)
+        raise
+
+
 def write_manifest(folder: Path) -> None:
     """Write `manifest.json`, the list of all other files of `folder` with size and sha256."""
     write_bytes(folder / MANIFEST, render_manifest(folder))
@@ -95,14 +107,16 @@ def write_manifest(folder: Path) -> None:
 
 def append_line(file: TextIO, text: str) -> None:
     """Append one line to an open log: one write, flushed, so that a crash tears only the last."""
-    file.write(f"{text}\n")
-    file.flush()
+    with _naming(getattr(file, "name", None)):
+        file.write(f"{text}\n")
+        file.flush()
 
 
 def append_bytes(file: BinaryIO, data: bytes) -> None:
     """Append a record to an open file of records: one write, flushed, as `append_line`."""
-    file.write(data)
-    file.flush()
+    with _naming(getattr(file, "name", None)):
+        file.write(data)
+        file.flush()
 
 
 class StagedFolder:
@@ -249,17 +263,19 @@ def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
 
 def _sync(path: Path) -> None:
     """Wait until a file's data, or a folder's entries, are on the disk."""
-    _operation("ckpt.fsync")
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with _naming(path):
+        _operation("ckpt.fsync")
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _rename(source: Path, target: Path) -> None:
-    _operation("ckpt.rename")
-    os.replace(source, target)
+    with _naming(target):
+        _operation("ckpt.rename")
+        os.replace(source, target)
 
 
 def remove(path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmserve.errors import ConfigError, TrainingError
+from llmserve.errors import ConfigError
 
 from .finetune_loop import FinetuneLoop
 from .finetune_prepare import prepare
@@ -63,10 +63,7 @@ def run_finetuning(
                 reporter.note(note)
             return FinetuneLoop(folder, prepared, record, reporter).run()
     except OSError as error:
-        raise TrainingError(
-            f"{out}: {error.strerror or error}; the last checkpoint is kept: run the same command "
-            "again when this is mended"
-        ) from error
+        raise folder.failure(error) from error
 
 
 def _check_places(model: Path, out: Path) -> None:

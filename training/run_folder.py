@@ -106,6 +106,15 @@ class RunFolder:
             self._sweep()
             yield
 
+    def failure(self, error: OSError) -> TrainingError:
+        """What to tell of an operation on the disk that failed: its file, and what is kept."""
+        name = f"{Path(str(error.filename)).name}: " if error.filename else ""
+        kept = "the last checkpoint is kept" if self._pointed("last.json") else "no checkpoint yet"
+        return TrainingError(
+            f"{self.path}: {name}{error.strerror or error}; {kept}: run the same command again "
+            "when this is mended"
+        )
+
     def read_run(self) -> dict[str, Any] | None:
         """What `write_run` wrote; None in a new folder."""
         path = self.path / _RUN

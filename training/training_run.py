@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.durable import write_json
-from llmserve.errors import ConfigError, TrainingError
+from llmserve.errors import ConfigError
 
 from .corpus import Corpus, read_corpus
 from .distributed import ALONE, Processes
@@ -73,10 +73,7 @@ def run_training(
                 return RunOutcome(folder.model, result)
             return RunLoop(folder, recipe, record, text, reporter, began, processes).run()
     except OSError as error:
-        raise TrainingError(
-            f"{out}: {error.strerror or error}; the last checkpoint is kept: run the same command "
-            "again when this is mended"
-        ) from error
+        raise folder.failure(error) from error
 
 
 def _read_corpus(recipe: TrainingRecipe, sources: Sequence[str]) -> Corpus:
