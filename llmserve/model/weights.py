@@ -6,7 +6,7 @@ query, key and value, and gate and input of the feed-forward, are one parameter 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -18,11 +18,22 @@ from ..errors import CheckpointError
 from ..quant.dtypes import NUMPY_DTYPES, StoredArray
 from .transformer import Transformer
 
-__all__ = ["canonical_tensors", "load_canonical", "load_model", "load_parameters", "to_stored"]
+__all__ = [
+    "canonical_parts",
+    "canonical_tensors",
+    "load_canonical",
+    "load_model",
+    "load_parameters",
+    "to_stored",
+]
 
 
 def load_model(
-    checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    replace_layers: Callable[[Transformer], None] | None = None,
 ) -> Transformer:
     """The model of an open folder, in evaluation mode; quantized layers are dequantized.
 
@@ -30,6 +41,8 @@ def load_model(
         checkpoint: The folder.
         dtype: Type of weights and arithmetic; None: as the folder's configuration says.
         device: Where the weights go.
+        replace_layers: Called with the model while its parameters have no values: it may put layers
+            that have theirs in place of others. None: nothing is replaced.
 
     Raises:
         CheckpointError: a quantized layer is malformed.
@@ -38,6 +51,8 @@ def load_model(
     dtype = dtype or getattr(torch, config.dtype)
     with torch.device("meta"):
         model = Transformer(config)
+    if replace_layers is not None:
+        replace_layers(model)
     load_parameters(model, checkpoint, dtype=dtype, device=device)
     return model.eval()
 
@@ -60,7 +75,7 @@ def load_parameters(
         if not name.startswith(prefix):
             continue
         parameter = torch.empty(old.shape, dtype=dtype, device=device)
-        for part, rows in _parts(name, len(parameter), model.config):
+        for part, rows in canonical_parts(name, len(parameter), model.config):
             parameter[rows] = _read(checkpoint, part).to(device)
         state[name] = parameter
     model.load_state_dict(state, strict=False, assign=True)
@@ -71,7 +86,7 @@ def canonical_tensors(model: Transformer) -> dict[str, Tensor]:
     return {
         part: parameter.detach()[rows]
         for name, parameter in model.named_parameters()
-        for part, rows in _parts(name, len(parameter), model.config)
+        for part, rows in canonical_parts(name, len(parameter), model.config)
     }
 
 
@@ -101,7 +116,7 @@ def to_stored(tensor: Tensor) -> StoredArray:
     return StoredArray(dtype, tensor.numpy().view(NUMPY_DTYPES[dtype]))
 
 
-def _parts(name: str, num_rows: int, config: ModelConfig) -> Iterator[tuple[str, slice]]:
+def canonical_parts(name: str, num_rows: int, config: ModelConfig) -> Iterator[tuple[str, slice]]:
     """The canonical tensors that the parameter `name` of `num_rows` joins, each with its rows."""
     joined = name.split(".")[-2]
     half = num_rows // 2

@@ -31,7 +31,14 @@ from .torch_cache import PagedCache
 from .torch_exact import TokenAttention
 from .torch_lora import LoraSet
 
-__all__ = ["Forward", "StepAttention", "TiledForward", "WholeForward", "attention_for"]
+__all__ = [
+    "Forward",
+    "StepAttention",
+    "TiledForward",
+    "WholeForward",
+    "attention_for",
+    "has_kernels",
+]
 
 _log = logging.getLogger("llmserve.engine")
 
@@ -57,19 +64,23 @@ class Forward(Protocol):
         """Raise `ConfigError` unless what the mode promises holds on this machine."""
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether a device runs our Triton kernels."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
 def attention_for(device: torch.device) -> StepAttention:
     """How steps attend on a device: by our Triton kernel on CUDA, else by torch's operations.
 
     The kernel reads the cache where it lies; torch's operations gather it first. Without Triton a
     GPU gathers too, with a line in the log.
     """
-    if device.type != "cuda":
-        return PagedAttention
-    if find_spec("triton") is None:
-        _log.warning(
-            "triton is not installed: attention gathers the cache in every layer, which is slow; "
-            "pip install 'llmserve[gpu]'"
-        )
+    if not has_kernels(device):
+        if device.type == "cuda":
+            _log.warning(
+                "triton is not installed: attention gathers the cache in every layer and integer "
+                "weights are dequantized, which is slow; pip install 'llmserve[gpu]'"
+            )
         return PagedAttention
     from .torch_gpu_attention import GpuAttention
 

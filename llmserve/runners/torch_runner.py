@@ -1,13 +1,15 @@
 """The torch runner: the reference for every feature, on CPUs and CUDA.
 
-It computes the scratch-built Transformer with the paged cache as its attention. Quantized folders
-are dequantized at load: it shows what a quantized model answers, not how fast integers could be.
+It computes the scratch-built Transformer with the paged cache as its attention. On CPUs quantized
+folders are dequantized at load: it shows what a quantized model answers, not how fast integers
+could be. On CUDA int8 and int4 weights stay integers (`torch_integer_layers.py`).
 In deterministic mode (CPUs) a token's logits do not depend, to the bit, on how it was batched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +28,7 @@ from .model_facts import cache_groups_of, fingerprint_of, sum_hidden
 from .protocol import Batch, PromptRows, RunnerInfo, StepResult, TokenLogprobs
 from .sampler import prompt_logprobs, sample
 from .torch_cache import PagedCache
-from .torch_forward import Forward, TiledForward, WholeForward, attention_for
+from .torch_forward import Forward, TiledForward, WholeForward, attention_for, has_kernels
 from .torch_lora import LoraSet
 
 __all__ = ["DEFAULT_THREADS", "TorchRunner", "use_threads"]
@@ -72,7 +74,14 @@ class TorchRunner:
         self._dtype = _dtype_named(dtype or checkpoint.config.dtype)
         if deterministic and self._device.type != "cpu":
             raise ConfigError(f"the deterministic mode runs on cpu, not on {device}")
-        self._model = load_model(checkpoint, dtype=self._dtype, device=device)
+        replace_layers = None
+        if checkpoint.quantization is not None and has_kernels(self._device):
+            from .torch_integer_layers import keep_integers
+
+            replace_layers = partial(keep_integers, checkpoint=checkpoint, device=self._device)
+        self._model = load_model(
+            checkpoint, dtype=self._dtype, device=device, replace_layers=replace_layers
+        )
         if self._device.type == "cpu" and self._dtype is torch.float32:
             _lay_out_by_input(self._model, every_matrix=deterministic)
         lora = None
@@ -186,9 +195,13 @@ class TorchRunner:
     ) -> RunnerInfo:
         config = checkpoint.config
         parameters = list(self._model.parameters())
+        integers = list(self._model.buffers())  # of layers that keep the folder's
+        num_integers = sum(getattr(module, "num_weights", 0) for module in self._model.modules())
         name = str(self._dtype).removeprefix("torch.")
         stored = checkpoint.quantization
-        form = f"{stored.scheme} weights as {name}" if stored is not None else name
+        form = name
+        if stored is not None:
+            form = f"{stored.scheme} weights {'times' if integers else 'as'} {name}"
         layer_bytes = 2 * config.kv_size * self._dtype.itemsize
         return RunnerInfo(
             vocab_size=config.vocab_size,
@@ -198,8 +211,8 @@ class TorchRunner:
             runner="torch",
             executed_form=f"{form}, deterministic" if deterministic else form,
             cache_dtype=name,
-            num_parameters=sum(parameter.numel() for parameter in parameters),
-            weight_bytes=sum(parameter.numel() * parameter.itemsize for parameter in parameters),
+            num_parameters=sum(parameter.numel() for parameter in parameters) + num_integers,
+            weight_bytes=sum(tensor.nbytes for tensor in (*parameters, *integers)),
             fingerprint=fingerprint_of(checkpoint, adapters),
             hidden_size=config.hidden_size,
             adapters=tuple(adapter.name for adapter in adapters),
