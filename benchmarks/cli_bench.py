@@ -6,7 +6,9 @@ verbs that load a server, `cli_cost.py` latency and start, `cli_offline.py` and
 from __future__ import annotations
 
 import argparse
+import signal
 from pathlib import Path
+from types import FrameType
 
 from llmserve.native.kernels import INSTRUCTION_SETS
 from llmserve.runner_arguments import add_runner_arguments, add_verify_argument
@@ -112,9 +114,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the sub-verb chosen; the exit code."""
-    code: int = args.sub_run(args)
+    """Run the sub-verb chosen; the exit code. SIGTERM ends it as Ctrl-C does: what had been measured
+    is told, and servers that it started end with it."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code: int = args.sub_run(args)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return code
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def _run_throughput(args: argparse.Namespace) -> int:

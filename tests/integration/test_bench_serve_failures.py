@@ -97,13 +97,16 @@ def test_server_that_never_ends_is_timed_out(capsys: Captured) -> None:
     assert last_json(capsys)["errors_by_kind"] == {"timeout": 3}
 
 
-def test_interrupt_prints_what_had_ended_and_exits_130(tmp_path: Path, capsys: Captured) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_prints_what_had_ended_and_exits_130(
+    number: signal.Signals, tmp_path: Path, capsys: Captured
+) -> None:
     async def interrupting(reply: Reply, body: dict[str, Any]) -> None:
         if reply.number < 4:
             await well(reply, body)
             return
         if reply.number == 4:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         await asyncio.sleep(60)
 
     with ScriptedServer(interrupting) as server:
