@@ -114,8 +114,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the sub-verb chosen; the exit code. SIGTERM ends it as Ctrl-C does: what had been measured
-    is told, and servers that it started end with it."""
+    """Run the sub-verb chosen; the exit code.
+
+    SIGTERM ends it as Ctrl-C does: what had been measured is told, servers that it started end too.
+    """
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         code: int = args.sub_run(args)

@@ -174,11 +174,18 @@ def _write(
         has_int8_activations=model.scheme == "w8a8",
         has_int8_cache=options.has_int8_cache,
         overwrite=overwrite,
-        on_written=partial(_certify, source, on_progress),
+        on_written=partial(_certify, source, model, on_progress),
     )
 
 
-def _certify(source: Checkpoint, on_progress: Progress, folder: Path) -> None:
+def _certify(
+    source: Checkpoint, model: QuantizedModel, on_progress: Progress, folder: Path
+) -> None:
     on_progress("verifying", 0, 1)
-    certify(folder, source)
+    rounded = [
+        f"{name}.weight"
+        for name, method in model.methods.items()
+        if method == "rtn" and model.method == "rtn"  # nothing was scaled before
+    ]
+    certify(folder, source, meant=model.tensors(source), rounded=rounded)
     on_progress("verifying", 1, 1)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -37,17 +37,22 @@ from .verify_reference import (
     reference_windows,
     write_reference,
 )
+from .verify_weights import Meant, beyond_rounding, is_rounding_of, unlike
 
 __all__ = ["ACCEPTED_KL", "Verification", "certify", "training_forward", "verify_folder"]
 
 ACCEPTED_KL = {
     "fp32": 1e-6, "int8": 0.05, "w8a8": 0.05, "int4": 1.0, "nf4": 1.0, "fp4": 1.0, "bnb-int8": 0.05,
 }  # fmt: skip
-"""Form of the weights → largest mean divergence from the original that is accepted, nats a token.
-Of several forms the coarsest counts. Of 16-bit weights, which are stored as they were trained, see
-`_BFLOAT16_KL`."""
+"""Form of the weights → largest mean divergence from the original that is accepted, nats a token,
+where nothing proves what the weights were made from. Of several forms the coarsest counts. Of
+16-bit weights, which are stored as they were trained, see `_BFLOAT16_KL`."""
 
 _BFLOAT16_KL = 0.01
+_EXECUTION_KL = 0.05
+"""What integer activations may cost at most, beside weights that are proven."""
+_PROVEN_FACTOR = 4.0
+"""Of proven weights' own divergence: activations of the same width cost about as much again."""
 _TRAINING = "training forward"
 
 OnStage = Callable[[str], None]
@@ -70,6 +75,8 @@ def certify(
     source: Checkpoint,
     *,
     weights: WeightSource | None = None,
+    meant: Meant | None = None,
+    rounded: Collection[str] = (),
     on_stage: OnStage = lambda stage: None,
 ) -> Certificate:
     """Record what an exported folder is held to, compare it, and write its certificate.
@@ -82,19 +89,28 @@ def certify(
             `certificate.json`.
         source: the original.
         weights: gives the folder's tensors in float32; None: they are read from the folder.
+        meant: the tensors that were to be written, which the folder must hold.
+        rounded: those that were rounded to nearest, whose error half a step bounds, by name.
         on_stage: told what is being done.
 
     Raises:
-        ExportError: a form diverges by more than is accepted.
+        ExportError: a tensor is not what was meant, or a form diverges by more than is accepted.
     """
-    on_stage("asking the original")
     written = Checkpoint.open(folder, verify=False)
+    if meant is not None:
+        on_stage("comparing every weight")
+        wrong = [*unlike(written, meant), *beyond_rounding(written, source, rounded)]
+        if wrong:
+            raise ExportError(f"{wrong[0]}; nothing was written")
+    on_stage("asking the original")
     stored_in = written if weights is None else source
 
     def candidate_of(windows: list[list[int]]) -> BlockStream:
         return BlockStream(stored_in, windows, weights=weights)
 
-    reference, candidate = _ask(source, candidate_of, _accepted(written, folder))
+    reference, candidate = _ask(
+        source, candidate_of, _accepted(written, folder), is_proven=meant is not None
+    )
     write_reference(folder, reference)
     certificate = _compare(folder, reference, candidate, on_stage, is_complete=False)
     if certificate.misses:
@@ -153,7 +169,10 @@ def _reference(folder: Checkpoint, against: Path | None) -> tuple[Reference, Blo
     """What the folder is held to, and its own weights after they read the same texts."""
     candidate_of = partial(BlockStream, folder) if folder.has_weights else None
     if against is not None:
-        return _ask(Checkpoint.open(against), candidate_of, _accepted(folder, folder.path))
+        source = Checkpoint.open(against)
+        is_proven = candidate_of is not None and is_rounding_of(folder, source)
+        accepted = _accepted(folder, folder.path)
+        return _ask(source, candidate_of, accepted, is_proven=is_proven)
     recorded = read_reference(folder.path)
     if recorded is not None:
         if candidate_of is None:
@@ -166,7 +185,7 @@ def _reference(folder: Checkpoint, against: Path | None) -> tuple[Reference, Blo
             f"{folder.path} holds no {REFERENCE_FILE}, so what it is to be compared with must be "
             "given: --against FOLDER of the original"
         )
-    reference, _ = _ask(folder, None, _accepted(folder, folder.path))
+    reference, _ = _ask(folder, None, _accepted(folder, folder.path), is_proven=False)
     candidate = candidate_of(reference.windows)
     candidate.finish()
     return reference, candidate
@@ -176,8 +195,14 @@ def _ask(
     source: Checkpoint,
     candidate_of: Callable[[list[list[int]]], BlockStream] | None,
     accepted_kl: float,
+    *,
+    is_proven: bool,
 ) -> tuple[Reference, BlockStream | None]:
-    """Let the original, and beside it the candidate, read."""
+    """Let the original, and beside it the candidate, read.
+
+    What weights that `is_proven` says are the original's, quantized, cost by themselves is honest
+    however much it is: a form may cost a multiple of it and what its activations add.
+    """
     origin, windows = reference_windows(source)
     original = BlockStream(source, windows)
     candidate: BlockStream | None = None
@@ -190,6 +215,10 @@ def _ask(
     reference = make_reference(
         source, original, windows, origin, accepted_kl=accepted_kl, layers=layers
     )
+    if candidate is not None and windows and is_proven:
+        own = training_forward(candidate, reference).mean_kl
+        accepted = _PROVEN_FACTOR * own + min(accepted_kl, _EXECUTION_KL)
+        reference = replace(reference, accepted_kl=accepted)
     return reference, candidate
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "quantize_rtn",
     "quantize_to_nearest",
     "weight_grid",
+    "within_half_a_step",
 ]
 
 _CHUNK = 1 << 20  # weights quantized at once: bounds the float64 working copies to some 50 MB
@@ -70,12 +71,19 @@ class QuantizedLinear:
         out, width = self.values.shape
         return out, width
 
+    def groups(self) -> npt.NDArray[np.int32]:
+        """Group of each input, [in]."""
+        if self.group_of_input is not None:
+            return self.group_of_input
+        width = np.int32(self.values.shape[1])
+        groups: npt.NDArray[np.int32] = np.arange(width, dtype=np.int32) // np.int32(
+            self.group_size or width
+        )
+        return groups
+
     def dequantize(self) -> Float32Array:
         """The weight as float32, [out, in]: an exact difference times the scale, rounded once."""
-        _, width = self.values.shape
-        group_of = self.group_of_input
-        if group_of is None:
-            group_of = np.arange(width, dtype=np.int32) // np.int32(self.group_size or width)
+        group_of = self.groups()
         weight = self.values.astype(np.float32)
         if self.zeros is not None:
             weight -= self.zeros[:, group_of]
@@ -143,6 +151,17 @@ def quantize_to_nearest(
         values[rows] = grid.round(groups).reshape(-1, width)
         grids.append(grid)
     return linear_of(rule, values, _join(grids))
+
+
+def within_half_a_step(linear: QuantizedLinear, weight: Float32Array) -> npt.NDArray[np.bool_]:
+    """Which weights [out, in] the layer keeps as rounding to nearest must: see the module."""
+    group_of = linear.groups()
+    integers = linear.values.astype(np.float64)
+    if linear.zeros is not None:
+        integers -= linear.zeros[:, group_of]
+    scales = linear.scales.astype(np.float64)[:, group_of]
+    within: npt.NDArray[np.bool_] = np.abs(weight - integers * scales) <= np.abs(scales) / 2
+    return within
 
 
 def weight_grid(
