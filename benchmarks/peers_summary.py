@@ -29,8 +29,7 @@ def _lines(document: Document) -> Iterator[str]:
     rows = with_recorded(document["shape"], document["rows"])
     ours = next(row for row in rows if row["is_ours"])
     yield (
-        f"**Model {document['model']}**, ours in {ours['scheme']}, {date_and_machine(document)}, "
-        f"by `{document['command']}`; {', '.join(shown_versions(document['rows']))}."
+        f"**Model {document['model']}**, ours in {ours['scheme']}, {date_and_machine(document)}:"
     )
     yield ""
     yield "| tokens/s | llmserve | best other program | times it (95 %) |"
@@ -44,6 +43,8 @@ def _lines(document: Document) -> Iterator[str]:
         yield ""
         yield NOTE
     yield from _bars(verdicts(document["shape"], rows))
+    versions = ", ".join(shown_versions(document["rows"]))
+    yield from _folded("Command and versions", [f"`{document['command']}`; {versions}."])
 
 
 def _figures(document: Document) -> Iterator[tuple[str, str, str]]:
@@ -72,12 +73,20 @@ def _bars(found: Sequence[Verdict]) -> Iterator[str]:
     if not found:
         return
     missed = [verdict for verdict in found if verdict.ratio < verdict.bar.times]
-    yield ""
-    yield f"Of the {len(found)} bars set for this model, {len(found) - len(missed)} are reached."
-    if missed:
-        parts = (
-            f"{verdict.bar.where} {verdict.bar.what} {verdict.scheme} "
-            f"({verdict.ratio:.2f} of {verdict.bar.times:g} times {verdict.peer})"
+    reached = f"Of the {len(found)} bars set for this model, {len(found) - len(missed)} are reached"
+    if not missed:
+        yield from ("", f"{reached}.")
+        return
+    yield from _folded(
+        f"{reached}; the others",
+        [
+            f"- {verdict.bar.where} {verdict.bar.what}, {verdict.scheme}: {verdict.ratio:.2f} of "
+            f"{verdict.bar.times:g} times {verdict.peer}"
             for verdict in missed
-        )
-        yield f"Missed: {'; '.join(parts)}."
+        ],
+    )
+
+
+def _folded(title: str, lines: Sequence[str]) -> Iterator[str]:
+    """Lines that open at a click."""
+    yield from ("", f"<details><summary>{title}</summary>", "", *lines, "", "</details>")

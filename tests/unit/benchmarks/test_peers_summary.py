@@ -18,11 +18,13 @@ def test_each_row_is_of_the_first_scheme_beside_the_best_peer() -> None:
     ]
     lines = peers_summary(document(rows)).splitlines()
     assert lines[0].startswith("**Model M**, ours in int4, 2026-11-28, 2 cores of a processor")
-    assert "`llmserve bench peers M`" in lines[0]
-    assert lines[4:] == [
+    assert lines[4:6] == [
         "| decoding, 8 at a time | 400 | 179, OpenVINO GenAI int8 | 2.24 (0.542-9.23) |",
         "| over HTTP, 8 at a time | 30 | 60, llama.cpp int4 | 0.50 |",
     ]
+    folded = lines.index("<details><summary>Command and versions</summary>")
+    assert lines[folded + 2].startswith("`llmserve bench peers M`; ")
+    assert lines[-1] == "</details>"
 
 
 def test_bars_missed_are_named_for_every_scheme() -> None:
@@ -32,9 +34,9 @@ def test_bars_missed_are_named_for_every_scheme() -> None:
         row("OpenVINO GenAI", "int8", decode_8_tokens__s=[100.0]),
     ]
     text = peers_summary({**document(rows), "shape": "M"})
-    assert "Of the 2 bars set for this model, 1 are reached." in text
-    missed = "in process decode 8 tokens/s int8 (3.00 of 4 times OpenVINO GenAI int8)"
-    assert text.endswith(f"Missed: {missed}.\n")
+    assert "<summary>Of the 2 bars set for this model, 1 are reached; the others</summary>" in text
+    missed = "- in process decode 8 tokens/s, int8: 3.00 of 4 times OpenVINO GenAI int8"
+    assert [line for line in text.splitlines() if line.startswith("- ")] == [missed]
 
 
 def test_a_peer_that_did_not_run_is_told_of() -> None:
