@@ -65,6 +65,12 @@ class EngineHandle(ABC):
     def stall(self) -> str | None:
         """What keeps the engine from getting on at this moment, judged by its progress."""
 
+    def follow(self, old: EngineHandle) -> None:
+        """Go on counting where `old`, whose place this one takes, left off."""
+        self.num_restarts += old.num_restarts
+        if self.handovers is not None and old.handovers is not None:
+            self.handovers.add(old.handovers)
+
     def problem(self) -> str | None:
         """What is wrong with the engine, for good or at this moment."""
         return "the engine stopped working" if self.died.is_set() else self.stall()

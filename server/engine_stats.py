@@ -25,6 +25,13 @@ class HandoverTotals:
     num_restarts: int = 0
     """Engines that only read and were replaced."""
 
+    def add(self, other: HandoverTotals) -> None:
+        """Count what another one counted too."""
+        self.num_requests += other.num_requests
+        self.num_blocks += other.num_blocks
+        self.seconds += other.seconds
+        self.num_restarts += other.num_restarts
+
 
 def total_stats(parts: Sequence[EngineStats]) -> EngineStats:
     """Sums; of `cache_usage` the highest. `parts` has one at least."""

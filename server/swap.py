@@ -216,6 +216,7 @@ class Swapper:
     def _put(self, service: Service, new: ServedModel) -> None:
         old = service.engine
         service.put(new)
+        service.engine.follow(old)
         service.retired.append(old)
         era = self._state.visitors.begin_era()
         service.note_swap()

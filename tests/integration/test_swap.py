@@ -14,7 +14,7 @@ import pytest
 
 from llmserve.config import Head
 from support.models import TEXT, make_model_folder
-from support.serving import assert_clean_end, get, in_threads, load_model, post, serving
+from support.serving import assert_clean_end, get, in_threads, load_model, metric, post, serving
 
 pytestmark = pytest.mark.http
 
@@ -54,6 +54,7 @@ def answer(url: str) -> tuple[str, str]:
 def test_swaps_under_load_lose_and_mix_nothing(models: Path) -> None:
     with serving(models / "first", *SIZE) as server:
         url = server.wait_until_ready()
+        server.engine().kill()  # it is replaced, which a swap must not make undone in the counters
         first = answer(url)
         answers: list[tuple[str, str]] = []
         is_over = threading.Event()
@@ -72,6 +73,7 @@ def test_swaps_under_load_lose_and_mix_nothing(models: Path) -> None:
         second = answer(url)
         assert load(url, "first")[0] == 200
         assert answer(url) == first
+        assert metric(url, "llmserve_engine_restarts_total") == 1
         is_over.set()
         for thread in threads:
             thread.join(20)
