@@ -88,7 +88,17 @@ def llama_server(
     file = llama_cpp_file(options.model, scheme)
     room = slots * (request_len + SPARE_TOKENS)
     threads = str(_num_threads(options))
-    command = [str(program), "-m", str(file), "--host", "127.0.0.1", "--port", "{port}"]
+    command = [
+        str(program),
+        "-m",
+        str(file),
+        "--alias",
+        file.name,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "{port}",
+    ]
     command += ["-t", threads, "-np", str(slots), "-c", str(room), "--no-kv-unified"]
     command += ["--cache-ram", "0", "--no-ui"]
     return PeerServer(
