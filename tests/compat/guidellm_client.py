@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -29,7 +31,7 @@ OURS = (os.environ["LLMSERVE_PYTHON"], "-m", "llmserve")
 OUR_ENVIRONMENT = {**os.environ, "PYTHONPATH": os.environ["LLMSERVE_ROOT"]}
 NUM_REQUESTS, NUM_TOKENS, NUM_STREAMS = 40, 24, 4
 STEP_S = 0.02
-"""Between two tokens of each stream of the paced server."""
+"""From a request to its first token on the paced server, and from each token to the next."""
 ROUNDS = 3
 MOST_APART = 0.05
 """Figures whose difference is shown may still differ so much: what a client's own work takes."""
@@ -81,22 +83,50 @@ def run_ours(url: str, folder: Path, name: str) -> None:
     subprocess.run(command, check=True, env=OUR_ENVIRONMENT, stdout=subprocess.DEVNULL)
 
 
+class Paced(BaseHTTPRequestHandler):
+    """Answers with tokens `STEP_S` apart, the first as long after the request: whenever a client
+    asks, it waits equally long, so that how soon it asks again is not in its figures."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        """Stream one completion."""
+        began_s = time.monotonic()
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream; charset=utf-8")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        for number in range(1, NUM_TOKENS + 1):
+            time.sleep(max(0.0, began_s + number * STEP_S - time.monotonic()))
+            reason = "length" if number == NUM_TOKENS else None
+            self._send({"choices": [{"index": 0, "text": " a", "finish_reason": reason}]})
+        usage = {"prompt_tokens": 32, "completion_tokens": NUM_TOKENS}
+        self._send({"choices": [], "usage": {**usage, "total_tokens": 32 + NUM_TOKENS}})
+        self._chunk(b"data: [DONE]\n\n")
+        self._chunk(b"")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: stdout is the report's."""
+
+    def _send(self, event: dict[str, Any]) -> None:
+        whole = {"id": "cmpl-1", "object": "text_completion", "model": MODEL, **event}
+        self._chunk(b"data: " + json.dumps(whole).encode() + b"\n\n")
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n" % len(data) + data + b"\r\n")
+        self.wfile.flush()
+
+
 @contextmanager
 def paced_server() -> Iterator[str]:
-    """A server of one token every `STEP_S` for each of `NUM_STREAMS`; gives its URL."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        module = (OURS[0], "-m", "llmserve.benchmarks.paced_server")
-        rate = NUM_STREAMS / STEP_S
-        process = subprocess.Popen(
-            [*module, str(listener.fileno()), str(rate)],
-            pass_fds=[listener.fileno()],
-            env=OUR_ENVIRONMENT,
-        )
+    """A server that answers as `Paced` does; gives its URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Paced) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield f"http://127.0.0.1:{server.server_address[1]}"
         finally:
-            process.kill()
-            process.wait()
+            server.shutdown()
 
 
 def compare(folder: Path) -> None:
