@@ -88,6 +88,9 @@ class Paced(BaseHTTPRequestHandler):
     asks, it waits equally long, so that how soon it asks again is not in its figures."""
 
     protocol_version = "HTTP/1.1"
+    # Else a token waits until the client's system has acknowledged what came before, which it puts
+    # off on connections that are used again.
+    disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
         """Stream one completion."""
@@ -105,6 +108,12 @@ class Paced(BaseHTTPRequestHandler):
         self._send({"choices": [], "usage": {**usage, "total_tokens": 32 + NUM_TOKENS}})
         self._chunk(b"data: [DONE]\n\n")
         self._chunk(b"")
+
+    def do_GET(self) -> None:
+        """There are no other pages."""
+        self.send_response(404)
+        self.send_header("content-length", "0")
+        self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: stdout is the report's."""
