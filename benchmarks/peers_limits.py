@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .peers_bars import Row
-from .statistics import Interval, mean_of_runs
+from .peers_cells import shown_number, shown_range
+from .statistics import mean_of_runs
 
 __all__ = ["MIN_BANDWIDTH_SHARE", "MOST_BUSY_FALL", "bandwidth_table", "busy_table"]
 
@@ -79,8 +80,4 @@ def _shown(runs: Sequence[float]) -> str:
     if not runs:
         return ""
     value, interval = mean_of_runs(runs)
-    return f"{value:.3g}{_range(interval)}"
-
-
-def _range(interval: Interval | None) -> str:
-    return "" if interval is None else f" ({interval.low:.3g}-{interval.high:.3g})"
+    return f"{shown_number(value)}{shown_range(interval)}"

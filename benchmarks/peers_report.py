@@ -11,16 +11,12 @@ from typing import Any
 
 from .machine import date_and_machine
 from .peers_bars import Row, Verdict, best_peer, ratio_to, verdicts
+from .peers_cells import shown_number, shown_range, shown_versions
 from .peers_limits import bandwidth_table, busy_table
 from .peers_recorded import NOTE, SCALED, with_recorded
-from .statistics import Interval, mean_of_runs
+from .statistics import mean_of_runs
 
-__all__ = [
-    "peers_markdown",
-    "shown_number",
-    "shown_range",
-    "shown_versions",
-]
+__all__ = ["peers_markdown"]
 
 Document = Mapping[str, Any]
 
@@ -143,21 +139,3 @@ def _rounds(document: Document) -> str:
         return max((len(runs) for row in rows for runs in row["figures"].values()), default=0)
 
     return f"{most('process')} in process, {most('http')} over HTTP"
-
-
-def shown_versions(rows: Sequence[Row]) -> list[str]:
-    """Every package or program of the rows, by name."""
-    found = {name: version for row in rows for name, version in row["versions"].items() if version}
-    return [f"{name} {version}" for name, version in sorted(found.items())]
-
-
-def shown_number(value: float) -> str:
-    """To three digits, or to the whole."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def shown_range(interval: Interval | None) -> str:
-    """` (low-high)`; empty where there is none."""
-    if interval is None:
-        return ""
-    return f" ({shown_number(interval.low)}-{shown_number(interval.high)})"

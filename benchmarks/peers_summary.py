@@ -11,8 +11,8 @@ from typing import Any
 
 from .machine import date_and_machine
 from .peers_bars import Row, Verdict, best_peer, ratio_to, verdicts
+from .peers_cells import shown_number, shown_range, shown_versions
 from .peers_recorded import NOTE, SCALED, with_recorded
-from .peers_report import shown_number, shown_range, shown_versions
 from .statistics import mean_of_runs
 
 __all__ = ["peers_summary"]
