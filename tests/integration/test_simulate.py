@@ -126,7 +126,7 @@ def repeated_blocks(path: Path, count: int | None) -> tuple[int, int]:
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    "count", [1000, pytest.param(None, marks=[pytest.mark.soak, pytest.mark.timeout(300)])]
+    "count", [1000, pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
 )
 def test_unbounded_cache_hits_what_the_mooncake_trace_repeats(
     shared_folder: Path, count: int | None, capsys: pytest.CaptureFixture[str]
@@ -144,7 +144,7 @@ def test_unbounded_cache_hits_what_the_mooncake_trace_repeats(
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    "count", [500, pytest.param(None, marks=[pytest.mark.soak, pytest.mark.timeout(300)])]
+    "count", [500, pytest.param(None, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
 )
 def test_azure_trace_is_played_to_its_end(
     shared_folder: Path, count: int | None, capsys: pytest.CaptureFixture[str]
