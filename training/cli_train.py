@@ -76,9 +76,8 @@ def run(args: argparse.Namespace) -> int:
             restart=args.restart,
             processes=processes,
         )
-    if not processes.is_first:
-        return 0
-    return report_outcome(args, outcome, render_result)
+    status = report_outcome(args, outcome, render_result) if processes.is_first else 0
+    return processes.leave(status)
 
 
 def _recipe(args: argparse.Namespace, overrides: dict[str, Any]) -> TrainingRecipe:

@@ -7,6 +7,8 @@ and the name of a folder as bytes, never objects, which would have to be unpickl
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -27,7 +29,8 @@ _MAX_PATH_BYTES = 4096
 class Processes:
     """This process's place among those of the run. With one alone nothing is sent.
 
-    Every method must be called by all of them; a process that is gone raises `TrainingError`.
+    Every method but `leave` must be called by all of them; a process that is gone raises
+    `TrainingError`.
     """
 
     rank: int = 0
@@ -60,6 +63,19 @@ class Processes:
     def wait(self) -> None:
         """Return when all have come here."""
         self.any(0)
+
+    def leave(self, status: int) -> int:
+        """This process's last act, with the exit status; returns it when the process is alone.
+
+        One of several ends here and now, without the interpreter's own end. DDP keeps gloo's
+        threads alive for good (torch 2.13), and one that is late to drop a tensor then asks an
+        interpreter that is being torn down for its lock, which aborts the process.
+        """
+        if self.count > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
 
     def path_of_first(self, path: Path | None) -> Path:
         """The path that the first process gives."""
