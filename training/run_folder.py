@@ -25,7 +25,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from llmserve.durable import StagedFolder, sweep_stale, verify_manifest, write_json
 from llmserve.errors import ConfigError, TrainingError
@@ -86,25 +86,44 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; the system lets go of it when the process ends.
 
+        Where nothing came to be, as when the text is refused, no folder is left either.
+
         Raises:
             ConfigError: the folder cannot be made, or holds something else.
             TrainingError: another process trains in it.
         """
-        self._make()
-        with open(self.path / _LOCK, "a+", encoding="ascii") as file:
+        is_new = not self.path.exists()
+        with self._open_locked():
+            self._sweep()
+            try:
+                yield
+            finally:
+                if [path.name for path in self.path.iterdir()] == [_LOCK]:
+                    (self.path / _LOCK).unlink()
+                    if is_new:
+                        self.path.rmdir()
+
+    def _open_locked(self) -> TextIO:
+        """The lock's file, locked until it is closed."""
+        while True:
+            self._make()
+            file = open(self.path / _LOCK, "a+", encoding="ascii")  # noqa: SIM115 - the caller's
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
+                holder = file.read().strip()
+                file.close()
                 raise TrainingError(
-                    f"{self.path} is in use by another training (process {file.read().strip()}); "
+                    f"{self.path} is in use by another training (process {holder}); "
                     "wait for it, or give another --out"
                 ) from error
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-            self._sweep()
-            yield
+            if os.fstat(file.fileno()).st_nlink:
+                file.truncate(0)
+                file.write(f"{os.getpid()}\n")
+                file.flush()
+                return file
+            file.close()  # who held it before has removed it: nobody else would find this one
 
     def failure(self, error: OSError) -> TrainingError:
         """What to tell of an operation on the disk that failed: its file, and what is kept."""

@@ -73,6 +73,14 @@ def test_second_trainer_is_refused_while_the_first_runs(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_in_which_nothing_came_to_be_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for name in ("new", "old"):
+        with pytest.raises(KeyError), RunFolder(tmp_path / name).locked():
+            raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+
+
 def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = (
         "import os, sys, pathlib\n"
