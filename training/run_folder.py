@@ -86,7 +86,7 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; the system lets go of it when the process ends.
 
-        Where nothing came to be, as when the text is refused, no folder is left either.
+        Where nothing came to be, as when the text is refused, the lock goes too, and a new folder.
 
         Raises:
             ConfigError: the folder cannot be made, or holds something else.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -79,6 +81,25 @@ def test_a_folder_in_which_nothing_came_to_be_is_gone(tmp_path: Path) -> None:
         with pytest.raises(KeyError), RunFolder(tmp_path / name).locked():
             raise KeyError
     assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+
+
+def test_lock_that_another_removed_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, flock, calls = tmp_path / "run.lock", fcntl.flock, []
+
+    def after_removal(file: TextIO, operation: int) -> None:
+        if not calls:
+            lock.unlink()
+        calls.append(operation)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_removal)
+    with RunFolder(tmp_path).locked():
+        assert lock.read_text() == f"{os.getpid()}\n"
+        with pytest.raises(TrainingError, match="in use"), RunFolder(tmp_path).locked():
+            pass
+    assert len(calls) == 3
 
 
 def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
