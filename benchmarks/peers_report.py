@@ -35,7 +35,7 @@ def peers_markdown(document: Document) -> str:
 
 def _page(document: Document) -> Iterator[str]:
     rows = with_recorded(document["shape"], document["rows"])
-    yield f"## Model {document['model']}"
+    yield f"## Model {document['model']} on {document['machine']['cpu']}"
     yield ""
     yield from _heading(document)
     yield ""

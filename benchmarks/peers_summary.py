@@ -29,7 +29,7 @@ def _lines(document: Document) -> Iterator[str]:
     rows = with_recorded(document["shape"], document["rows"])
     ours = next(row for row in rows if row["is_ours"])
     yield (
-        f"**Model {document['model']}**, ours in {ours['scheme']}, {date_and_machine(document)}:"
+        f"**Model {document['model']}**, ours with {ours['weights']}, {date_and_machine(document)}:"
     )
     yield ""
     yield "| tokens/s | llmserve | best other program | times it (95 %) |"

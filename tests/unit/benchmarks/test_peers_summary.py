@@ -17,7 +17,9 @@ def test_each_row_is_of_the_first_scheme_beside_the_best_peer() -> None:
         row("llama.cpp", "int4", "http", http_8_tokens__s=[60.0]),
     ]
     lines = peers_summary(document(rows)).splitlines()
-    assert lines[0].startswith("**Model M**, ours in int4, 2026-11-28, 2 cores of a processor")
+    assert lines[0].startswith(
+        "**Model M**, ours with int4 weights, int8 head, 2026-11-28, 2 cores of a processor"
+    )
     assert lines[4:6] == [
         "| decoding, 8 at a time | 400 | 179, OpenVINO GenAI int8 | 2.24 (0.542-9.23) |",
         "| over HTTP, 8 at a time | 30 | 60, llama.cpp int4 | 0.50 |",
