@@ -27,20 +27,32 @@ _MAX_MATRIX_CONTEXT = 1024
 """Longest context whose scores are kept whole."""
 
 
-def make_attention(config: ModelConfig, positions: Tensor | None, *, is_mixed: bool) -> Attend:
+def make_attention(
+    config: ModelConfig, positions: Tensor | None, *, is_mixed: bool, device: torch.device
+) -> Attend:
     """The attention of a batch of training rows.
 
     Args:
         config: The model.
-        positions: [B, T], each token's place in its document; None: every row is one text.
+        positions: [B, T] in the host's memory, each token's place in its document; None: every row
+            is one text.
         is_mixed: Whether products are made in a type of two bytes.
+        device: Where the batch is computed.
 
     Raises:
-        ConfigError: such a type for a model whose scores are capped.
+        ConfigError: such a type for a model whose scores are capped, on a CPU.
     """
-    if is_mixed and config.max_seq_len <= _MAX_MATRIX_CONTEXT:
+    is_cpu = device.type == "cpu"
+    if is_mixed and is_cpu and config.max_seq_len <= _MAX_MATRIX_CONTEXT:
         return MatrixAttention(config, positions)
-    return CausalAttention(config) if positions is None else PackedAttention(config, positions)
+    if positions is None:
+        return CausalAttention(config)
+    if is_mixed and not is_cpu:
+        from .attention_varlen import VarlenAttention
+
+        if VarlenAttention.takes(config):
+            return VarlenAttention(config, positions, device)
+    return PackedAttention(config, positions.to(device))
 
 
 class PackedAttention:

@@ -33,6 +33,7 @@ examples:
   llmserve train --recipe tinyshakespeare --text input.txt --out run
   llmserve train --out run                     go on with the run in that folder
   torchrun --nproc-per-node 2 -m llmserve train --text book.txt --out run --steps 2000
+  llmserve train --text docs/ --out run --steps 20000 --device cuda --compile
 
 A recipe is a TOML file with the names of the options below (with _ for -). Recipes that come with
 the program: {recipes}.
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     recipe = _recipe(args, given_fields(args, TrainingRecipe))
     with (
-        join_processes() as processes,
+        join_processes(recipe.device) as processes,
         TerminalReporter(is_quiet=args.quiet or not processes.is_first) as reporter,
     ):
         outcome = run_training(

@@ -11,6 +11,7 @@ from llmserve.model.transformer import Transformer
 from .attention import PackedAttention
 from .batches import IGNORED, StreamWindows, TokenIds, Windows
 from .data_packing import PackedWindows
+from .devices import beside
 from .evaluation import LossSum, held_out_loss, windows_at_once
 from .recipe import TrainingRecipe
 from .token_file import TokenFile
@@ -104,7 +105,7 @@ def _plain_loss(model: Transformer) -> LossSum:
     """The sum of a packed batch's losses, in float32 and without gradients."""
 
     def loss_sum(*batch: torch.Tensor) -> torch.Tensor:
-        inputs, targets, positions = batch
+        inputs, targets, positions = beside(model, *batch)
         with torch.no_grad():
             logits = model(inputs, PackedAttention(model.config, positions), positions)
         return functional.cross_entropy(

@@ -22,7 +22,7 @@ from llmserve.model.weights import load_model
 from llmserve.text.tokenizer import Tokenizer
 
 from .batches import IGNORED
-from .finetune_examples import Example, Lengths, fill_up
+from .finetune_examples import Example, Lengths
 from .finetune_language import ChatTask, LanguageTask, TextTask
 from .finetune_model import TunedModel
 from .finetune_rows import Row
@@ -42,8 +42,8 @@ class Teacher:
     """Of its folder."""
 
 
-def load_teacher(folder: Path, tokenizer: Tokenizer) -> Teacher:
-    """The larger model in a folder.
+def load_teacher(folder: Path, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> Teacher:
+    """The larger model in a folder, on the device of the smaller one.
 
     Raises:
         CheckpointError: the folder cannot be used.
@@ -58,7 +58,7 @@ def load_teacher(folder: Path, tokenizer: Tokenizer) -> Teacher:
             f"teacher {folder}: has another tokenizer ({tokenizer_sha256(theirs)[:12]}) than the "
             f"student ({tokenizer_sha256(tokenizer)[:12]}); their tokens cannot be compared"
         )
-    model = load_model(checkpoint, dtype=torch.float32).requires_grad_(False)
+    model = load_model(checkpoint, dtype=torch.float32, device=device).requires_grad_(False)
     return Teacher(model, checkpoint.fingerprint)
 
 
@@ -119,7 +119,7 @@ class DistillTask(LanguageTask):
         self, model: TunedModel, examples: Sequence[Example]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Float32 logits of student and teacher [N, V] at the N targets, and the targets [N]."""
-        ids, targets, _ = fill_up([example.rows[0] for example in examples])
+        ids, targets, _ = model.fill_up([example.rows[0] for example in examples])
         wanted = targets != IGNORED
         with torch.no_grad():
             teacher = self._teacher(ids)[wanted].float()

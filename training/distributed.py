@@ -20,6 +20,9 @@ from torch import Tensor
 
 from llmserve.errors import TrainingError
 
+from .devices import training_device
+from .recipe_fields import DeviceName
+
 __all__ = ["ALONE", "Processes", "join_processes", "shared_folder"]
 
 _MAX_PATH_BYTES = 4096
@@ -37,6 +40,8 @@ class Processes:
     """Which this is, from 0."""
     count: int = 1
     """How many there are."""
+    local_rank: int = 0
+    """Which this is on its machine, from 0: it has the GPU of that number."""
 
     @property
     def is_first(self) -> bool:
@@ -93,14 +98,26 @@ ALONE = Processes()
 
 
 @contextlib.contextmanager
-def join_processes() -> Iterator[Processes]:
-    """Meet the other processes, if torchrun started this one; part from them at the end."""
+def join_processes(device: DeviceName = "cpu") -> Iterator[Processes]:
+    """Meet the other processes, if torchrun started this one; part from them at the end.
+
+    Tensors of the host go over gloo, those of GPUs over NCCL.
+
+    Raises:
+        ConfigError: this process is to have a GPU, and there is none left for it.
+    """
     if not dist.is_torchelastic_launched():
         yield ALONE
         return
-    dist.init_process_group("gloo")
+    local_rank = int(os.environ["LOCAL_RANK"])
+    own = training_device(device, local_rank=local_rank)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)  # what NCCL and FSDP2 take where nobody names a device
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=own)
+    else:
+        dist.init_process_group("gloo")
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
+        yield Processes(dist.get_rank(), dist.get_world_size(), local_rank)
     finally:
         dist.destroy_process_group()
 

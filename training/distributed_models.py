@@ -12,25 +12,29 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from llmserve.model.transformer import Transformer
 
+from .devices import device_of
 from .distributed import Processes
 from .distributed_weights import is_sharded
 
 __all__ = ["SharedModel", "shard_model"]
 
 
-def shard_model(model: Transformer) -> None:
+def shard_model(model: Transformer, processes: Processes) -> None:
     """Leave each process its rows of every tensor, with one gathering for a block and the rest.
 
     Between two passes every parameter is in its rows, after a pass without gradients too.
     """
+    # Left to itself, torch shards over GPUs wherever it finds some.
+    mesh = init_device_mesh(device_of(model).type, (processes.count,))
     for block in model.layers:
-        fully_shard(block, reshard_after_forward=True)
-    fully_shard(model, reshard_after_forward=True)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 class SharedModel:

@@ -36,12 +36,13 @@ def is_sharded(model: nn.Module) -> bool:
 
 def square_sums(groups: list[list[Tensor]], processes: Processes, *, shared: bool) -> Tensor:
     """Sum of the squares of each group of tensors, over all processes' parts if `shared`."""
-    sums = torch.stack([_square_sum(group) for group in groups])
+    device = next((tensor.device for group in groups for tensor in group), torch.device("cpu"))
+    sums = torch.stack([_square_sum(group, device) for group in groups])
     return processes.sum(sums) if shared else sums
 
 
-def _square_sum(tensors: list[Tensor]) -> Tensor:
+def _square_sum(tensors: list[Tensor], device: torch.device) -> Tensor:
     if not tensors:
-        return torch.zeros((), dtype=torch.float64)
+        return torch.zeros((), dtype=torch.float64, device=device)
     norms = torch._foreach_norm([local(tensor) for tensor in tensors])
     return torch.stack([norm.double().square() for norm in norms]).sum()

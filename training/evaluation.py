@@ -20,6 +20,7 @@ from torch.nn import functional
 from llmserve.model.transformer import Transformer
 
 from .batches import TokenIds
+from .devices import beside
 
 __all__ = ["HeldOutFigures", "LossSum", "held_out_loss", "unigram_loss", "windows_at_once"]
 
@@ -75,6 +76,7 @@ def held_out_loss(
     with torch.no_grad():
         for inputs, targets in _windows(ids, context):
             if loss_sum is None:
+                inputs, targets = beside(model, inputs, targets)
                 logits = model(inputs)
                 part = functional.cross_entropy(
                     logits.flatten(0, 1), targets.flatten(), reduction="sum"

@@ -61,7 +61,7 @@ def load_tuned(
         moment, _, name = key.partition(".")
         if name not in trainable or value.shape not in (trainable[name].shape, torch.Size([])):
             raise CheckpointError(f"{folder / _OPTIMIZER}: {key} does not fit the model")
-        optimizer.state[trainable[name]][moment] = value
+        optimizer.state[trainable[name]][moment] = value.to(trainable[name].device)
     try:
         return TrainingState(**read_json(folder / _STATE))
     except TypeError as error:

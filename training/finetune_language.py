@@ -15,7 +15,7 @@ from llmserve.text.tokenizer import Tokenizer
 
 from .batches import IGNORED
 from .finetune_chats import ChatEncoder, read_chat
-from .finetune_examples import Example, Lengths, TokenRow, fill_up
+from .finetune_examples import Example, Lengths, TokenRow
 from .finetune_model import TunedModel
 from .finetune_rows import Row
 from .finetune_task import Task, in_batches, log_likelihood
@@ -32,7 +32,7 @@ class LanguageTask(Task[Example]):
 
     def loss(self, model: TunedModel, examples: Sequence[Example]) -> Tensor:
         """Sum of the tokens' losses, in nats."""
-        ids, targets, _ = fill_up([example.rows[0] for example in examples])
+        ids, targets, _ = model.fill_up([example.rows[0] for example in examples])
         logits = model.logits(ids).float()
         return F.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED
@@ -42,7 +42,7 @@ class LanguageTask(Task[Example]):
         """Perplexity of the tokens to be predicted."""
 
         def compute(batch: list[Example]) -> list[float]:
-            ids, targets, _ = fill_up([example.rows[0] for example in batch])
+            ids, targets, _ = model.fill_up([example.rows[0] for example in batch])
             found: list[float] = log_likelihood(model.logits(ids), targets).tolist()
             return found
 

@@ -10,6 +10,7 @@ Shapes: B batch, T tokens, E hidden_size.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from llmserve.model.transformer import Transformer
 from llmserve.model.weights import canonical_tensors, load_parameters
 from llmserve.quant.layout import AnyQuantizedLinear
 
+from .devices import beside, device_of, training_device
+from .finetune_examples import TokenRow, fill_up
 from .finetune_frozen import freeze_layers, quantized_layers
 from .finetune_recipe import FinetuneRecipe
 from .lora_merge import merged
@@ -67,9 +70,18 @@ class TunedModel:
         }
         return {**self.lora.parameters(), **head}
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return device_of(self.model)
+
+    def fill_up(self, rows: Sequence[TokenRow]) -> list[Tensor]:
+        """`finetune_examples.fill_up` of the rows, beside the model."""
+        return beside(self.model, *fill_up(rows))
+
     def hidden(self, ids: Tensor) -> Tensor:
         """Final hidden states of rows from their first position on: [B, T] → [B, T, E]."""
-        positions = torch.arange(ids.shape[1])
+        positions = torch.arange(ids.shape[1], device=ids.device)
         return self.model.hidden(ids, positions, self._attend, self.lora)
 
     def logits(self, ids: Tensor) -> Tensor:
@@ -83,11 +95,12 @@ class TunedModel:
     def last_scores(self, ids: Tensor, last: Tensor) -> Tensor:
         """The head's scores at each row's last place: [B, T] and [B] → float32 [B, labels]."""
         hidden = self.hidden(ids)
-        return self.model.scores(hidden[torch.arange(len(last)), last])
+        rows = torch.arange(len(last), device=last.device)
+        return self.model.scores(hidden[rows, last])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every canonical tensor, float32, with LoRA's part added where there is one."""
-        tensors = dict(canonical_tensors(self.model))
+        """Every canonical tensor, float32, with LoRA's part added, in the host's memory."""
+        tensors = {name: tensor.cpu() for name, tensor in canonical_tensors(self.model).items()}
         for name, layer in self.frozen.items():
             tensors[f"{name}.weight"] = torch.from_numpy(layer.dequantize())
         adapter = self.adapter()
@@ -107,9 +120,10 @@ def open_tuned(checkpoint: Checkpoint, recipe: FinetuneRecipe, head: Head | None
 
     Raises:
         ConfigError: the folder has a head and the task needs the output layer, LoRA finds nothing
-            to adapt, or nf4 no layer to quantize.
+            to adapt, nf4 no layer to quantize, or there is no such device.
         MissingDependencyError: qlora without bitsandbytes.
     """
+    device = training_device(recipe.device)
     if head is None and checkpoint.config.head is not None:
         raise ConfigError(
             f"the model has a head ({checkpoint.config.head.kind}) in place of the output layer "
@@ -123,8 +137,14 @@ def open_tuned(checkpoint: Checkpoint, recipe: FinetuneRecipe, head: Head | None
     with torch.device("meta"):  # frozen layers never exist as floats
         config = dataclasses.replace(checkpoint.config, head=head)
         model = Transformer(config, dropout=recipe.dropout)
+    if frozen and device.type != "cpu":
+        raise ConfigError(
+            f"layers that stay quantized are trained beside on cpu alone, not on {device.type}; "
+            "use the method lora on a folder of floats, or full"
+        )
     freeze_layers(model, frozen)
     _fill(model, checkpoint, recipe.seed)
+    model.to(device)
     checkpoint.drop_pages()  # what was read of the files would stay in memory beside the weights
     if recipe.method == "full":
         return TunedModel(model, None, {})
@@ -135,6 +155,7 @@ def open_tuned(checkpoint: Checkpoint, recipe: FinetuneRecipe, head: Head | None
         rank=recipe.lora_rank,
         alpha=recipe.lora_alpha,
         seed=recipe.seed,
+        device=device,
     )
     tuned = TunedModel(model, lora, frozen)
     for parameter in tuned.trainable().values():

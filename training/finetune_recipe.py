@@ -14,7 +14,7 @@ from typing import Any, Literal
 from llmserve.assignments import parse_assignments
 from llmserve.errors import ConfigError
 
-from .recipe_fields import check_fields, check_known, fields_sha256, read_toml
+from .recipe_fields import DeviceName, check_fields, check_known, fields_sha256, read_toml
 
 __all__ = ["PROJECTIONS", "TASKS", "FinetuneRecipe", "load_finetune_recipe"]
 
@@ -104,6 +104,8 @@ class FinetuneRecipe:
     """distill: share of the loss that is cross-entropy with the text (none given: 0.5)."""
     chat_template: str = ""
     """Chats: file with a template in place of the model's own."""
+    device: DeviceName = "cpu"
+    """cpu; or cuda: an NVIDIA GPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the matrix products; auto: bfloat16 where the processor has instructions for it."""
     threads: int | None = None

@@ -12,6 +12,7 @@ import torch
 from llmserve.errors import ConfigError, DataError
 
 from .finetune_prepare import Prepared
+from .finetune_recipe import FinetuneRecipe
 from .finetune_rows import rows_sha256
 from .objective import resolve_precision
 
@@ -31,10 +32,16 @@ def make_record(prepared: Prepared) -> dict[str, Any]:
         "train_rows_sha256": rows_sha256(rows.train),
         "held_out_rows_sha256": rows_sha256(rows.held_out),
         "task_sha256": hashlib.sha256(prepared.task.inputs.encode()).hexdigest(),
-        "precision": resolve_precision(recipe.precision),
+        "precision": _precision(recipe),
         "threads": recipe.threads or torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+def _precision(recipe: FinetuneRecipe) -> str:
+    """float16, which an older GPU would take, needs a scaled loss."""
+    found = resolve_precision(recipe.precision, recipe.device)
+    return "float32" if found == "float16" else found
 
 
 def is_ours(record: dict[str, Any]) -> bool:

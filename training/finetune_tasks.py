@@ -10,6 +10,7 @@ from llmserve.config import Head
 from llmserve.errors import ConfigError
 from llmserve.text.tokenizer import Tokenizer
 
+from .devices import training_device
 from .distill_task import DistillTask, load_teacher
 from .finetune_chats import ChatEncoder
 from .finetune_language import ChatTask, TextTask
@@ -57,7 +58,7 @@ def make_task(
     if recipe.task == "dpo":
         return DpoTask(encoder, beta=_given(recipe.beta, 0.1))
     return DistillTask(
-        load_teacher(Path(recipe.teacher), tokenizer),
+        load_teacher(Path(recipe.teacher), tokenizer, training_device(recipe.device)),
         TextTask(tokenizer),
         ChatTask(encoder),
         temperature=_given(recipe.temperature, 2.0),

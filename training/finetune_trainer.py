@@ -22,6 +22,7 @@ from llmserve import failpoints
 from llmserve.errors import TrainingError
 
 from .checkpoints import TrainingState
+from .devices import autocast
 from .finetune_examples import Example, RowOrder, batches
 from .finetune_model import TunedModel
 from .finetune_recipe import FinetuneRecipe
@@ -77,7 +78,7 @@ class FinetuneTrainer:
             batch_size=recipe.micro_batch_size,
             seed=recipe.seed,
         )
-        is_whole = bool(recipe.dropout) or task.mixes_rows
+        is_whole = bool(recipe.dropout) or task.mixes_rows or tuned.device.type != "cpu"
         self._workers = BatchWorkers(
             threads=threads, max_parts=1 if is_whole else recipe.micro_batch_size
         )
@@ -171,10 +172,7 @@ class FinetuneTrainer:
         self, indices: Tensor, divisors: Tensor
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         examples = [self._examples[index] for index in indices.tolist()]
-        # Cached casts belong to one graph; two threads would share them.
-        with torch.autocast(
-            "cpu", dtype=torch.bfloat16, enabled=self._is_bfloat16, cache_enabled=False
-        ):
+        with autocast(self.tuned.device, torch.bfloat16 if self._is_bfloat16 else torch.float32):
             loss = self._task.loss(self.tuned, examples) / int(divisors[0])
         # An expert that no token of the part went through has no gradient.
         return loss.detach(), torch.autograd.grad(loss, self._parameters, allow_unused=True)

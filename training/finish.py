@@ -13,6 +13,7 @@ from llmserve.runners.freed_memory import give_back_freed_memory
 from .checkpoints import load_final_weights, save_weights
 from .curve import draw_loss_curve
 from .data_windows import evaluate_text
+from .devices import device_of
 from .evaluation import HeldOutFigures, unigram_loss
 from .lineage import make_lineage
 from .log import LOG_NAME, read_log
@@ -47,7 +48,8 @@ def finish_run(
     give_back_freed_memory()  # each of the threads that trained has kept some of its own
     model = Transformer(trainer.model.config)
     load_final_weights(path, model)
-    figures = _evaluate(model, text, recipe)
+    figures = _evaluate(model.to(device_of(trainer.model)), text, recipe)
+    model.cpu()
     tensors = sorted(canonical_tensors(model).items())
     lineage = make_lineage(
         record, model.config, ((name, tensor.numpy()) for name, tensor in tensors)

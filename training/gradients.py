@@ -44,10 +44,11 @@ class BatchGradients:
         """With dropout all threads work on one part at a time.
 
         torch draws what is dropped from one generator for the whole process, and parts side by
-        side would mix up its order. So they do for a compiled model, and where several processes
-        share the batch already.
+        side would mix up its order. So they do for a compiled model, on a GPU, and where several
+        processes share the batch already.
         """
         is_one_part = recipe.dropout > 0 or recipe.compile or processes.count > 1
+        is_one_part |= recipe.device != "cpu"
         self.workers = BatchWorkers(
             threads=threads, max_parts=1 if is_one_part else recipe.micro_batch_size
         )

@@ -18,7 +18,7 @@ from llmserve.errors import DataError
 from llmserve.text.tokenizer import Tokenizer
 
 from .eval_scores import accuracy, confusion, f1_scores, macro_f1
-from .finetune_examples import Example, Lengths, TokenRow, fill_up
+from .finetune_examples import Example, Lengths, TokenRow
 from .finetune_model import TunedModel
 from .finetune_rows import Row
 from .finetune_task import Task, in_batches
@@ -76,7 +76,7 @@ class ClassifyTask(Task[ClassifyExample]):
 
     def loss(self, model: TunedModel, examples: Sequence[ClassifyExample]) -> Tensor:
         """Sum of the texts' losses, in nats."""
-        wanted = torch.tensor([example.label for example in examples])
+        wanted = torch.tensor([example.label for example in examples], device=model.device)
         return F.cross_entropy(self._scores(model, examples), wanted, reduction="sum")
 
     def figures(self, model: TunedModel, examples: Sequence[ClassifyExample]) -> dict[str, float]:
@@ -101,5 +101,5 @@ class ClassifyTask(Task[ClassifyExample]):
 
     def _scores(self, model: TunedModel, examples: Sequence[ClassifyExample]) -> Tensor:
         """[B, L]."""
-        ids, _, last = fill_up([example.rows[0] for example in examples])
+        ids, _, last = model.fill_up([example.rows[0] for example in examples])
         return model.last_scores(ids, last)

@@ -19,7 +19,7 @@ from torch import Tensor
 from llmserve.config import Head
 from llmserve.text.tokenizer import Tokenizer
 
-from .finetune_examples import Example, Lengths, TokenRow, fill_up
+from .finetune_examples import Example, Lengths, TokenRow
 from .finetune_model import TunedModel
 from .finetune_rows import Row
 from .finetune_task import Task, in_batches
@@ -53,9 +53,13 @@ class EmbedTask(Task[Example]):
         texts += [row for example in examples for row in example.rows[2:]]
         queries = self._vectors(model, [example.rows[0] for example in examples])
         similarities = queries @ self._vectors(model, texts).T / self._temperature  # [B, N]
-        own = torch.arange(len(examples))
+        own = torch.arange(len(examples), device=model.device)
         twins = torch.tensor(
-            [[j != i and texts[j].ids == texts[i].ids for j in range(len(texts))] for i in own]
+            [
+                [j != i and texts[j].ids == texts[i].ids for j in range(len(texts))]
+                for i in range(len(examples))
+            ],
+            device=model.device,
         )
         similarities = similarities.masked_fill(twins, float("-inf"))
         return F.cross_entropy(similarities, own, reduction="sum")
@@ -78,7 +82,7 @@ class EmbedTask(Task[Example]):
 
     def _vectors(self, model: TunedModel, rows: Sequence[TokenRow]) -> Tensor:
         """[B, E], of length 1."""
-        ids, _, last = fill_up(rows)
+        ids, _, last = model.fill_up(rows)
         states = model.scores(ids)
-        is_text = torch.arange(ids.shape[1]) <= last[:, None]
+        is_text = torch.arange(ids.shape[1], device=ids.device) <= last[:, None]
         return F.normalize((states * is_text[..., None]).sum(dim=1), dim=-1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from llmserve.config import Head
 
 from .finetune_chats import ChatEncoder
-from .finetune_examples import Example, Lengths, TokenRow, fill_up
+from .finetune_examples import Example, Lengths, TokenRow
 from .finetune_model import TunedModel
 from .finetune_rows import Row
 from .finetune_task import Task, in_batches
@@ -56,6 +56,6 @@ class RewardTask(Task[Example]):
     def _margins(self, model: TunedModel, examples: Sequence[Example]) -> Tensor:
         """r(chosen) - r(rejected), [B]."""
         texts = [example.rows[place] for place in (0, 1) for example in examples]
-        ids, _, last = fill_up(texts)
+        ids, _, last = model.fill_up(texts)
         chosen, rejected = model.last_scores(ids, last)[:, 0].chunk(2)
         return chosen - rejected

@@ -22,7 +22,7 @@ from llmserve.errors import DataError
 from llmserve.text.tokenizer import Tokenizer
 
 from .eval_scores import exact_match, token_f1
-from .finetune_examples import Example, Lengths, TokenRow, fill_up
+from .finetune_examples import Example, Lengths, TokenRow
 from .finetune_model import TunedModel
 from .finetune_rows import Row
 from .finetune_task import Task, in_batches
@@ -93,9 +93,9 @@ class SpanTask(Task[SpanExample]):
         """Sum over the questions of the mean loss of first and last token, in nats."""
         learned = [example for example in examples if example.start >= 0]
         if not learned:
-            return torch.zeros(())
+            return torch.zeros((), device=model.device)
         scores = self._scores(model, learned)  # [B, 2, T]
-        wanted = torch.tensor([[example.start, example.end] for example in learned])
+        wanted = torch.tensor([[e.start, e.end] for e in learned], device=model.device)
         return F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), reduction="sum") / 2
 
     def figures(self, model: TunedModel, examples: Sequence[SpanExample]) -> dict[str, float]:
@@ -111,16 +111,16 @@ class SpanTask(Task[SpanExample]):
         """The likeliest answer to each question."""
 
         def compute(batch: list[SpanExample]) -> list[str]:
-            scores = self._scores(model, batch)
+            scores = self._scores(model, batch).cpu()
             return [best_span(example, row) for example, row in zip(batch, scores, strict=True)]
 
         return in_batches(examples, compute)
 
     def _scores(self, model: TunedModel, examples: Sequence[SpanExample]) -> Tensor:
         """[B, 2, T], minus infinity outside the text."""
-        ids, _, last = fill_up([example.rows[0] for example in examples])
-        places = torch.arange(ids.shape[1])
-        first = torch.tensor([example.first for example in examples])
+        ids, _, last = model.fill_up([example.rows[0] for example in examples])
+        places = torch.arange(ids.shape[1], device=ids.device)
+        first = torch.tensor([example.first for example in examples], device=ids.device)
         outside = (places < first[:, None]) | (places > last[:, None])
         return model.scores(ids).mT.masked_fill(outside[:, None], float("-inf"))
 

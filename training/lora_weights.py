@@ -36,9 +36,18 @@ class LoraWeights:
     """Trainable pairs of a model; an `Adapt` that adds what they give."""
 
     def __init__(
-        self, config: ModelConfig, targets: Sequence[str], *, rank: int, alpha: float, seed: int
+        self,
+        config: ModelConfig,
+        targets: Sequence[str],
+        *,
+        rank: int,
+        alpha: float,
+        seed: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Draw A and set B to zero for every projection of the model that `targets` names.
+
+        What is drawn does not depend on the device.
 
         Raises:
             ConfigError: the model has none of them. Experts are not adapted.
@@ -66,8 +75,8 @@ class LoraWeights:
         for place, (out, width) in self._shapes.items():
             bound = width**-0.5
             a = torch.empty(rank, width).uniform_(-bound, bound, generator=generator)
-            self._a[place] = nn.Parameter(a)
-            self._b[place] = nn.Parameter(torch.zeros(out, rank))
+            self._a[place] = nn.Parameter(a.to(device))
+            self._b[place] = nn.Parameter(torch.zeros(out, rank, device=device))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All matrices, under the names that an adapter's file has for them."""
@@ -90,8 +99,8 @@ class LoraWeights:
         """A copy of the pairs as they are now, to be saved or served."""
         pairs = {
             place: LoraPair(
-                a=self._a[place].detach().clone().numpy(),
-                b=self._b[place].detach().clone().numpy(),
+                a=self._a[place].detach().clone().cpu().numpy(),
+                b=self._b[place].detach().clone().cpu().numpy(),
                 alpha=self._alpha,
             )
             for place in self._shapes

@@ -20,6 +20,7 @@ from .objective import Precision
 __all__ = ["peak_flops", "training_flops_per_token"]
 
 _SIZE = 768
+_GPU_SIZE = 8192
 _REPEATS = 4
 _ENOUGH_SECONDS = 0.1
 """A product that takes this long is not slow by chance: the type has no fast kernel here."""
@@ -31,9 +32,11 @@ def training_flops_per_token(config: ModelConfig) -> int:
     return 6 * _multiplied_weights(config) + attention
 
 
-def peak_flops(precision: Precision, *, threads: int) -> float:
-    """Operations per second of one thread's fastest product, times `threads`."""
+def peak_flops(precision: Precision, device: torch.device, *, threads: int) -> float:
+    """Operations per second of the fastest product: a GPU's, or one thread's times `threads`."""
     dtype = getattr(torch, precision)
+    if device.type == "cuda":
+        return _flops_of_gpu(dtype, device)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -45,6 +48,20 @@ def peak_flops(precision: Precision, *, threads: int) -> float:
     finally:
         torch.set_num_threads(before)
     return 2 * _SIZE**3 / seconds * threads
+
+
+def _flops_of_gpu(dtype: torch.dtype, device: torch.device) -> float:
+    matrix = torch.ones(_GPU_SIZE, _GPU_SIZE, dtype=dtype, device=device)
+    fastest = min(_seconds_of_gpu(matrix) for _ in range(_REPEATS))
+    return 2 * _GPU_SIZE**3 / fastest
+
+
+def _seconds_of_gpu(matrix: torch.Tensor) -> float:
+    torch.cuda.synchronize(matrix.device)
+    began = time.perf_counter()
+    torch.mm(matrix, matrix)
+    torch.cuda.synchronize(matrix.device)
+    return time.perf_counter() - began
 
 
 def _seconds(matrix: torch.Tensor) -> float:

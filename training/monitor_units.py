@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from llmserve.model.half_blocks import Mlp
 from llmserve.model.transformer import Transformer
 
+from .devices import beside
+
 __all__ = ["dead_units"]
 
 _SHARE_OF_RMS = 1e-3
@@ -33,7 +35,7 @@ def dead_units(model: Transformer, inputs: Tensor) -> dict[str, float]:
     model.eval()
     try:
         with torch.no_grad():
-            model(inputs)
+            model(*beside(model, inputs))
     finally:
         model.train(was_training)
         for meter in (meter for layer in meters.values() for meter in layer):
@@ -45,8 +47,9 @@ class _UnitMeter:
     """Keeps the largest magnitude of each unit of one feed-forward, and the sum of squares."""
 
     def __init__(self, mlp: Mlp) -> None:
-        width = mlp.down_proj.weight.shape[1]
-        self.largest, self.squares, self.count = torch.zeros(width), torch.zeros(()), 0
+        weight = mlp.down_proj.weight
+        self.largest = torch.zeros(weight.shape[1], device=weight.device)
+        self.squares, self.count = torch.zeros((), device=weight.device), 0
         self.remove: Callable[[], None] = mlp.down_proj.register_forward_pre_hook(self._see).remove
 
     def _see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -140,7 +140,11 @@ def load_optimizer_tensors(
             raise CheckpointError(f"the optimizer's state does not fit the model: {name}")
         state = optimizer.state_of(parameter)
         is_count = isinstance(state.get(part), int)
-        state[part] = int(tensor) if is_count else tensor.clone()
+        state[part] = int(tensor) if is_count else _copied(tensor, parameter.device)
+
+
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.clone() if tensor.device == device else tensor.to(device)
 
 
 def _learning(model: nn.Module) -> Named:

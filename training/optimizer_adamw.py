@@ -75,5 +75,5 @@ class AdamW:
         if not state:
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-            state["step"] = torch.zeros(())
+            state["step"] = torch.zeros((), device=parameter.device)
         return state

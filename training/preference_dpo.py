@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .finetune_chats import ChatEncoder
-from .finetune_examples import Example, Lengths, fill_up
+from .finetune_examples import Example, Lengths
 from .finetune_model import TunedModel
 from .finetune_rows import Row
 from .finetune_task import Task, in_batches, log_likelihood
@@ -78,12 +78,13 @@ class DpoTask(Task[PairExample]):
 
     def _margins(self, model: TunedModel, examples: Sequence[PairExample]) -> Tensor:
         """β times by how much more the chosen answer gained, [B]."""
-        reference = torch.tensor([example.reference for example in examples]).T  # [2, B]
+        references = [example.reference for example in examples]
+        reference = torch.tensor(references, device=model.device).T  # [2, B]
         gains = self._likelihoods(model, examples) - reference
         return self._beta * (gains[0] - gains[1])
 
     def _likelihoods(self, model: TunedModel, examples: Sequence[PairExample]) -> Tensor:
         """Log-probabilities of the answers, chosen ones first: [2, B]."""
         texts = [example.rows[place] for place in (0, 1) for example in examples]
-        ids, targets, _ = fill_up(texts)
+        ids, targets, _ = model.fill_up(texts)
         return log_likelihood(model.logits(ids).float(), targets).view(2, -1)

@@ -15,7 +15,7 @@ from llmserve.config import Experts, ModelConfig
 from llmserve.errors import ConfigError
 
 from .clean_steps import DEFAULT_STEPS, parse_steps
-from .recipe_fields import check_fields, check_known, fields_sha256, read_toml
+from .recipe_fields import DeviceName, check_fields, check_known, fields_sha256, read_toml
 
 __all__ = ["TrainingRecipe", "load_recipe", "recipe_names"]
 
@@ -116,8 +116,10 @@ class TrainingRecipe:
     ema_decay: float | None = None
     """Share of the averaged weights that each step keeps (0.999, say): these are then evaluated and
     become the model; none given: the weights themselves."""
+    device: DeviceName = "cpu"
+    """cpu; or cuda: an NVIDIA GPU, with torchrun one for each process."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the matrix products; auto: bfloat16 where the processor has instructions for it.
+    """Type of the matrix products; auto: bfloat16 where the device has instructions for it.
     With float16 the loss is scaled up, so that small gradients are not lost."""
     activation_checkpointing: bool = False
     """Compute each block again in the backward pass instead of keeping what is inside it: less

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from llmserve.errors import ConfigError
 
 __all__ = [
+    "DeviceName",
     "check_fields",
     "check_known",
     "check_type",
@@ -23,6 +24,10 @@ __all__ = [
     "fields_sha256",
     "read_toml",
 ]
+
+
+DeviceName = Literal["cpu", "cuda"]
+"""Where a run computes."""
 
 
 def check_fields(recipe: Any, ranges: Mapping[str, tuple[float, float]]) -> None:

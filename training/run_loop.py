@@ -17,6 +17,7 @@ from llmserve.text.tokenizer import Tokenizer
 
 from .batches import read_windows
 from .data_windows import describe_windows, evaluate_text, open_windows
+from .devices import device_of, training_device
 from .distributed import ALONE, Processes
 from .finish import finish_run
 from .monitor import Monitor
@@ -78,6 +79,7 @@ class RunLoop:
         self._config = _model_config(recipe, text.tokenizer)
         model = Transformer(self._config, dropout=recipe.dropout)
         model.initialize(torch.Generator().manual_seed(recipe.seed))
+        model.to(training_device(recipe.device, local_rank=processes.local_rank))
         self._windows = open_windows(text.train, recipe, end_id=text.tokenizer.eos_token_id)
         self._trainer = Trainer(
             model,
@@ -136,14 +138,16 @@ class RunLoop:
             repeated_share=repeated_share(self._text.train.ids),
             clip_norm=recipe.clip_norm,
         )
-        threads = self._record["threads"] * self._processes.count
+        peak = peak_flops(
+            self._record["precision"], device_of(trainer.model), threads=self._record["threads"]
+        )
         return Monitor(
             self._folder,
             facts,
             title=f"Training in {self._folder.path.name}",
             step=self._step,
             flops_per_token=training_flops_per_token(self._config),
-            peak_flops=peak_flops(self._record["precision"], threads=threads),
+            peak_flops=peak * self._processes.count,
         )
 
     def _announce(self) -> None:
@@ -154,11 +158,17 @@ class RunLoop:
             f"{count:,} parameters, vocabulary {self._config.vocab_size}, "
             f"{len(self._text.train.ids):,} tokens to train on, "
             f"{len(self._text.held_out.ids):,} held out, {self._record['precision']}, "
-            f"{self._record['threads']} threads{shared}"
+            f"{self._place()}{shared}"
         )
         self._reporter.note(describe_windows(self._windows))
         if state.step:
             self._reporter.note(f"going on from step {state.step}")
+
+    def _place(self) -> str:
+        device = device_of(self._trainer.model)
+        if device.type == "cuda":
+            return torch.cuda.get_device_name(device)
+        return f"{self._record['threads']} threads"
 
     def _is_done(self) -> bool:
         return self._planned is not None and self._step >= self._planned

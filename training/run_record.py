@@ -47,7 +47,7 @@ def make_run(
         "tokenizer_sha256": tokenizer_sha256(text.tokenizer),
         "train_tokens_sha256": text.train.sha256,
         "held_out_tokens_sha256": text.held_out.sha256,
-        "precision": resolve_precision(recipe.precision),
+        "precision": resolve_precision(recipe.precision, recipe.device),
         "threads": recipe.threads or torch.get_num_threads(),
         "processes": processes,
         "torch": torch.__version__,

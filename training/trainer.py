@@ -67,7 +67,7 @@ class Trainer:
         threads: int,
         processes: Processes = ALONE,
     ) -> None:
-        """`windows` are the text to train on.
+        """`windows` are the text to train on; `model` lies where it is to be trained.
 
         Raises:
             ConfigError: several processes that cannot share the parts of a batch evenly, or are to
@@ -83,7 +83,7 @@ class Trainer:
         if processes.count > 1 and recipe.parallel == "fsdp":
             from .distributed_models import shard_model
 
-            shard_model(model)
+            shard_model(model, processes)
         self.objective = Objective(model, recipe, precision)
         """The loss, and what the routers of experts did."""
         self._gradients = BatchGradients(

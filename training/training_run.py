@@ -18,6 +18,7 @@ from llmserve.durable import write_json
 from llmserve.errors import ConfigError
 
 from .corpus import Corpus, read_corpus
+from .devices import training_device
 from .distributed import ALONE, Processes
 from .prepare import PreparedText, open_prepared, prepare_text
 from .recipe import TrainingRecipe
@@ -49,11 +50,12 @@ def run_training(
             prepares and writes what there is one of.
 
     Raises:
-        ConfigError, DataError, CheckpointError: recipe, text or folder cannot be used.
+        ConfigError, DataError, CheckpointError: recipe, device, text or folder cannot be used.
         TrainingError: another process trains there, the disk is full, or the loss stays not
             finite. The last checkpoint is kept.
     """
     began = time.monotonic()
+    training_device(recipe.device, local_rank=processes.local_rank)  # found missing before the text
     folder = RunFolder(out)
     try:
         with folder.locked() if processes.is_first else contextlib.nullcontext():

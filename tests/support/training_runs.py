@@ -105,7 +105,8 @@ def run_as_processes(
         if child == 0:
             code = 1
             try:
-                os.environ.update(meeting, RANK=str(rank), TORCHELASTIC_RUN_ID="test")
+                ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                os.environ.update(meeting, TORCHELASTIC_RUN_ID="test", **ranks)
                 failpoints.arm(failpoint)
                 with join_processes() as processes:
                     run(processes)

@@ -20,6 +20,7 @@ from llmserve.training.data_packing import PackedWindows, pack_documents
 from support.training_runs import tiny_config
 
 END = 7
+CPU = torch.device("cpu")
 sizes_lists = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 
 
@@ -124,7 +125,7 @@ def test_a_packed_document_is_computed_as_if_it_stood_alone(name: str, is_mixed:
     sizes = [5, 16, 3, 40, 1, 9, 2, 11]
     windows, ids = make_windows(sizes)
     inputs, targets, positions = windows.read(0, windows.windows_per_epoch)
-    attend = make_attention(config, positions, is_mixed=is_mixed)
+    attend = make_attention(config, positions, is_mixed=is_mixed, device=CPU)
     packed = model(inputs, attend, positions)
     total = functional.cross_entropy(packed.flatten(0, 1), targets.flatten(), reduction="sum")
     gradients = torch.autograd.grad(total, list(model.parameters()))
@@ -151,6 +152,6 @@ def test_without_the_mask_documents_would_see_each_other() -> None:
     model.initialize(torch.Generator().manual_seed(1))
     windows, _ = make_windows([5, 9])
     inputs, _, positions = windows.read(0, 1)
-    kept = model(inputs, make_attention(config, positions, is_mixed=False), positions)
-    mixed = model(inputs, make_attention(config, None, is_mixed=False), positions)
+    kept = model(inputs, make_attention(config, positions, is_mixed=False, device=CPU), positions)
+    mixed = model(inputs, make_attention(config, None, is_mixed=False, device=CPU), positions)
     assert (kept - mixed).abs().max() > 1e-3

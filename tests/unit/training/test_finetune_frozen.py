@@ -126,3 +126,15 @@ def test_shapes_that_cannot_be_kept_in_nf4_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "m", config, random_tensors(config))
     with pytest.raises(ConfigError, match="no layer of this model can be kept in nf4"):
         open_tuned(Checkpoint.open(tmp_path / "m"), FinetuneRecipe(method="qlora"), None)
+
+
+def test_quantized_layers_are_refused_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = tiny_config(hidden_size=64, intermediate_size=64, num_heads=2, num_kv_heads=2)
+    save_model(tmp_path / "m", config, random_tensors(config))
+    recipe = FinetuneRecipe(method="qlora", device="cuda")
+    with pytest.raises(ConfigError, match="stay quantized are trained beside on cpu alone"):
+        open_tuned(Checkpoint.open(tmp_path / "m"), recipe, None)
