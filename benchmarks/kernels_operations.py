@@ -6,6 +6,7 @@ without windows: they are mostly longer than the contexts here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,10 @@ _PROMPT_LEN = 512
 _NUM_SEQS = (1, 8, 32)  # that decode; rows that are drawn
 _NUM_PREPARES = 65
 _NUM_DRAWS = 8
+_MOST_OPERATIONS = 20_000_000_000
+"""Multiply-adds of one timing, which take some tenths of a second. Where one copy takes so many
+that they bind it, the time does not follow from whether the weights are in the cache."""
+_LEAST_COPIES = 8
 _CACHE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
@@ -74,16 +79,25 @@ def least_pool_bytes(config: ModelConfig, matrices: Sequence[Matrix], cache_dtyp
 def _linears(
     machine: Machine, matrix: Matrix, pool: Pool, num_rows: Sequence[int]
 ) -> Iterator[Operation]:
-    runnable = linears(machine, matrix, pool)
-    linear = pool.copies(matrix.spec)[0]
+    copies = pool.copies(matrix.spec)
+    runnables: dict[int, Runnable] = {}
     for count in num_rows:
+        need = linear_need(copies[0], count)
+        num_copies = _num_copies(len(copies), need)
+        if num_copies not in runnables:
+            runnables[num_copies] = linears(machine, matrix, copies[:num_copies])
         yield Operation(
             name=matrix.name,
             num_rows=count,
-            copies=runnable.count,
-            need=linear_need(linear, count),
-            time_s=partial(runnable.seconds, [count]),
+            copies=num_copies,
+            need=need,
+            time_s=partial(runnables[num_copies].seconds, [count]),
         )
+
+
+def _num_copies(most: int, need: Need) -> int:
+    """How many of the copies that there is room for are worked through in one timing."""
+    return min(most, max(_LEAST_COPIES, _MOST_OPERATIONS // need.operations))
 
 
 def _attentions(
@@ -95,13 +109,13 @@ def _attentions(
     cases = [(f"attention, context {context_len}", n, 1, context_len) for n in _NUM_SEQS]
     cases.append((f"attention, prompt of {prompt_len}", 1, prompt_len, prompt_len))
     for name, num_seqs, num_queries, length in cases:
-        runnable = attention(
-            machine, config, pool, cache_dtype=cache_dtype, token_bytes=token_bytes,
-            context_len=length, num_seqs=num_seqs,
-        )  # fmt: skip
         need = attention_need(
             config, token_bytes, num_seqs=num_seqs, num_queries=num_queries, context_len=length
         )
+        runnable = attention(
+            machine, config, pool, cache_dtype=cache_dtype, token_bytes=token_bytes,
+            context_len=length, num_seqs=num_seqs, most_layers=_num_copies(sys.maxsize, need),
+        )  # fmt: skip
         yield Operation(
             name=name,
             num_rows=num_seqs * num_queries,

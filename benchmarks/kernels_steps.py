@@ -111,10 +111,9 @@ class Runnable:
         self._filled_rows = num_rows
 
 
-def linears(machine: Machine, matrix: Matrix, pool: Pool) -> Runnable:
-    """A linear layer, over copies; its input is prepared once for all of them."""
+def linears(machine: Machine, matrix: Matrix, copies: Sequence[PackedLinear]) -> Runnable:
+    """A linear layer, over copies of it; its input is prepared once for all of them."""
     program, spec = _plain_program(), matrix.spec
-    copies = pool.copies(spec)
     x = program.buffer(spec.width)
     out = program.buffer(spec.out + _SLACK)
     slot = program.prepare(x, spec.width, None, copies[0])
@@ -140,13 +139,13 @@ def prepares(
 
 def attention(
     machine: Machine, config: ModelConfig, pool: Pool, *, cache_dtype: str, token_bytes: int,
-    context_len: int, num_seqs: int,
+    context_len: int, num_seqs: int, most_layers: int,
 ) -> Runnable:  # fmt: skip
-    """Attention in as many layers as the memory holds caches, without windows."""
+    """Attention in as many layers as the memory holds caches, or fewer, without windows."""
     num_blocks = num_seqs * -(-context_len // BLOCK_SIZE)
     layer_bytes = num_blocks * BLOCK_SIZE * token_bytes
     # Kernels may read a little behind a cache.
-    num_layers = max(1, len(pool.memory) // layer_bytes - 1)
+    num_layers = min(most_layers, max(1, len(pool.memory) // layer_bytes - 1))
     program = Program(
         num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
         layer_groups=[0] * num_layers, windows=[0],

@@ -33,7 +33,8 @@ from llmserve.benchmarks.kernels_matrices import (
     folder_matrices,
     shape_matrices,
 )
-from llmserve.benchmarks.kernels_operations import Operation
+from llmserve.benchmarks.kernels_operations import Operation, operations_of
+from llmserve.benchmarks.kernels_steps import Machine
 from llmserve.benchmarks.shapes import SHAPES, make_model
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.config import ModelConfig
@@ -208,6 +209,21 @@ def test_matrices_follow_the_model(config: ModelConfig, names: list[str], tmp_pa
     found = folder_matrices(config, segment)
     assert [one.name + "*" * one.has_norm for one in found] == names  # *: normalized before
     assert all(matrix.spec.kind is WeightKind.FLOAT32 for matrix in found)
+
+
+@pytest.mark.native
+@NEEDS_KERNELS
+def test_a_timing_ends_however_large_the_memory_is() -> None:
+    operations = operations_of(
+        Machine(available_paths()[0], 1), tiny(), shape_matrices(tiny(), "int8"), Pool(64 << 20),
+        num_rows=(1, 4096, 1 << 20), cache_dtype="int8",
+    )  # fmt: skip
+    all_copies, some, least = (one.copies for one in operations if one.name == "qkv")
+    assert all_copies == len(Pool(64 << 20).copies(matrix("qkv", "int8").spec))
+    assert least == 8 < some < all_copies
+    for one in operations:
+        if one.copies > 8:
+            assert one.copies * one.need.operations <= 2e10
 
 
 @pytest.mark.native
