@@ -42,11 +42,19 @@ class Processes:
     """How many there are."""
     local_rank: int = 0
     """Which this is on its machine, from 0: it has the GPU of that number."""
+    parent: int | None = None
+    """The process that started it; None: it does not matter whether that is still there."""
 
     @property
     def is_first(self) -> bool:
         """Whether this one writes what is written once."""
         return self.rank == 0
+
+    @property
+    def is_left_alone(self) -> bool:
+        """Whether torchrun is gone, by SIGKILL say: this process would go on unseen, and keep the
+        run's folder."""
+        return self.parent is not None and os.getppid() != self.parent
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of everyone's tensors of one shape."""
@@ -117,7 +125,7 @@ def join_processes(device: DeviceName = "cpu") -> Iterator[Processes]:
     else:
         dist.init_process_group("gloo")
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), local_rank)
+        yield Processes(dist.get_rank(), dist.get_world_size(), local_rank, os.getppid())
     finally:
         dist.destroy_process_group()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,8 @@ class RunLoop:
             stop = stack.enter_context(StopSignals())
             while not self._is_done():
                 self._one_step()
-                received = self._processes.any(stop.received or 0)
+                is_asked = stop.received or self._processes.is_left_alone * signal.SIGTERM
+                received = self._processes.any(is_asked)
                 if received:
                     self._checkpoints.save()
                     return RunOutcome(self._folder.model, None, received)

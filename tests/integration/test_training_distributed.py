@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import fields
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llmserve.checkpoint import Checkpoint
@@ -14,6 +17,7 @@ from llmserve.errors import ConfigError
 from llmserve.training.distributed import ALONE, Processes
 from llmserve.training.log import read_log
 from llmserve.training.recipe import TrainingRecipe
+from llmserve.training.run_folder import RunFolder
 from llmserve.training.training_run import run_training
 from support.training_runs import SilentReporter, run_as_processes, tiny_recipe, write_text
 
@@ -41,16 +45,28 @@ def train(text: Path, out: Path, settings: TrainingRecipe, processes: Processes 
     run_training(settings, [str(text)], out, reporter=SilentReporter(), processes=processes)
 
 
-def train_in_two(
-    text: Path, out: Path, settings: TrainingRecipe
-) -> subprocess.CompletedProcess[str]:
+def command_for_two(text: Path, out: Path, settings: TrainingRecipe) -> list[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "llmserve", "train", "--text", str(text), "--out", str(out)]
     for field in fields(settings):
         value = getattr(settings, field.name)
         if value is not None and not isinstance(value, bool):
             command += ["--" + field.name.replace("_", "-"), str(value)]
+    return command
+
+
+def train_in_two(
+    text: Path, out: Path, settings: TrainingRecipe
+) -> subprocess.CompletedProcess[str]:
+    command = command_for_two(text, out, settings)
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline_s, "not within a minute"
+        time.sleep(0.02)
 
 
 def losses(out: Path) -> list[float]:
@@ -67,6 +83,22 @@ def test_copies_that_share_a_batch_make_the_run_of_one(
     assert losses(tmp_path / "run") == pytest.approx(alone, rel=1e-5)
     assert "2 processes" in result.stderr
     assert result.stdout.count("held-out loss") == 1  # one of them speaks
+
+
+def test_processes_end_at_a_checkpoint_when_torchrun_is_killed(text: Path, tmp_path: Path) -> None:
+    out, settings = tmp_path / "run", replace(recipe("ddp"), steps=10**6, checkpoint_every=10**6)
+    command = command_for_two(text, out, settings)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
+        log = out / "training_log.jsonl"
+        wait_until(lambda: log.is_file() and len(read_log(log)) >= 3)
+        workers = psutil.Process(parent.pid).children()
+        parent.kill()
+    assert len(workers) == 2
+    wait_until(lambda: not any(worker.is_running() for worker in workers))
+    last = RunFolder(out).last_checkpoint()
+    assert last is not None
+    with RunFolder(out).locked():  # nobody has it any more
+        assert read_log(log)[-1]["step"] >= 3
 
 
 def test_shards_of_two_are_gone_on_with_by_one(

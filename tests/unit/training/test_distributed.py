@@ -19,6 +19,14 @@ def test_one_of_several_ends_at_once_with_its_status() -> None:
     assert [os.waitstatus_to_exitcode(status) for status in statuses] == [7, 7]
 
 
+def test_it_knows_when_its_parent_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_parent = Processes(parent=os.getppid())
+    assert not with_parent.is_left_alone
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert with_parent.is_left_alone
+    assert not ALONE.is_left_alone  # nohup's business
+
+
 @pytest.mark.parametrize("status", [0, 3])
 def test_alone_it_goes_on(status: int) -> None:
     assert ALONE.leave(status) == status
@@ -39,7 +47,7 @@ def test_tensors_go_over_gloo_and_those_of_gpus_over_nccl(
     monkeypatch.setattr(dist, "get_world_size", lambda: 4)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: asked.append("left"))
     with join_processes(device) as processes:
-        assert processes == Processes(rank=3, count=4, local_rank=1)
+        assert processes == Processes(rank=3, count=4, local_rank=1, parent=os.getppid())
     own = torch.device("cuda", 1)
     on_gpus = [own, (("cpu:gloo,cuda:nccl",), {"device_id": own}), "left"]
     assert asked == (on_gpus if device == "cuda" else [(("gloo",), {}), "left"])
