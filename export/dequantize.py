@@ -15,7 +15,7 @@ import numpy as np
 
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.errors import ConfigError, ExportError
-from llmserve.lineage import LINEAGE_FILE, extended_lineage
+from llmserve.lineage import history_files
 from llmserve.quant.dtypes import StoredArray, from_float32, to_float32
 
 from .target import check_target
@@ -71,7 +71,7 @@ def dequantize_folder(
         config,
         tensors,
         copy_from=path,
-        extra_files={LINEAGE_FILE: extended_lineage(path, "dequantization", entry)},
+        extra_files=history_files(path, "dequantization", entry),
         overwrite=overwrite,
     )
     return Dequantized(

@@ -18,7 +18,7 @@ import torch
 from llmserve.checkpoint import Checkpoint
 from llmserve.durable import StagedFolder, write_bytes, write_json
 from llmserve.families import render_config, render_generation_config
-from llmserve.lineage import LINEAGE_FILE, extended_lineage
+from llmserve.lineage import history_files
 from llmserve.model.transformer import Transformer
 from llmserve.model.weights import load_canonical, load_model
 from llmserve.model_folder import TOKENIZER_FILES
@@ -141,4 +141,5 @@ def _write_companions(
     values |= {"tolerance": TOLERANCE, "kl_tolerance": KL_TOLERANCE}
     write_json(folder / EXPORT_FILE, values | asdict(result))
     stage = {"source": source.fingerprint, "format": "onnx", "scheme": weights.scheme}
-    write_bytes(folder / LINEAGE_FILE, extended_lineage(source.path, "export", stage))
+    for name, data in history_files(source.path, "export", stage).items():
+        write_bytes(folder / name, data)

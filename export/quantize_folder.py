@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llmserve import __version__, failpoints
 from llmserve.checkpoint import Checkpoint, save_model
-from llmserve.lineage import LINEAGE_FILE, extended_lineage
+from llmserve.lineage import history_files
 
 from .evaluation_text import EvaluationText, read_calibration_text, read_evaluation_text
 from .measure import Comparison
@@ -169,7 +169,7 @@ def _write(
         copy_from=source.path,
         extra_files={
             REPORT_FILE: f"{json.dumps(report.as_json(), indent=2)}\n".encode(),
-            LINEAGE_FILE: extended_lineage(source.path, "quantization", stage),
+            **history_files(source.path, "quantization", stage),
         },
         has_int8_activations=model.scheme == "w8a8",
         has_int8_cache=options.has_int8_cache,

@@ -13,9 +13,22 @@ from typing import Any
 
 from .strict_json import read_json
 
-__all__ = ["LINEAGE_FILE", "extended_lineage"]
+__all__ = ["LINEAGE_FILE", "TRAINING_LOG", "extended_lineage", "history_files"]
 
 LINEAGE_FILE = "lineage.json"
+TRAINING_LOG = "training_log.jsonl"
+"""How the training went that the weights come from, line by line."""
+
+
+def history_files(source: Path, stage: str, entry: Mapping[str, Any]) -> dict[str, bytes]:
+    """What a folder made from the folder `source` tells of its past: the lineage with one more
+    stage, and the log of the training, if there is one.
+
+    Raises `CheckpointError` for a malformed lineage in `source`.
+    """
+    files = {LINEAGE_FILE: extended_lineage(source, stage, entry)}
+    log = source / TRAINING_LOG
+    return files | ({TRAINING_LOG: log.read_bytes()} if log.is_file() else {})
 
 
 def extended_lineage(source: Path, stage: str, entry: Mapping[str, Any]) -> bytes:

@@ -1,7 +1,8 @@
 """The curves of the training that made a model, read from the log in its folder.
 
-A folder made by `llmserve train` or `llmserve finetune` holds `training_log.jsonl`, one JSON object
-a line: means over some steps with `loss`, and evaluations with `held_out_loss`, both with `step`.
+A folder made by `llmserve train` or `llmserve finetune`, or from such a one, holds
+`training_log.jsonl`, one JSON object a line: means over some steps with `loss`, and evaluations
+with `held_out_loss`, both with `step`.
 Here its losses become as many points as a chart can show.
 """
 
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from llmserve.errors import CheckpointError
+from llmserve.lineage import TRAINING_LOG
 from llmserve.strict_json import MAX_JSON_BYTES, parse_json
 
 __all__ = ["MAX_POINTS", "read_curves"]
 
-LOG_NAME = "training_log.jsonl"
 CURVES = ("loss", "held_out_loss")
 """Keys of the lines that a curve of the same name is made of."""
 
@@ -34,7 +35,7 @@ def read_curves(folder: Path) -> dict[str, list[Point]] | None:
 
     A log that cannot be read is no reason not to serve the model: it is said in the log.
     """
-    path = folder / LOG_NAME
+    path = folder / TRAINING_LOG
     if not path.is_file():
         return None
     try:

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmserve.adapters import save_adapter
 from llmserve.checkpoint import save_model
 from llmserve.families import family_of
-from llmserve.lineage import LINEAGE_FILE, extended_lineage
+from llmserve.lineage import LINEAGE_FILE, TRAINING_LOG, extended_lineage
 from llmserve.model.weights import to_stored
 from llmserve.model_folder import WeightValue
 from llmserve.quant.dtypes import to_float32
@@ -22,7 +22,7 @@ from .finetune_data import Examples
 from .finetune_prepare import Prepared
 from .finetune_trainer import FinetuneTrainer
 from .lineage import finetune_stage
-from .log import LOG_NAME, read_log
+from .log import read_log
 from .run_folder import RunFolder
 from .run_loop import Reporter
 
@@ -99,7 +99,7 @@ def _save_model(
         copy_from=base.path,
         extra_files={
             LINEAGE_FILE: extended_lineage(base.path, "finetune", stage),
-            LOG_NAME: folder.log.read_bytes(),
+            TRAINING_LOG: folder.log.read_bytes(),
             **task.special_files(),
         },
         overwrite=True,

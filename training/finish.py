@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llmserve.lineage import LINEAGE_FILE
+from llmserve.lineage import LINEAGE_FILE, TRAINING_LOG
 from llmserve.model.transformer import Transformer
 from llmserve.model.weights import canonical_tensors
 from llmserve.runners.freed_memory import give_back_freed_memory
@@ -16,7 +16,7 @@ from .data_windows import evaluate_text
 from .devices import device_of
 from .evaluation import HeldOutFigures, unigram_loss
 from .lineage import make_lineage
-from .log import LOG_NAME, read_log
+from .log import read_log
 from .prepare import PreparedText
 from .recipe import TrainingRecipe
 from .report import make_result
@@ -60,7 +60,7 @@ def finish_run(
         tokenizer=folder.tokenizer,
         extra_files={
             LINEAGE_FILE: f"{json.dumps(lineage, indent=2)}\n".encode(),
-            LOG_NAME: folder.log.read_bytes(),
+            TRAINING_LOG: folder.log.read_bytes(),
             "evaluation.txt": _excerpt(text, text.held_out, _MAX_EVALUATION_TOKENS),
             "calibration.txt": _excerpt(text, text.train, _MAX_CALIBRATION_TOKENS),
         },

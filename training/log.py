@@ -15,9 +15,7 @@ from typing import Any, TextIO
 
 from llmserve.durable import append_line, write_bytes
 
-__all__ = ["LOG_NAME", "TrainingLog", "read_log"]
-
-LOG_NAME = "training_log.jsonl"
+__all__ = ["TrainingLog", "read_log"]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmserve.adapters import Adapter, load_adapter
 from llmserve.checkpoint import Checkpoint, save_model
-from llmserve.lineage import LINEAGE_FILE, extended_lineage
+from llmserve.lineage import history_files
 from llmserve.model.weights import to_stored
 
 __all__ = ["merge_adapter", "merged"]
@@ -61,12 +61,11 @@ def merge_adapter(
     wanted = getattr(torch, config.dtype)
     stored = {name: to_stored(t.to(wanted)) for name, t in merged(tensors, adapter).items()}
     stage = {"source": checkpoint.fingerprint, "adapter": adapter.fingerprint}
-    lineage = extended_lineage(model, "merge", stage)
     save_model(
         out,
         config,
         stored,
         copy_from=model,
-        extra_files={LINEAGE_FILE: lineage},
+        extra_files=history_files(model, "merge", stage),
         overwrite=overwrite,
     )

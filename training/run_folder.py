@@ -29,9 +29,8 @@ from typing import Any, TextIO
 
 from llmserve.durable import StagedFolder, sweep_stale, verify_manifest, write_json
 from llmserve.errors import ConfigError, TrainingError
+from llmserve.lineage import TRAINING_LOG
 from llmserve.strict_json import read_json
-
-from .log import LOG_NAME
 
 __all__ = ["RunFolder"]
 
@@ -49,7 +48,7 @@ _CONTENT = (
     "tokenizer",
     "tokens",
     "training.html",
-    LOG_NAME,
+    TRAINING_LOG,
 )
 _STEP = re.compile(r"\.?(step-\d{8,})")
 
@@ -66,7 +65,7 @@ class RunFolder:
         """Files of the tokenizer."""
         self.tokens = path / "tokens"
         """Token files."""
-        self.log = path / LOG_NAME
+        self.log = path / TRAINING_LOG
         """The log."""
         self.picture = path / "loss.png"
         """The loss curve."""

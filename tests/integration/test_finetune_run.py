@@ -18,6 +18,7 @@ from llmserve import failpoints
 from llmserve.checkpoint import Checkpoint
 from llmserve.cli import main
 from llmserve.errors import ConfigError, DataError, TrainingError
+from llmserve.lineage import TRAINING_LOG
 from llmserve.llm import LLM
 from llmserve.model.weights import load_model
 from llmserve.tensor_file import map_tensors
@@ -26,7 +27,7 @@ from llmserve.training import finetune_finish
 from llmserve.training.finetune_recipe import FinetuneRecipe
 from llmserve.training.finetune_run import run_finetuning
 from llmserve.training.finetune_trainer import FinetuneTrainer, TuningStep
-from llmserve.training.log import LOG_NAME, read_log
+from llmserve.training.log import read_log
 from support.finetuning import (
     finetune,
     rows_for,
@@ -206,7 +207,7 @@ def test_the_best_weights_are_kept(base: Path, tmp_path: Path) -> None:
     assert best["after"]["held_out_loss"] < last["after"]["held_out_loss"]
     scores = [
         line["held_out_loss"]
-        for line in read_log(tmp_path / "best" / LOG_NAME)[1:]
+        for line in read_log(tmp_path / "best" / TRAINING_LOG)[1:]
         if "held_out_loss" in line
     ]
     assert best["after"]["held_out_loss"] == pytest.approx(min(scores), rel=1e-5)

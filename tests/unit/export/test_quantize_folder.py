@@ -18,7 +18,7 @@ from llmserve.errors import CheckpointError, ConfigError
 from llmserve.export.quant_options import QuantizationOptions
 from llmserve.export.quantize_folder import quantize_folder
 from llmserve.failpoints import FailpointError
-from llmserve.lineage import extended_lineage
+from llmserve.lineage import extended_lineage, history_files
 from support.file_operations import EVERY
 from support.models import TEXT, make_model_folder
 
@@ -35,6 +35,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_model_folder(tmp_path_factory.mktemp("models") / "model")
     (folder / "evaluation.txt").write_text(TEXT * 3, encoding="utf-8")
     (folder / "calibration.txt").write_text(TEXT[::-1] * 2, encoding="utf-8")
+    (folder / "training_log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     return folder
 
 
@@ -55,7 +56,7 @@ def test_folder_holds_model_tokenizer_report_lineage_and_manifest(
     assert set(files) == {
         *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"),
         *("tokenizer_config.json", "chat_template.jinja", "quantization_report.json"),
-        *("lineage.json", "manifest.json"),
+        *("lineage.json", "training_log.jsonl", "manifest.json"),
         *("reference.json", "reference.safetensors", "certificate.json"),
     }
     assert files["tokenizer.json"] == (original / "tokenizer.json").read_bytes()
@@ -102,6 +103,14 @@ def test_lineage_keeps_the_stages_before(tmp_path: Path) -> None:
     (tmp_path / "lineage.json").write_text('{"run": {"steps": 3}}')
     lineage = json.loads(extended_lineage(tmp_path, "quantization", {"scheme": "int8"}))
     assert lineage == {"run": {"steps": 3}, "quantization": {"scheme": "int8"}}
+
+
+def test_the_log_of_the_training_goes_with_the_weights(tmp_path: Path) -> None:
+    assert set(history_files(tmp_path, "merge", {})) == {"lineage.json"}
+    (tmp_path / "training_log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    files = history_files(tmp_path, "merge", {})
+    assert files["training_log.jsonl"] == (tmp_path / "training_log.jsonl").read_bytes()
+    assert "merge" in json.loads(files["lineage.json"])
 
 
 def test_lineage_that_is_malformed_is_refused(tmp_path: Path) -> None:

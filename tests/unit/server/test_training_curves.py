@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmserve.server.training_curves import LOG_NAME, MAX_POINTS, read_curves
+from llmserve.lineage import TRAINING_LOG
+from llmserve.server.training_curves import MAX_POINTS, read_curves
 
 
 def write(folder: Path, lines: list[object]) -> Path:
-    (folder / LOG_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / TRAINING_LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
@@ -46,9 +47,9 @@ def test_a_long_curve_keeps_its_ends_and_its_shape(tmp_path: Path, count: int) -
 def test_a_broken_log_is_told_and_serves_no_curves(
     tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / LOG_NAME).write_text(line + "\n")
+    (tmp_path / TRAINING_LOG).write_text(line + "\n")
     assert read_curves(tmp_path) is None
-    assert LOG_NAME in caplog.text
+    assert TRAINING_LOG in caplog.text
 
 
 def test_a_folder_without_a_log_has_no_curves(tmp_path: Path) -> None:
