@@ -8,7 +8,6 @@ is narrow; what noise is left shows in the probes, which are all reported.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import orjson
 
 from llmserve.errors import ConfigError
 
+from .event_loop import run_loop
 from .machine import command_line, machine, versions
 from .metrics import meets_slos
 from .options import ServeOptions
@@ -98,7 +98,7 @@ def bench_capacity(options: ServeOptions, wanted: CapacityOptions) -> int:
         return result.is_met
 
     try:
-        asyncio.run(find_knee(probe, start_rate=wanted.start_rate, tolerance=wanted.tolerance))
+        run_loop(find_knee(probe, start_rate=wanted.start_rate, tolerance=wanted.tolerance))
     except KeyboardInterrupt:
         if probes:
             _report(options, wanted, probes, is_interrupted=True)

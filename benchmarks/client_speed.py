@@ -25,6 +25,7 @@ import orjson
 from llmserve.errors import ConfigError
 
 from .client import Client, Target
+from .event_loop import run_loop
 from .load import LoadState, drive_closed_loop
 from .machine import command_line, machine, versions
 from .noise import MAX_LAG_MS, NoiseMeter
@@ -122,7 +123,7 @@ def measure_client(options: ClientSpeedOptions, rate: float) -> ClientSpeed:
     """The client against a server that sends `rate` tokens per second."""
     cores = _cores()
     with _server(rate, cores[-1:]) as url, _pinned(cores[:1]):
-        return asyncio.run(_load(options, rate, url))
+        return run_loop(_load(options, rate, url))
 
 
 async def _load(options: ClientSpeedOptions, rate: float, url: str) -> ClientSpeed:

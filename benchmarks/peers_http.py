@@ -8,7 +8,6 @@ and no prompt comes twice.
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from llmserve.errors import ConfigError, EngineError
 from llmserve.text.tokenizer import Tokenizer
 
 from .client import COMPLETIONS_ENDPOINT, Client, Target
+from .event_loop import run_loop
 from .metrics import LoadMetrics, compute_metrics
 from .options import ServeOptions
 from .running_server import PeerServer, RunningServer
@@ -128,7 +128,7 @@ def exact_prompts(
                     return found
         raise ConfigError(f"the model's tokenizer makes hardly any text of {length} tokens")
 
-    return asyncio.run(draw())
+    return run_loop(draw())
 
 
 class _LocalTokenizer:
@@ -159,7 +159,7 @@ def _load(
         request_timeout_s=_REQUEST_TIMEOUT_S,
     )
     run = Run()
-    asyncio.run(run_load(options, run))
+    run_loop(run_load(options, run))
     state = run.state
     _check(server, load, run)
     return compute_metrics(
@@ -188,7 +188,7 @@ def _executed(running: RunningServer) -> tuple[str, str]:
         async with Client(Target(base_url=running.base_url)) as client:
             return await client.models()
 
-    [card, *_] = asyncio.run(ask())
+    [card, *_] = run_loop(ask())
     return str(card["executed_form"]), str(card["cache_dtype"])
 
 

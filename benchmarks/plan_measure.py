@@ -5,7 +5,6 @@ Everything goes through the client and the figures of `bench serve`.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from llmserve.errors import EngineError
 from .capacity import CapacityOptions, find_knee, probe_rate
 from .client import COMPLETIONS_ENDPOINT
 from .equal_requests import ClosedLoop
+from .event_loop import run_loop
 from .metrics import compute_metrics
 from .options import ServeOptions
 from .plan_predict import Knee, LoopFigures
@@ -77,14 +77,14 @@ class PlannedServer:
             return result.is_met
 
         search = find_knee(probe, start_rate=wanted.start_rate, tolerance=NEAR - 1, factor=NEAR)
-        asyncio.run(search)
+        run_loop(search)
         return Knee.of(tried)
 
     def _drive(self, loop: ClosedLoop) -> Run:
         run = Run()
         lengths = RandomLengths(input_len=loop.input_len, output_len=loop.output_len)
         traffic = Traffic(num_prompts=loop.num_requests, max_concurrency=loop.max_concurrency)
-        asyncio.run(run_load(self._options(lengths, traffic, seed=next(self._seeds)), run))
+        run_loop(run_load(self._options(lengths, traffic, seed=next(self._seeds)), run))
         failed = [record for record in run.state.records if not record.is_success]
         if failed:
             raise EngineError(f"{len(failed)} requests failed, the first so: {failed[0].error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ import numpy as np
 from .arrivals import arrival_offsets
 from .capacity import CapacityOptions, find_knee, num_requests_of
 from .equal_requests import ClosedLoop, EqualRequests
+from .event_loop import run_loop
 from .simulation_report import num_in_time, request_latencies
 from .simulator import SimulatedEngine, Simulation, simulate
 
@@ -101,7 +101,7 @@ def predict_knee(
         tried[rate] = _share(engine, wanted, rate, input_len, output_len) >= wanted.attainment
         return tried[rate]
 
-    asyncio.run(find_knee(probe, start_rate=wanted.start_rate, tolerance=TOLERANCE))
+    run_loop(find_knee(probe, start_rate=wanted.start_rate, tolerance=TOLERANCE))
     return Knee.of(tried)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from .arrivals import arrival_offsets
 from .client import Client, ServerError, Target
+from .event_loop import run_loop
 from .live_view import show_load
 from .load import LoadState, drive_closed_loop, drive_conversations, drive_open_loop
 from .load_prompts import Workload, make_workload
@@ -54,7 +55,7 @@ def bench_serve(options: ServeOptions) -> int:
     """
     run = Run()
     try:
-        asyncio.run(run_load(options, run))
+        run_loop(run_load(options, run))
     except KeyboardInterrupt:
         if run.state.records:
             _report(options, run, is_interrupted=True)

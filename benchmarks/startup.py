@@ -28,6 +28,7 @@ import orjson
 from llmserve.errors import ConfigError
 
 from .client import Client, ServerError, Target
+from .event_loop import run_loop
 from .machine import command_line, machine, versions
 from .ready import list_models
 from .workload import Prompt
@@ -122,7 +123,7 @@ def measure_startup(options: StartupOptions) -> Startup:
     )
     try:
         url = f"http://127.0.0.1:{port}"
-        listening_s, first_s = asyncio.run(_first_token(url, process))
+        listening_s, first_s = run_loop(_first_token(url, process))
         return Startup(
             listening_s=listening_s - begun_s,
             first_token_s=first_s - begun_s,
