@@ -19,8 +19,10 @@ from llmserve.config import Head, ModelConfig
 from llmserve.engine.engine import Engine
 from llmserve.engine.request import RequestOutput
 from llmserve.errors import CheckpointError, ConfigError, EngineError
+from llmserve.quant.dtypes import StoredArray
 from llmserve.runners import rank_processes, torch_parallel_runner, torch_runner
 from llmserve.runners.protocol import HeadRows, HiddenSum
+from llmserve.runners.rank_checkpoint import RankCheckpoint
 from llmserve.runners.rank_messages import Load, Loaded, Meet, encode, receive_command
 from llmserve.runners.tensor_parallel import Rank
 from llmserve.runners.torch_collectives import Collectives
@@ -137,6 +139,23 @@ def test_several_choices_share_blocks_and_copy_them(tmp_path: Path) -> None:
     for request_id, outputs in wanted.items():
         by_choice = lambda ones: sorted((o.choice_index, o.token_ids) for o in ones)  # noqa: E731
         assert by_choice(found[request_id]) == by_choice(outputs)
+
+
+def test_experts_are_chosen_by_rank_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that rounded a router's logits otherwise would add up parts of different experts."""
+    checkpoint = saved(tmp_path / "model", VARIANTS["qwen2_moe"])
+    wanted = answers(TorchRunner(checkpoint))
+    stored = RankCheckpoint.stored
+
+    def otherwise(self: RankCheckpoint, name: str) -> StoredArray:
+        array = stored(self, name)
+        if self._rank.index and name.endswith(".mlp.gate.weight"):
+            return StoredArray(array.dtype, -array.data)
+        return array
+
+    monkeypatch.setattr(RankCheckpoint, "stored", otherwise)
+    with parallel(checkpoint) as runner:
+        assert_alike(answers(runner), wanted)
 
 
 def test_adapters_are_dealt_out_too(tmp_path: Path) -> None:
