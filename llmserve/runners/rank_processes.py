@@ -92,19 +92,14 @@ class Ranks:
             self.close()
             raise
 
-    @property
-    def pids(self) -> list[int]:
-        """Of their processes, in the order of the ranks."""
-        return [one.process.pid for one in self._ranks]
-
-    def load(self, command: Load) -> None:
-        """Let the rank that the command names load its part; does not wait.
+    def load(self, commands: Sequence[Load]) -> None:
+        """Let each load its part, in the order of the ranks; does not wait.
 
         Raises:
-            EngineError: it is gone.
+            EngineError: one of them is gone.
         """
-        self.check()
-        self._send(self._ranks[command.rank - 1], encode(command))
+        for one, command in zip(self._ranks, commands, strict=True):
+            self._send(one, encode(command))
 
     def wait_loaded(self) -> list[Loaded]:
         """What each of them has loaded.

@@ -65,41 +65,32 @@ class ParallelRunner(RankRunner):
         check_ranks(checkpoint.config, num_ranks)
         devices = _devices(device, num_ranks)
         folders = {adapter.name: _folder_of(adapter) for adapter in adapters}
+        commands = [
+            Load(
+                folder=str(checkpoint.path.resolve()),
+                rank=index,
+                count=num_ranks,
+                dtype=dtype,
+                device=devices[index],
+                threads=threads,
+                adapters=folders,
+            )
+            for index in range(1, num_ranks)
+        ]
         self._ranks = Ranks(num_ranks, start)
         self._meeting = TemporaryDirectory(prefix="llmserve-ranks-")
         try:
-            for index in range(1, num_ranks):
-                command = Load(
-                    folder=str(checkpoint.path.resolve()),
-                    rank=index,
-                    count=num_ranks,
-                    dtype=dtype,
-                    device=devices[index],
-                    threads=threads,
-                    adapters=folders,
-                )
-                self._ranks.load(command)
+            self._ranks.load(commands)
             first = Rank(0, num_ranks)
             super().__init__(checkpoint, first, dtype=dtype, device=devices[0], adapters=adapters)
             loaded = self._ranks.wait_loaded()
             _check_alike(checkpoint, self.fingerprint, loaded)
-            meeting = Path(self._meeting.name, "ranks")
-            self._ranks.tell(Meet(str(meeting), PEER_TIMEOUT_S))
-            group = self.join(meeting, timeout_s=PEER_TIMEOUT_S)
+            self._meet()
         except BaseException:
             self._part()
             raise
-        if self._device.type == "cuda":
-            self._ranks.watch(group.abort)
-        else:
-            self._meeting.cleanup()  # gloo has met for good
         self._forward = _LeadingForward(self._forward, self._ranks)
-        self.info = _describe(self.info, checkpoint.config, self.fingerprint, loaded)
-
-    @property
-    def pids(self) -> list[int]:
-        """Of the other ranks' processes, in their order."""
-        return self._ranks.pids
+        self.info = _info_of_all(self.info, checkpoint.config, self.fingerprint, loaded)
 
     def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
         """Make the KV cache, on every rank that of its own heads."""
@@ -120,6 +111,15 @@ class ParallelRunner(RankRunner):
         """Drop weights and cache, and end the other ranks."""
         self._part()
         super().close()
+
+    def _meet(self) -> None:
+        meeting = Path(self._meeting.name, "ranks")
+        self._ranks.tell(Meet(str(meeting), PEER_TIMEOUT_S))
+        group = self.join(meeting, timeout_s=PEER_TIMEOUT_S)
+        if self._device.type == "cuda":
+            self._ranks.watch(group.abort)
+        else:
+            self._meeting.cleanup()  # gloo has met for good
 
     def _part(self) -> None:
         self._ranks.close()
@@ -193,7 +193,7 @@ def _check_alike(checkpoint: Checkpoint, fingerprint: str, loaded: Sequence[Load
         )
 
 
-def _describe(
+def _info_of_all(
     own: RunnerInfo, config: ModelConfig, fingerprint: str, loaded: Sequence[Loaded]
 ) -> RunnerInfo:
     """What is true of all ranks together, from what rank 0 says of itself.
