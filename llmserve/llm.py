@@ -47,6 +47,7 @@ class LLM:
         device: str = "cpu",
         threads: int | None = None,
         deterministic: bool = False,
+        tensor_parallel_size: int = 1,
         native: NativeOptions | None = None,
         max_seq_len: int | None = None,
         max_num_seqs: int = 64,
@@ -70,6 +71,8 @@ class LLM:
             threads: Threads for one step; None: one for each core, for a small model on torch one.
             deterministic: Answers equal bit for bit whatever else is in the batch; the native
                 runner's always are, on torch it is slower.
+            tensor_parallel_size: Processes that compute `model` together, on the torch runner; on
+                CUDA each has a device. A draft model is computed by the first alone.
             native: What is asked of the native runner alone, for `model`; None: nothing.
             max_seq_len: Tokens of context; None: the model's.
             max_num_seqs: Most sequences running at once.
@@ -104,6 +107,7 @@ class LLM:
             device=device,
             threads=threads,
             deterministic=deterministic,
+            tensor_parallel_size=tensor_parallel_size,
             native=native,
             adapters={name: Path(path) for name, path in (adapters or {}).items()},
         )

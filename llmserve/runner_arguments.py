@@ -27,6 +27,7 @@ class RunnerSettings(TypedDict, total=False):
     device: str
     threads: int | None
     deterministic: bool
+    tensor_parallel_size: int
     native: NativeOptions | None
 
 
@@ -48,6 +49,11 @@ def add_runner_arguments(group: argparse._ArgumentGroup) -> None:
         help="torch runner: answers equal bit for bit whatever else is in the batch, slower (the "
         "native runner's always are)",
     )
+    group.add_argument(
+        "--tensor-parallel-size", type=int, default=1, metavar="COUNT",
+        help="torch runner: processes that compute one model together, on CUDA with a device each "
+        "(default: 1)",
+    )  # fmt: skip
     _add_native_arguments(group)
 
 
@@ -102,5 +108,6 @@ def runner_settings(args: argparse.Namespace) -> RunnerSettings:
         device=args.device,
         threads=args.threads,
         deterministic=args.deterministic,
+        tensor_parallel_size=args.tensor_parallel_size,
         native=native_options(args),
     )

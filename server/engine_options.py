@@ -144,8 +144,9 @@ def engine_settings(
         runner=runner,
         dtype=args.dtype,
         device=args.device,
-        threads=args.threads or _share_of_cores(args.replicas + args.prefill_engines),
+        threads=args.threads or _share_of_cores(args),
         deterministic=args.deterministic,
+        tensor_parallel_size=args.tensor_parallel_size,
         native=native_options(args),
         adapters=parse_assignments(args.lora_modules, "--lora-modules"),
         max_seq_len=args.max_model_len,
@@ -167,13 +168,15 @@ def engine_settings(
     )
 
 
-def _share_of_cores(num_engines: int) -> int | None:
-    """Threads of one of several engines; None: the runner's own choice."""
+def _share_of_cores(args: argparse.Namespace) -> int | None:
+    """Threads of one of several engines, in each of its processes; None: the runner's choice."""
+    num_engines = args.replicas + args.prefill_engines
     if num_engines < 2:
         return None
     from llmserve.runners.native_runner import default_threads
 
-    return max(1, default_threads() // num_engines)
+    num_processes: int = num_engines * max(1, args.tensor_parallel_size)
+    return max(1, default_threads() // num_processes)
 
 
 def _step_time(args: argparse.Namespace) -> float:

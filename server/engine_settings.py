@@ -25,6 +25,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Threads for one step; None: the library's own choice."""
     deterministic: bool = False
     """Answers equal bit for bit whatever else is in the batch; slower."""
+    tensor_parallel_size: int = 1
+    """Processes that compute `model` together, on the torch runner."""
     native: NativeOptions | None = None
     """What is asked of the native runner alone, for `model`; None: nothing."""
     adapters: dict[str, str] = {}

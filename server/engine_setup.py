@@ -82,6 +82,7 @@ def loads_before_fork(settings: EngineSettings) -> bool:
             dtype=settings.dtype,
             device=settings.device,
             block_size=settings.block_size,
+            tensor_parallel_size=settings.tensor_parallel_size,
         )
         for folder in folders
     )
@@ -224,6 +225,7 @@ def _load_runner(settings: EngineSettings) -> Runner:
         threads=settings.threads,
         block_size=settings.block_size,
         deterministic=settings.deterministic,
+        tensor_parallel_size=settings.tensor_parallel_size,
         native=settings.native,
         adapters={name: Path(path) for name, path in settings.adapters.items()},
     )

@@ -66,4 +66,5 @@ def needed_bytes(checkpoint: Checkpoint, settings: ModelSettings) -> int:
     num_engines = settings.num_replicas + settings.num_prefill_engines
     caches = num_engines * settings.engine.cache_bytes + settings.engine.handover_bytes
     head = config.vocab_size * config.hidden_size
-    return checkpoint.stored_bytes() + head + caches + PROCESS_BYTES
+    processes = settings.engine.tensor_parallel_size * PROCESS_BYTES
+    return checkpoint.stored_bytes() + head + caches + processes

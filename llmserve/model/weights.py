@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import Checkpoint
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..quant.dtypes import NUMPY_DTYPES, StoredArray
+from ..weight_source import WeightSource
 from .transformer import Transformer
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def load_model(
-    checkpoint: Checkpoint,
+    checkpoint: WeightSource,
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -59,7 +59,7 @@ def load_model(
 
 def load_parameters(
     model: Transformer,
-    checkpoint: Checkpoint,
+    checkpoint: WeightSource,
     prefix: str = "",
     *,
     dtype: torch.dtype,
@@ -134,7 +134,7 @@ def canonical_parts(name: str, num_rows: int, config: ModelConfig) -> Iterator[t
         start += size
 
 
-def _read(checkpoint: Checkpoint, name: str) -> Tensor:
+def _read(checkpoint: WeightSource, name: str) -> Tensor:
     if checkpoint.is_quantized(name):
         return torch.from_numpy(checkpoint.float32(name))
     stored = checkpoint.stored(name)

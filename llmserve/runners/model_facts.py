@@ -5,17 +5,20 @@ Shapes: E hidden_size, n tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from ..adapters import Adapter
-from ..checkpoint import Checkpoint
+from ..config import ModelConfig
+from ..layouts import expected_tensors
+from ..weight_source import WeightSource
 from .cache_groups import LayerGroup
 from .protocol import CacheGroup, DoubleArray, HiddenSum
 
-__all__ = ["cache_groups_of", "fingerprint_of", "sum_hidden"]
+__all__ = ["cache_groups_of", "fingerprint_of", "num_parameters_of", "sum_hidden"]
 
 
 def cache_groups_of(groups: Sequence[LayerGroup], layer_bytes: int) -> tuple[CacheGroup, ...]:
@@ -30,12 +33,17 @@ def cache_groups_of(groups: Sequence[LayerGroup], layer_bytes: int) -> tuple[Cac
     )
 
 
-def fingerprint_of(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> str:
+def fingerprint_of(checkpoint: WeightSource, adapters: Sequence[Adapter]) -> str:
     """Root of the keys of the prefix cache. Blocks are named by it and an adapter's name: the
     adapter's content counts."""
     return "|".join(
         [checkpoint.fingerprint, *(f"{one.name}={one.fingerprint}" for one in adapters)]
     )
+
+
+def num_parameters_of(config: ModelConfig) -> int:
+    """Parameters of a model, shared ones once."""
+    return sum(map(math.prod, expected_tensors(config).values()))
 
 
 def sum_hidden(hidden: npt.NDArray[np.float64], wanted: HiddenSum) -> DoubleArray:

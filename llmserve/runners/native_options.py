@@ -35,12 +35,15 @@ class NativeOptions:
 
 
 def obstacle_to_native(
-    checkpoint: Checkpoint, *, dtype: str | None, device: str, block_size: int | None = None
-) -> str | None:
+    checkpoint: Checkpoint, *, dtype: str | None, device: str, block_size: int | None = None,
+    tensor_parallel_size: int = 1,
+) -> str | None:  # fmt: skip
     """Why the native runner cannot run a model; None: it can.
 
     `block_size` is that of the KV cache to be allocated, in tokens, where it is known.
     """
+    if tensor_parallel_size > 1:
+        return f"it computes in one process, not in {tensor_parallel_size}"
     if device != "cpu":
         return f"it runs on cpu, not on {device}"
     if load_kernels() is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..adapters import Adapter, load_adapter
 from ..checkpoint import Checkpoint
 from ..errors import ConfigError, MissingDependencyError
+from .model_facts import num_parameters_of
 from .native_options import NativeOptions, obstacle_to_native
 from .protocol import Runner
 
@@ -35,6 +36,7 @@ def load_runner(
     threads: int | None = None,
     block_size: int | None = None,
     deterministic: bool = False,
+    tensor_parallel_size: int = 1,
     adapters: Mapping[str, Path] | None = None,
     native: NativeOptions | None = None,
 ) -> Runner:
@@ -51,6 +53,8 @@ def load_runner(
         block_size: Tokens in a block of the KV cache to come; None: it is not known yet.
         deterministic: Give every token the same bits whatever else is in its step (decision 6); the
             native runner always does.
+        tensor_parallel_size: Processes that compute the model together, on the torch runner; on
+            CUDA each has a device.
         adapters: LoRA adapters by the name that requests give, each a folder in PEFT's format.
         native: What is asked of the native runner alone; None: nothing.
 
@@ -63,9 +67,13 @@ def load_runner(
         raise ConfigError(f"runner must be one of {', '.join(RUNNERS)}, got {runner!r}")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}")
+    if tensor_parallel_size < 1:
+        raise ConfigError(f"tensor_parallel_size must be at least 1, got {tensor_parallel_size}")
     if runner == "onnx" or (runner == "auto" and not checkpoint.has_weights):
         given = {"dtype": dtype, "adapters": adapters, "native options": native}
         given["device"] = None if device == "cpu" else device
+        if tensor_parallel_size > 1:
+            given["tensor parallel size"] = str(tensor_parallel_size)
         return _load_onnx(checkpoint, threads, [name for name, value in given.items() if value])
     if not checkpoint.has_weights:
         raise ConfigError(
@@ -75,7 +83,10 @@ def load_runner(
     loaded = [load_adapter(one, path) for one, path in (adapters or {}).items()]
     obstacle = None
     if runner != "torch":
-        obstacle = obstacle_to_native(checkpoint, dtype=dtype, device=device, block_size=block_size)
+        obstacle = obstacle_to_native(
+            checkpoint, dtype=dtype, device=device, block_size=block_size,
+            tensor_parallel_size=tensor_parallel_size,
+        )  # fmt: skip
         if obstacle is None:
             from .native_runner import NativeRunner
 
@@ -91,6 +102,10 @@ def load_runner(
         )
     if obstacle is not None and device == "cpu":
         _log.warning("the torch runner takes over from the native one: %s", obstacle)
+    if tensor_parallel_size > 1:
+        return _load_parallel(
+            checkpoint, dtype, device, threads, deterministic, loaded, tensor_parallel_size
+        )
     return _load_torch(checkpoint, dtype, device, threads, deterministic, loaded)
 
 
@@ -113,6 +128,7 @@ def survives_fork(
     dtype: str | None = None,
     device: str = "cpu",
     block_size: int | None = None,
+    tensor_parallel_size: int = 1,
 ) -> bool:
     """Whether a process may load the model with `load_runner` and fork before it makes a cache.
 
@@ -121,7 +137,10 @@ def survives_fork(
     """
     if runner in ("torch", "onnx"):
         return False
-    obstacle = obstacle_to_native(checkpoint, dtype=dtype, device=device, block_size=block_size)
+    obstacle = obstacle_to_native(
+        checkpoint, dtype=dtype, device=device, block_size=block_size,
+        tensor_parallel_size=tensor_parallel_size,
+    )  # fmt: skip
     return obstacle is None
 
 
@@ -138,8 +157,7 @@ def _load_torch(
     checkpoint: Checkpoint, dtype: str | None, device: str, threads: int | None,
     deterministic: bool, adapters: Sequence[Adapter],
 ) -> Runner:  # fmt: skip
-    if find_spec("torch") is None:
-        raise MissingDependencyError("torch", extra="torch", feature="the torch runner")
+    _need_torch()
     from .torch_runner import TorchRunner
 
     runner = TorchRunner(
@@ -147,6 +165,35 @@ def _load_torch(
     )
     use_torch_threads(threads, num_parameters=runner.info.num_parameters)
     return runner
+
+
+def _load_parallel(
+    checkpoint: Checkpoint, dtype: str | None, device: str, threads: int | None,
+    deterministic: bool, adapters: Sequence[Adapter], num_ranks: int,
+) -> Runner:  # fmt: skip
+    """On a CPU the ranks share its cores."""
+    if deterministic:
+        raise ConfigError(
+            f"the deterministic mode computes in one process, not in {num_ranks}: sums over ranks "
+            "are not made row by row; leave out one of the two"
+        )
+    _need_torch()
+    from .torch_parallel_runner import ParallelRunner
+    from .torch_runner import DEFAULT_THREADS
+
+    is_small = num_parameters_of(checkpoint.config) < _SMALL_MODEL
+    threads = threads or (1 if is_small else max(1, DEFAULT_THREADS // num_ranks))
+    runner = ParallelRunner(
+        checkpoint, num_ranks=num_ranks, threads=threads, dtype=dtype, device=device,
+        adapters=adapters,
+    )  # fmt: skip
+    use_torch_threads(threads, num_parameters=runner.info.num_parameters)
+    return runner
+
+
+def _need_torch() -> None:
+    if find_spec("torch") is None:
+        raise MissingDependencyError("torch", extra="torch", feature="the torch runner")
 
 
 def use_torch_threads(threads: int | None, *, num_parameters: int) -> None:

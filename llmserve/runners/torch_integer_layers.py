@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint
 from ..model.layers import Linear
 from ..model.transformer import Transformer
 from ..model.weights import canonical_parts
 from ..quant.groups import QuantizedLinear
 from ..quant.packing import pack_int4
+from ..weight_source import WeightSource
 from .torch_triton_linear import integer_linear
 
 __all__ = ["IntegerLinear", "keep_integers"]
@@ -54,7 +54,7 @@ class IntegerLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def keep_integers(model: Transformer, checkpoint: Checkpoint, device: torch.device) -> None:
+def keep_integers(model: Transformer, checkpoint: WeightSource, device: torch.device) -> None:
     """Replace the layers that can be taken; their biases are still to be loaded.
 
     Raises:
@@ -69,7 +69,7 @@ def keep_integers(model: Transformer, checkpoint: Checkpoint, device: torch.devi
             model.set_submodule(name, IntegerLinear(linears, module.bias, device))
 
 
-def _alike(checkpoint: Checkpoint, names: list[str]) -> list[QuantizedLinear] | None:
+def _alike(checkpoint: WeightSource, names: list[str]) -> list[QuantizedLinear] | None:
     """The parts of a layer; None where they cannot be taken together."""
     if not all(checkpoint.is_quantized(name) for name in names):
         return None

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..checkpoint import Checkpoint
 from ..errors import ConfigError, EngineError
 from ..failpoints import hit
 from ..model.transformer import Transformer
 from ..model.weights import load_model
+from ..weight_source import WeightSource
 from .cache_groups import group_layers
 from .freed_memory import keep_freed_memory
 from .model_facts import cache_groups_of, fingerprint_of, sum_hidden
@@ -47,7 +47,7 @@ class TorchRunner:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: WeightSource,
         *,
         dtype: str | None = None,
         device: str = "cpu",
@@ -191,7 +191,7 @@ class TorchRunner:
         return logits
 
     def _describe(
-        self, checkpoint: Checkpoint, deterministic: bool, adapters: Sequence[Adapter]
+        self, checkpoint: WeightSource, deterministic: bool, adapters: Sequence[Adapter]
     ) -> RunnerInfo:
         config = checkpoint.config
         parameters = list(self._model.parameters())

@@ -135,6 +135,8 @@ def test_graph_cannot_be_executed_by_others(exported: Callable[[str], Path], run
 def test_options_that_a_graph_has_settled_are_refused(exported: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match="takes no dtype and no device"):
         load_runner("onnx", Checkpoint.open(exported("fp32")), dtype="bfloat16", device="cuda")
+    with pytest.raises(ConfigError, match="takes no tensor parallel size"):
+        load_runner("onnx", Checkpoint.open(exported("fp32")), tensor_parallel_size=2)
 
 
 def test_weights_of_a_graph_are_not_read(exported: Callable[[str], Path]) -> None:

@@ -98,6 +98,7 @@ class TestNative:
             ({"dtype": "float16"}, "not in float16"),
             ({"device": "cuda"}, "not on cuda"),
             ({"block_size": 24}, "a multiple of 16 tokens, not 24"),
+            ({"tensor_parallel_size": 2}, "in one process, not in 2"),
         ],
     )
     def test_what_it_cannot_do_is_refused_where_it_was_named(
@@ -133,6 +134,7 @@ class TestNative:
         assert survives_fork("auto", checkpoint)
         assert not survives_fork("torch", checkpoint)
         assert not survives_fork("auto", checkpoint, block_size=8), "that is torch's to run"
+        assert not survives_fork("auto", checkpoint, tensor_parallel_size=2), "so is that"
         before = thread_ids()
         runner = load_runner("native", checkpoint, threads=4)
         while not thread_ids() <= before:  # those that packed are about to be gone
@@ -179,3 +181,45 @@ def test_torch_refuses_the_native_runners_options(
     with pytest.raises(ConfigError, match=r"torch runner, which runs this model \(it computes in"):
         load_runner("auto", checkpoint, dtype="float16", native=NativeOptions(**option))
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size must be at least 1, got 0"),
+        ({"tensor_parallel_size": -2}, "tensor_parallel_size must be at least 1, got -2"),
+        ({"tensor_parallel_size": 2, "deterministic": True}, "deterministic mode computes in one"),
+        ({"tensor_parallel_size": 3}, "num_heads of 4 cannot be dealt out to 3 ranks"),
+    ],
+)
+def test_ranks_that_cannot_be_are_refused(
+    checkpoint: Checkpoint, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_runner("torch", checkpoint, **settings)
+
+
+@pytest.mark.parametrize(
+    ("num_parameters", "asked", "wanted"), [(1, None, 1), (10**9, None, 3), (10**9, 5, 5)]
+)
+def test_ranks_share_the_cores(
+    checkpoint: Checkpoint, num_parameters: int, asked: int | None, wanted: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A small model has one thread in each rank, a large one its share; what is asked counts."""
+    from llmserve.runners import registry, torch_parallel_runner, torch_runner
+
+    given: dict[str, Any] = {}
+
+    def load(checkpoint: Checkpoint, **settings: Any) -> torch_runner.TorchRunner:
+        given.update(settings)
+        return torch_runner.TorchRunner(checkpoint)
+
+    monkeypatch.setattr(torch_parallel_runner, "ParallelRunner", load)
+    monkeypatch.setattr(registry, "num_parameters_of", lambda config: num_parameters)
+    monkeypatch.setattr(torch_runner, "DEFAULT_THREADS", 6)
+    threads: list[int] = []
+    monkeypatch.setattr(torch_runner, "use_threads", threads.append)
+    load_runner("torch", checkpoint, tensor_parallel_size=2, threads=asked)
+    assert (given["threads"], threads) == (wanted, [wanted])
+    assert given["num_ranks"] == 2

@@ -8,6 +8,7 @@ import pytest
 from llmserve.engine.config import SpeculationConfig
 from llmserve.errors import ConfigError
 from llmserve.limits import Limits
+from llmserve.runners import native_runner
 from llmserve.runners.native_options import NativeOptions
 from llmserve.runners.native_runner import default_threads
 from llmserve.server.auth import Key, KeyRing, RouteScope
@@ -34,7 +35,8 @@ def test_defaults_are_those_of_the_settings() -> None:
 def test_every_option_reaches_its_setting() -> None:
     found = settings(
         "--runner", "fake:0.5", "--dtype", "float16", "--device", "cuda", "--threads", "3",
-        "--deterministic", "--activations", "float32", "--head-weights", "int4",
+        "--deterministic", "--tensor-parallel-size", "4", "--activations", "float32",
+        "--head-weights", "int4",
         "--kv-cache-dtype", "int8", "--instruction-set", "portable", "--max-model-len", "100",
         "--lora-modules", "a=x", "b=y/z", "--kv-cache-memory", "2M", "--block-size", "8",
         "--no-enable-prefix-caching", "--max-num-seqs", "5", "--max-step-ms", "20",
@@ -50,6 +52,7 @@ def test_every_option_reaches_its_setting() -> None:
         device="cuda",
         threads=3,
         deterministic=True,
+        tensor_parallel_size=4,
         native=NativeOptions(
             activations="float32",
             head_weights="int4",
@@ -126,6 +129,12 @@ def test_replicas_share_the_cores() -> None:
     assert settings("--replicas", str(2 * default_threads())).threads == 1
     assert settings("--replicas", "1").threads is None
     assert settings("--prefill-engines", str(2 * default_threads())).threads == 1
+
+
+def test_replicas_of_several_ranks_share_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_runner, "default_threads", lambda: 12)
+    assert settings("--replicas", "2", "--tensor-parallel-size", "3").threads == 2
+    assert settings("--tensor-parallel-size", "3").threads is None
 
 
 def test_engines_that_only_read_share_memory_of_a_caches_size() -> None:

@@ -9,7 +9,12 @@ import pytest
 from llmserve.errors import ConfigError
 from llmserve.limits import Limits
 from llmserve.server.engine_settings import EngineSettings
-from llmserve.server.model_memory import check_fits_beside, check_start, needed_bytes
+from llmserve.server.model_memory import (
+    PROCESS_BYTES,
+    check_fits_beside,
+    check_start,
+    needed_bytes,
+)
 from llmserve.server.served_model import Model, open_model
 from llmserve.server.settings import ModelSettings
 from llmserve.server.swap_gate import SwapRefusedError
@@ -44,6 +49,13 @@ def test_engines_that_only_read_have_caches_and_share_one_more(
     engine = msgspec.structs.replace(settings.engine, handover_bytes=300 * MIB)
     more = replace(settings, engine=engine, num_prefill_engines=2)
     assert needed_bytes(model.checkpoint, more) == plain + 3 * 300 * MIB
+
+
+def test_each_rank_is_a_process_more(opened: tuple[ModelSettings, Model]) -> None:
+    settings, model = opened
+    engine = msgspec.structs.replace(settings.engine, tensor_parallel_size=3)
+    more = needed_bytes(model.checkpoint, replace(settings, engine=engine))
+    assert more == needed_bytes(model.checkpoint, settings) + 2 * PROCESS_BYTES
 
 
 def test_models_are_counted_together(opened: tuple[ModelSettings, Model]) -> None:
