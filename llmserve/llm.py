@@ -48,6 +48,7 @@ class LLM:
         threads: int | None = None,
         deterministic: bool = False,
         native: NativeOptions | None = None,
+        enforce_eager: bool = False,
         max_seq_len: int | None = None,
         max_num_seqs: int = 64,
         max_batched_tokens: int | None = 512,
@@ -71,6 +72,7 @@ class LLM:
             deterministic: Answers equal bit for bit whatever else is in the batch; the native
                 runner's always are, on torch it is slower.
             native: What is asked of the native runner alone, for `model`; None: nothing.
+            enforce_eager: On CUDA, start a step's kernels one by one in place of captured graphs.
             max_seq_len: Tokens of context; None: the model's.
             max_num_seqs: Most sequences running at once.
             max_batched_tokens: Most tokens in one step; None: found by trying, as the server does.
@@ -95,7 +97,12 @@ class LLM:
             # Before the target: the number of threads is the process's, and the target's counts.
             draft = Checkpoint.open(draft_model, verify=verify)
             self._draft_runner = load_runner(
-                runner, draft, dtype=dtype, device=device, threads=threads
+                runner,
+                draft,
+                dtype=dtype,
+                device=device,
+                threads=threads,
+                enforce_eager=enforce_eager,
             )
         self._runner = load_runner(
             runner,
@@ -105,6 +112,7 @@ class LLM:
             threads=threads,
             deterministic=deterministic,
             native=native,
+            enforce_eager=enforce_eager,
             adapters={name: Path(path) for name, path in (adapters or {}).items()},
         )
         self._log = None if record is None else open_log(Path(record))

@@ -28,6 +28,7 @@ class RunnerSettings(TypedDict, total=False):
     threads: int | None
     deterministic: bool
     native: NativeOptions | None
+    enforce_eager: bool
 
 
 def add_runner_arguments(group: argparse._ArgumentGroup) -> None:
@@ -47,6 +48,11 @@ def add_runner_arguments(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="torch runner: answers equal bit for bit whatever else is in the batch, slower (the "
         "native runner's always are)",
+    )
+    group.add_argument(
+        "--enforce-eager",
+        action="store_true",
+        help="on CUDA: start a step's kernels one by one, in place of captured CUDA graphs",
     )
     _add_native_arguments(group)
 
@@ -103,4 +109,5 @@ def runner_settings(args: argparse.Namespace) -> RunnerSettings:
         threads=args.threads,
         deterministic=args.deterministic,
         native=native_options(args),
+        enforce_eager=args.enforce_eager,
     )

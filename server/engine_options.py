@@ -146,6 +146,7 @@ def engine_settings(
         device=args.device,
         threads=args.threads or _share_of_cores(args.replicas + args.prefill_engines),
         deterministic=args.deterministic,
+        enforce_eager=args.enforce_eager,
         native=native_options(args),
         adapters=parse_assignments(args.lora_modules, "--lora-modules"),
         max_seq_len=args.max_model_len,

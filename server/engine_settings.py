@@ -25,6 +25,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Threads for one step; None: the library's own choice."""
     deterministic: bool = False
     """Answers equal bit for bit whatever else is in the batch; slower."""
+    enforce_eager: bool = False
+    """On CUDA: a step's kernels are started one by one, in place of captured graphs."""
     native: NativeOptions | None = None
     """What is asked of the native runner alone, for `model`; None: nothing."""
     adapters: dict[str, str] = {}

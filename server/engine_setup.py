@@ -224,6 +224,7 @@ def _load_runner(settings: EngineSettings) -> Runner:
         threads=settings.threads,
         block_size=settings.block_size,
         deterministic=settings.deterministic,
+        enforce_eager=settings.enforce_eager,
         native=settings.native,
         adapters={name: Path(path) for name, path in settings.adapters.items()},
     )
@@ -242,4 +243,5 @@ def _load_draft(settings: EngineSettings) -> Runner:
         device=settings.device,
         threads=settings.threads,
         block_size=settings.block_size,
+        enforce_eager=settings.enforce_eager,
     )

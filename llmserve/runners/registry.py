@@ -37,6 +37,7 @@ def load_runner(
     deterministic: bool = False,
     adapters: Mapping[str, Path] | None = None,
     native: NativeOptions | None = None,
+    enforce_eager: bool = False,
 ) -> Runner:
     """Load a model folder into the runner of that name.
 
@@ -53,6 +54,7 @@ def load_runner(
             native runner always does.
         adapters: LoRA adapters by the name that requests give, each a folder in PEFT's format.
         native: What is asked of the native runner alone; None: nothing.
+        enforce_eager: On CUDA, start a step's kernels one by one in place of captured graphs.
 
     Raises:
         ConfigError: an unknown runner, type or device, or options of another runner.
@@ -63,6 +65,11 @@ def load_runner(
         raise ConfigError(f"runner must be one of {', '.join(RUNNERS)}, got {runner!r}")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}")
+    if enforce_eager and device == "cpu":
+        raise ConfigError(
+            "enforce_eager switches off the CUDA graphs of decode steps, and the device is cpu, "
+            "which has none: leave it out"
+        )
     if runner == "onnx" or (runner == "auto" and not checkpoint.has_weights):
         given = {"dtype": dtype, "adapters": adapters, "native options": native}
         given["device"] = None if device == "cpu" else device
@@ -91,7 +98,7 @@ def load_runner(
         )
     if obstacle is not None and device == "cpu":
         _log.warning("the torch runner takes over from the native one: %s", obstacle)
-    return _load_torch(checkpoint, dtype, device, threads, deterministic, loaded)
+    return _load_torch(checkpoint, dtype, device, threads, deterministic, loaded, enforce_eager)
 
 
 def _load_onnx(checkpoint: Checkpoint, threads: int | None, given: Sequence[str]) -> Runner:
@@ -136,14 +143,19 @@ def import_torch_runner() -> None:
 
 def _load_torch(
     checkpoint: Checkpoint, dtype: str | None, device: str, threads: int | None,
-    deterministic: bool, adapters: Sequence[Adapter],
+    deterministic: bool, adapters: Sequence[Adapter], enforce_eager: bool,
 ) -> Runner:  # fmt: skip
     if find_spec("torch") is None:
         raise MissingDependencyError("torch", extra="torch", feature="the torch runner")
     from .torch_runner import TorchRunner
 
     runner = TorchRunner(
-        checkpoint, dtype=dtype, device=device, deterministic=deterministic, adapters=adapters
+        checkpoint,
+        dtype=dtype,
+        device=device,
+        deterministic=deterministic,
+        adapters=adapters,
+        enforce_eager=enforce_eager,
     )
     use_torch_threads(threads, num_parameters=runner.info.num_parameters)
     return runner

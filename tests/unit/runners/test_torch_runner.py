@@ -114,6 +114,8 @@ def test_use_before_its_time_is_an_error(checkpoint: Checkpoint) -> None:
         ({"dtype": "int3"}, "dtype must be one of"),
         ({"threads": 0}, "threads must be at least 1"),
         ({"runner": "abacus"}, "runner must be one of"),
+        ({"enforce_eager": True}, "the device is cpu"),
+        ({"enforce_eager": True, "runner": "native"}, "the device is cpu"),
     ],
 )
 def test_unknown_setting_is_refused(

@@ -39,6 +39,7 @@ def test_every_option_reaches_its_setting() -> None:
         "--lora-modules", "a=x", "b=y/z", "--kv-cache-memory", "2M", "--block-size", "8",
         "--no-enable-prefix-caching", "--max-num-seqs", "5", "--max-step-ms", "20",
         "--scheduling-policy", "fair", "--tenant-weight", "ann=2.5", "--record", "steps.log",
+        "--enforce-eager",
         "--speculative-config", '{"method": "draft", "model": "small", "always": true}',
         log_format="json",
     )  # fmt: skip
@@ -50,6 +51,7 @@ def test_every_option_reaches_its_setting() -> None:
         device="cuda",
         threads=3,
         deterministic=True,
+        enforce_eager=True,
         native=NativeOptions(
             activations="float32",
             head_weights="int4",
