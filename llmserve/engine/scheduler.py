@@ -106,14 +106,14 @@ class Scheduler:
     def schedule_ahead(self, under_way: Step) -> Step | None:
         """The decodes that follow `under_way`, before it is known what that draws.
 
-        Nothing else may be left to decide: nobody waits or reads a prompt, nobody's next token
-        depends on more than the tokens before it, and no block is short. Who has drawn its last
+        Nothing else may be left to decide: nobody reads a prompt, nobody waits who could be let in,
+        no grammar or penalty looks at the tokens, and no block is short. Who has drawn its last
         token by length is left out; who ends otherwise is computed once in vain.
 
         Returns:
             None where the result must be known first.
         """
-        if under_way.chunks or len(self.policy) or self.speculator is not None:
+        if under_way.chunks or self.speculator is not None:
             return None
         live = [n for n, one in enumerate(under_way.decodes) if one.finish_reason is None]
         if len(live) < len(self.running):
@@ -122,6 +122,8 @@ class Scheduler:
             return None
         rows = under_way.decode_rows[live]
         goes_on = self.running.num_tokens[rows] + 1 < self.running.max_len[rows]
+        if len(self.policy) and not (self.running.is_full and goes_on.all()):
+            return None
         rows = rows[goes_on]
         lengths = self.running.num_computed[rows] + 2
         self.kv.release_windows(rows, lengths - 1)

@@ -84,6 +84,18 @@ def test_a_newcomer_is_admitted_as_soon_as_without() -> None:
     assert steps_until_first_token(True) == steps_until_first_token(False)
 
 
+def test_who_could_not_be_let_in_holds_nobody_up() -> None:
+    runner = Recorder()
+    engine = make(runner, max_num_seqs=2)
+    for index in range(4):
+        engine.add_request(make_request(str(index), [index] * 5, max_tokens=10))
+    tokens = tokens_by_choice(run(engine))
+    for index in range(4):
+        assert tokens[str(index), 0] == expected([index] * 5, 10)
+    # Who waits is let in by the step after the one that ends the others, as without.
+    assert runner.were_ahead == ([False, False] + [True] * 8) * 2
+
+
 @pytest.mark.parametrize(
     "changes",
     [

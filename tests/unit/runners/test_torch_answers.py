@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.config import Head
@@ -21,6 +22,7 @@ from llmserve.engine.engine import Engine
 from llmserve.engine.request import FinishReason, Pooling, RequestOutput, Scoring
 from llmserve.runners import torch_runner
 from llmserve.runners.protocol import HeadRows, HiddenSum, PromptRows
+from llmserve.runners.torch_answers import DeviceAnswers
 from llmserve.runners.torch_runner import TorchRunner
 from llmserve.runners.torch_transfer import Download
 from support.batches import Share, make_batch, make_row
@@ -104,6 +106,45 @@ def test_scores_of_a_head_are_those_of_the_synchronous_runner(
     assert len(found[1]["5"]) == len(PROMPTS[5])
 
 
+@pytest.mark.parametrize("max_seqs", [1, 6])
+def test_tokens_of_steps_chosen_ahead_are_those_of_the_synchronous_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_seqs: int
+) -> None:
+    """Their tokens never come to the host before they are used; ends and masks go by position."""
+    checkpoint = write_model(tmp_path)
+    asked: list[dict[str, Any]] = [
+        {},
+        {"temperature": 1.0, "min_tokens": 9, "stop_token_ids": tuple(range(0, 60, 4))},
+        {"temperature": 0.8, "top_p": 0.9, "logprobs": 2, "n": 2},
+        {"temperature": 2.0, "logit_bias": {5: 2.0}, "banned_token_ids": (7, 9)},
+        {"temperature": 1.0, "stop_token_ids": tuple(range(30))},
+    ]
+    fed: list[int] = []
+
+    def generate() -> list[RequestOutput]:
+        engine = make_engine(TorchRunner(checkpoint), **{**LIMITS, "max_num_seqs": max_seqs})
+        for index, each in enumerate(asked):
+            request = make_request(str(index), PROMPTS[index], seed=index, max_tokens=14, **each)
+            engine.add_request(request)
+        return in_order(run(engine))
+
+    wanted = generate()
+    monkeypatch.setattr(torch_runner, "works_ahead", lambda device: True)
+    drawn = DeviceAnswers.drawn
+
+    def spy(self: DeviceAnswers, rows: np.ndarray) -> Tensor:
+        fed.append(len(rows))
+        return drawn(self, rows)
+
+    monkeypatch.setattr(DeviceAnswers, "drawn", spy)
+    found = generate()
+    assert tokens_by_choice(found) == tokens_by_choice(wanted)
+    assert [out.finish_reason for out in found] == [out.finish_reason for out in wanted]
+    assert any(out.finish_reason is FinishReason.STOP for out in found)
+    assert len(fed) > 8
+    assert max(fed) == max_seqs
+
+
 @pytest.mark.usefixtures("ahead")
 def test_nothing_is_waited_for_before_the_step_is_collected(tmp_path: Path) -> None:
     """Decodes beside a prefill, every kind of question; more positions than a first table has."""
@@ -121,10 +162,14 @@ def test_nothing_is_waited_for_before_the_step_is_collected(tmp_path: Path) -> N
         prompt_rows=[PromptRows(start=1, targets=[5] * 19, num_top=2)],
         hidden_sums=[HiddenSum(start=1, stop=9, carry=np.ones(runner.info.hidden_size))],
     )
+    follows = make_batch([Share(token_ids=[-1], first=3, tables=[[0]], rows=rows)], block_size=16)
+    follows.fed_rows = np.array([0])
     with never_waiting():
         runner.submit(batch)
+        runner.submit(follows)
     result = runner.collect()
     assert len(result.token_ids) == 2
+    assert len(runner.collect().token_ids) == 1
     assert len(result.prompt_logprobs[0]) == 19
     assert result.hidden_sums[0].dtype == np.float64
 
