@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from llmserve.runners.protocol import SamplingRow, StepResult
 from llmserve.runners.sampler import prompt_logprobs, sample
+from llmserve.runners.torch_edits import Edits, RowEdits
+from llmserve.runners.torch_histories import Histories
 from llmserve.runners.torch_logprobs import entries, log_probabilities
 from llmserve.runners.torch_sampling import DeviceSampler
-from llmserve.runners.torch_transfer import Download
-from support.sampling_oracle import oracle_token
+from llmserve.runners.torch_transfer import Download, Parcel
+from support.sampling_oracle import oracle_token, processed
 from support.sampling_strategies import batches, check_entry, wide_batches
 
 CPU = torch.device("cpu")
@@ -60,6 +62,21 @@ def test_rows_get_what_the_numpy_sampler_gives(batch: Batch) -> None:
     assert (found.logprobs is None) == (wanted.logprobs is None)
     for entry, exact in zip(found.logprobs or [], wanted.logprobs or [], strict=True):
         check_entry(entry, exact)
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches())
+def test_edited_logits_are_the_specified_ones_to_the_bit(batch: Batch) -> None:
+    logits, rows = batch
+    vocab_size, histories, parcel = logits.shape[1], Histories(CPU), Parcel()
+    each = [RowEdits(row, histories, vocab_size) for row in rows]
+    positions = [row.position for row in rows]
+    edits = Edits(rows, each, positions, histories, parcel, vocab_size)
+    parcel.send(CPU)
+    found = torch.from_numpy(logits.copy())
+    edits.apply(found)
+    wanted = [processed(raw, row) for raw, row in zip(logits.tolist(), rows, strict=True)]
+    np.testing.assert_array_equal(found.numpy(), np.array(wanted, dtype=np.float32))
 
 
 @settings(max_examples=60, deadline=None)
