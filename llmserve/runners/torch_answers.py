@@ -108,10 +108,9 @@ class HostAnswers:
 class DeviceAnswers:
     """Begins everything on the device of the hidden states. Implements `Answers`."""
 
-    def __init__(self, layers: OutputLayers, device: torch.device, vocab_size: int) -> None:
-        """`vocab_size` is the width of the logits."""
+    def __init__(self, layers: OutputLayers, device: torch.device) -> None:
         self._layers, self._device = layers, device
-        self._sampler = DeviceSampler(device, vocab_size)
+        self._sampler = DeviceSampler(device)
         self._drawn: Drawn | None = None
 
     def begin(self, batch: Batch, hidden: Tensor) -> Callable[[], StepResult]:

@@ -112,10 +112,10 @@ class TorchRunner:
                 self._forward = with_graphs(self._model, self._forward, self._device)
         self.overlaps = works_ahead(self._device)
         """Whether `submit` only starts a step; else it computes it."""
-        layers = OutputLayers(self._forward.logits, self._model.scores)
+        layers = OutputLayers(self._logits, self._model.scores)
         self._answers: Answers = HostAnswers(layers)
         if self.overlaps:
-            self._answers = DeviceAnswers(layers, self._device, checkpoint.config.vocab_size)
+            self._answers = DeviceAnswers(layers, self._device)
         self._groups = group_layers(checkpoint.config)
         self._cache: PagedCache | None = None
         self._hidden: Tensor | None = None
@@ -193,8 +193,11 @@ class TorchRunner:
         a server's never leave the runner."""
         assert self._hidden is not None, "no step was computed yet"
         chosen = self._hidden[tokens.start : tokens.stop : tokens.step]
-        logits: npt.NDArray[np.float32] = self._forward.logits(chosen).cpu().numpy()
+        logits: npt.NDArray[np.float32] = self._logits(chosen).cpu().numpy()
         return logits
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self._forward.logits(hidden)
 
     def _describe(
         self, checkpoint: Checkpoint, deterministic: bool, adapters: Sequence[Adapter]

@@ -52,10 +52,8 @@ class _RowState:
 class DeviceSampler:
     """Samples the rows of one model's steps on a device."""
 
-    def __init__(self, device: torch.device, vocab_size: int) -> None:
-        """`vocab_size` is the width of the logits."""
-        assert vocab_size <= MAX_VOCAB_SIZE
-        self._device, self._vocab_size = device, vocab_size
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._powers = powers_on(device)
         self.histories = Histories(device)
         """Of the sequences with penalties."""
@@ -69,17 +67,19 @@ class DeviceSampler:
             positions: [R] of the tokens to be drawn. Where no penalty looks back, a row need not
                 know yet what comes before it.
         """
-        most = max(1, _MOST_VALUES // self._vocab_size)
+        assert logits.shape[1] <= MAX_VOCAB_SIZE
+        most = max(1, _MOST_VALUES // logits.shape[1])
         pieces = [slice(start, start + most) for start in range(0, len(rows), most)]
         return Drawn([self._draw(logits[one], rows[one], positions[one]) for one in pieces])
 
     def _draw(self, logits: Tensor, rows: list[SamplingRow], positions: IntArray) -> _Part:
-        states = [self._state_of(row) for row in rows]
+        vocab_size = logits.shape[1]
+        states = [self._state_of(row, vocab_size) for row in rows]
         token_ids, is_usable = _largest(logits)
         if all(state.is_plain for state in states):
             return _Part(token_ids, is_usable)
         parcel = Parcel()
-        edited = self._plan_edits(rows, states, positions, parcel)
+        edited = self._plan_edits(rows, states, positions, parcel, vocab_size)
         chance = Chance.of(rows, [state.cuts for state in states], positions, parcel)
         asking = [n for n, state in enumerate(states) if state.num_logprobs is not None]
         places = parcel.add(asking)
@@ -98,8 +98,9 @@ class DeviceSampler:
         return part
 
     def _plan_edits(
-        self, rows: list[SamplingRow], states: list[_RowState], positions: IntArray, parcel: Parcel
-    ) -> _EditedRows | None:
+        self, rows: list[SamplingRow], states: list[_RowState], positions: IntArray,
+        parcel: Parcel, vocab_size: int,
+    ) -> _EditedRows | None:  # fmt: skip
         found = [(n, state.edits) for n, state in enumerate(states) if state.edits is not None]
         if not found:
             return None
@@ -107,12 +108,12 @@ class DeviceSampler:
         chosen, theirs = [rows[n] for n in places], positions[places].tolist()
         return _EditedRows(
             parcel.add(places),
-            Edits(chosen, edits, theirs, self.histories, parcel, self._vocab_size),
+            Edits(chosen, edits, theirs, self.histories, parcel, vocab_size),
         )
 
-    def _state_of(self, row: SamplingRow) -> _RowState:
+    def _state_of(self, row: SamplingRow, vocab_size: int) -> _RowState:
         if row.runner_state is None:
-            row.runner_state = _RowState(row, self.histories, self._vocab_size)
+            row.runner_state = _RowState(row, self.histories, vocab_size)
         state: _RowState = row.runner_state
         return state
 

@@ -29,7 +29,7 @@ def torch_sample(logits: np.ndarray, rows: list[SamplingRow]) -> StepResult:
         raw = torch.from_numpy(logits)
         before = raw.clone()
         positions = np.array([row.position for row in rows])
-        drawn = DeviceSampler(CPU, logits.shape[1]).draw(raw, rows, positions)
+        drawn = DeviceSampler(CPU).draw(raw, rows, positions)
         result = drawn.result(iter(Download(drawn.tensors()).wait()))
         torch.testing.assert_close(raw, before, rtol=0, atol=0, equal_nan=True)
     return result

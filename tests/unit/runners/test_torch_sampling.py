@@ -61,7 +61,7 @@ def positions_of(rows: list[SamplingRow]) -> np.ndarray:
 
 
 def make_sampler() -> DeviceSampler:
-    return DeviceSampler(torch.device("cpu"), VOCAB)
+    return DeviceSampler(torch.device("cpu"))
 
 
 def test_rows_that_grow_go_on_getting_numpys_tokens() -> None:
