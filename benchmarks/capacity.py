@@ -16,8 +16,8 @@ from datetime import datetime
 import orjson
 
 from llmserve.errors import ConfigError
+from llmserve.event_loop import run_loop
 
-from .event_loop import run_loop
 from .machine import command_line, machine, versions
 from .metrics import meets_slos
 from .options import ServeOptions

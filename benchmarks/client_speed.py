@@ -23,9 +23,9 @@ import numpy as np
 import orjson
 
 from llmserve.errors import ConfigError
+from llmserve.event_loop import run_loop
 
 from .client import Client, Target
-from .event_loop import run_loop
 from .load import LoadState, drive_closed_loop
 from .machine import command_line, machine, versions
 from .noise import MAX_LAG_MS, NoiseMeter

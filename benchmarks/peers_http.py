@@ -17,10 +17,10 @@ import numpy as np
 import orjson
 
 from llmserve.errors import ConfigError, EngineError
+from llmserve.event_loop import run_loop
 from llmserve.text.tokenizer import Tokenizer
 
 from .client import COMPLETIONS_ENDPOINT, Client, Target
-from .event_loop import run_loop
 from .metrics import LoadMetrics, compute_metrics
 from .options import ServeOptions
 from .running_server import PeerServer, RunningServer

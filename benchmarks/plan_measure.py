@@ -14,11 +14,11 @@ from itertools import count
 from pathlib import Path
 
 from llmserve.errors import EngineError
+from llmserve.event_loop import run_loop
 
 from .capacity import CapacityOptions, find_knee, probe_rate
 from .client import COMPLETIONS_ENDPOINT
 from .equal_requests import ClosedLoop
-from .event_loop import run_loop
 from .metrics import compute_metrics
 from .options import ServeOptions
 from .plan_predict import Knee, LoopFigures

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from llmserve.event_loop import run_loop
+
 from .arrivals import arrival_offsets
 from .capacity import CapacityOptions, find_knee, num_requests_of
 from .equal_requests import ClosedLoop, EqualRequests
-from .event_loop import run_loop
 from .simulation_report import num_in_time, request_latencies
 from .simulator import SimulatedEngine, Simulation, simulate
 

@@ -14,9 +14,10 @@ import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 
+from llmserve.event_loop import run_loop
+
 from .arrivals import arrival_offsets
 from .client import Client, ServerError, Target
-from .event_loop import run_loop
 from .live_view import show_load
 from .load import LoadState, drive_closed_loop, drive_conversations, drive_open_loop
 from .load_prompts import Workload, make_workload

@@ -26,9 +26,9 @@ from pathlib import Path
 import orjson
 
 from llmserve.errors import ConfigError
+from llmserve.event_loop import run_loop
 
 from .client import Client, ServerError, Target
-from .event_loop import run_loop
 from .machine import command_line, machine, versions
 from .ready import list_models
 from .workload import Prompt

@@ -49,6 +49,7 @@ class LLM:
         deterministic: bool = False,
         tensor_parallel_size: int = 1,
         native: NativeOptions | None = None,
+        enforce_eager: bool = False,
         max_seq_len: int | None = None,
         max_num_seqs: int = 64,
         max_batched_tokens: int | None = 512,
@@ -74,6 +75,7 @@ class LLM:
             tensor_parallel_size: Processes that compute `model` together, on the torch runner; on
                 CUDA each has a device. A draft model is computed by the first alone.
             native: What is asked of the native runner alone, for `model`; None: nothing.
+            enforce_eager: On CUDA, start a step's kernels one by one in place of captured graphs.
             max_seq_len: Tokens of context; None: the model's.
             max_num_seqs: Most sequences running at once.
             max_batched_tokens: Most tokens in one step; None: found by trying, as the server does.
@@ -98,7 +100,12 @@ class LLM:
             # Before the target: the number of threads is the process's, and the target's counts.
             draft = Checkpoint.open(draft_model, verify=verify)
             self._draft_runner = load_runner(
-                runner, draft, dtype=dtype, device=device, threads=threads
+                runner,
+                draft,
+                dtype=dtype,
+                device=device,
+                threads=threads,
+                enforce_eager=enforce_eager,
             )
         self._runner = load_runner(
             runner,
@@ -109,6 +116,7 @@ class LLM:
             deterministic=deterministic,
             tensor_parallel_size=tensor_parallel_size,
             native=native,
+            enforce_eager=enforce_eager,
             adapters={name: Path(path) for name, path in (adapters or {}).items()},
         )
         self._log = None if record is None else open_log(Path(record))

@@ -29,6 +29,7 @@ class RunnerSettings(TypedDict, total=False):
     deterministic: bool
     tensor_parallel_size: int
     native: NativeOptions | None
+    enforce_eager: bool
 
 
 def add_runner_arguments(group: argparse._ArgumentGroup) -> None:
@@ -54,6 +55,11 @@ def add_runner_arguments(group: argparse._ArgumentGroup) -> None:
         help="torch runner: processes that compute one model together, on CUDA with a device each "
         "(default: 1)",
     )  # fmt: skip
+    group.add_argument(
+        "--enforce-eager",
+        action="store_true",
+        help="on CUDA: start a step's kernels one by one, in place of captured CUDA graphs",
+    )
     _add_native_arguments(group)
 
 
@@ -110,4 +116,5 @@ def runner_settings(args: argparse.Namespace) -> RunnerSettings:
         deterministic=args.deterministic,
         tensor_parallel_size=args.tensor_parallel_size,
         native=native_options(args),
+        enforce_eager=args.enforce_eager,
     )

@@ -118,6 +118,13 @@ class SamplingParams:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0.0
 
+    @property
+    def has_penalties(self) -> bool:
+        """Whether a token's logit depends on the tokens before it."""
+        return bool(
+            self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty
+        )
+
     def check_limits(self, limits: Limits) -> None:
         """Raise `RequestError` where a list or count exceeds what `limits` allows."""
         _check_most("n", self.n, limits.max_choices)

@@ -147,6 +147,7 @@ def engine_settings(
         threads=args.threads or _share_of_cores(args),
         deterministic=args.deterministic,
         tensor_parallel_size=args.tensor_parallel_size,
+        enforce_eager=args.enforce_eager,
         native=native_options(args),
         adapters=parse_assignments(args.lora_modules, "--lora-modules"),
         max_seq_len=args.max_model_len,

@@ -27,6 +27,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Answers equal bit for bit whatever else is in the batch; slower."""
     tensor_parallel_size: int = 1
     """Processes that compute `model` together, on the torch runner."""
+    enforce_eager: bool = False
+    """On CUDA: a step's kernels are started one by one, in place of captured graphs."""
     native: NativeOptions | None = None
     """What is asked of the native runner alone, for `model`; None: nothing."""
     adapters: dict[str, str] = {}

@@ -226,6 +226,7 @@ def _load_runner(settings: EngineSettings) -> Runner:
         block_size=settings.block_size,
         deterministic=settings.deterministic,
         tensor_parallel_size=settings.tensor_parallel_size,
+        enforce_eager=settings.enforce_eager,
         native=settings.native,
         adapters={name: Path(path) for name, path in settings.adapters.items()},
     )
@@ -244,4 +245,5 @@ def _load_draft(settings: EngineSettings) -> Runner:
         device=settings.device,
         threads=settings.threads,
         block_size=settings.block_size,
+        enforce_eager=settings.enforce_eager,
     )

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 import uvicorn
 
 from llmserve.errors import EngineDeadError
+from llmserve.event_loop import loop_factory
 
 from .app import create_app, protect
 from .assembly import serve_model
@@ -71,7 +72,7 @@ def serve(
     raise_file_limit(settings.limits.max_connections + SPARE_FILES)
     with (
         bound_socket(settings.host, settings.port) as listener,
-        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+        asyncio.Runner(loop_factory=loop_factory()) as runner,
     ):
         return runner.run(_Server(settings, models, protocol, launches, announce).run(listener))
 
@@ -231,11 +232,3 @@ async def _first(*awaitables: Awaitable[object], timeout: float | None = None) -
     for task, item in zip(tasks, awaitables, strict=True):
         if task is not item:
             task.cancel()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop

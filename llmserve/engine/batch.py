@@ -19,6 +19,8 @@ def build_batch(step: Step, running: RunningTable, kv: KVCache, block_size: int)
     """Pack the tokens of one step: the decodes by whole columns, the chunks one after another."""
     chunks, rows = step.chunks, step.decode_rows
     positions = running.num_computed[rows]
+    if step.fed_rows is not None:  # the token of the step under way is not counted yet
+        positions = positions + 1
     token_ids = running.last_token[rows]
     context_lens = positions + 1
     row_of_token, offsets = rows, np.arange(len(rows) + 1)
@@ -44,6 +46,7 @@ def build_batch(step: Step, running: RunningTable, kv: KVCache, block_size: int)
         ],
         logits_indices=_logits_indices(step, offsets),
         sampling=_sampling_rows(step),
+        fed_rows=step.fed_rows,
         adapter_ids=_adapter_ids(running.adapter_id[rows]),
         prompt_rows=list(chain.from_iterable(map(_prompt_rows, chunks, _starts(step, offsets)))),
         hidden_sums=list(chain.from_iterable(map(_hidden_sums, chunks, _starts(step, offsets)))),

@@ -1,5 +1,8 @@
 """The step function: collect, advance, schedule, submit.
 
+Where the runner allows it and nothing depends on the result, the next step is submitted before the
+last one is collected: the runner then never waits for the engine.
+
 The engine owns requests, sequences and KV blocks. It has no clock and no randomness of its own:
 time is an argument, and every draw is keyed by its request. So it can be driven by a server, by
 `LLM`, by tests with a scripted runner and by a simulator, and does the same each time; a recorded
@@ -9,6 +12,7 @@ run can be replayed (`step_log.py`).
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from dataclasses import dataclass, field
 
 from ..errors import RequestError
@@ -104,7 +108,8 @@ class Engine:
         self._advance = Advance(self._scheduler, self._end)
         self._live: dict[str, list[Sequence]] = {}
         self._deadlines: list[tuple[float, str]] = []
-        self._in_flight: Step | None = None
+        self._in_flight: deque[Step] = deque()
+        """Submitted and not collected: one, or two where the second was chosen ahead."""
         self.last_work: StepWork | None = None
         """What the last call of `step` had computed; None: nothing."""
         self._ended: list[RequestOutput] = []
@@ -163,16 +168,17 @@ class Engine:
                 self._end(sequence, FinishReason.STOP)
 
     def fail_running(self, error: str) -> None:
-        """End every sequence of the step under way as `error`; call it when `step` raised.
+        """End every sequence of the steps under way as `error`; call it when `step` raised.
 
-        What the step was to put into the cache is not trusted. Sequences that were not part of it
+        What they were to put into the cache is not trusted. Sequences that were not part of it
         go on, and a step that raises again will end the next ones: the caller decides how often it
         tries.
         """
         self._watcher.failed(error)
-        step, self._in_flight = self._in_flight, None
+        sequences = [one for step in self._in_flight for one in step.sequences]
+        self._in_flight.clear()
         self._scheduler.kv.distrust_step()
-        for sequence in step.sequences if step is not None else ():
+        for sequence in sequences:
             if sequence.finish_reason is None:
                 self._end(sequence, FinishReason.ERROR)
                 self._ended.append(_last_output(sequence, error=error))
@@ -185,9 +191,13 @@ class Engine:
         through; `fail_running` then makes the engine usable again.
         """
         self._watcher.stepping(now)
+        is_ahead = self._submit_ahead()
         outputs = self._collect()
         self._expire(now)
-        self._submit(now)
+        if is_ahead:
+            self._scheduler.seal_ahead(self._in_flight[-1])
+        else:
+            self._submit(now)
         if not self._runner.overlaps:
             outputs += self._collect()
         outputs += self._ended
@@ -284,12 +294,30 @@ class Engine:
             vocab_size=self._runner.info.vocab_size,
         )
 
+    def _submit_ahead(self) -> bool:
+        """Submit what follows the step under way before that is collected, where this is possible.
+
+        Its tokens are the runner's until then. A sequence that the result ends has taken part in
+        vain: what it draws is passed over, and what it writes lies in blocks that nobody gets
+        before.
+        """
+        if not self._runner.info.feeds_tokens or not self._in_flight:
+            return False
+        step = self._scheduler.schedule_ahead(self._in_flight[0])
+        if step is not None:
+            self._watcher.scheduled(step)
+            self._start(step)
+        return step is not None
+
     def _submit(self, now: float) -> None:
         step = self._scheduler.schedule(now)
         self._watcher.scheduled(step)
-        self.last_work = None if step.is_empty else StepWork.of(step)
-        if step.is_empty:
-            return
+        self.last_work = None
+        if not step.is_empty:
+            self._start(step)
+
+    def _start(self, step: Step) -> None:
+        self.last_work = StepWork.of(step)
         self._num_decode_tokens += len(step.decodes)
         for chunk in step.chunks:
             if chunk.num_tokens == 1 or chunk.draft_ids:
@@ -297,17 +325,17 @@ class Engine:
             else:
                 self._num_prefill_tokens += chunk.num_tokens
         self._num_steps += 1
-        self._in_flight = step
+        self._in_flight.append(step)
         scheduler = self._scheduler
         constrain(step)
         batch = build_batch(step, scheduler.running, scheduler.kv, self.config.block_size)
         self._runner.submit(batch)
 
     def _collect(self) -> list[RequestOutput]:
-        if self._in_flight is None:
+        if not self._in_flight:
             return []
         result = self._runner.collect()
-        step, self._in_flight = self._in_flight, None
+        step = self._in_flight.popleft()
         self._watcher.collected(result)
         return self._advance.apply(step, result)
 

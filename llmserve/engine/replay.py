@@ -10,13 +10,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError, EngineError, RequestError
-from ..runners.protocol import Batch, MaskArray, Runner, RunnerInfo, StepResult, TokenLogprobs
+from ..runners.protocol import (
+    Batch,
+    IntArray,
+    MaskArray,
+    Runner,
+    RunnerInfo,
+    StepResult,
+    TokenLogprobs,
+)
 from .drafting import DraftRequest
 from .engine import Engine
 from .grammar import Grammar, Matcher
@@ -238,32 +247,41 @@ class _RecordedRunner:
     def __init__(
         self, info: RunnerInfo, overlaps: bool, outcome: _Outcome, inner: Runner | None
     ) -> None:
-        self.info = info if inner is None else inner.info
+        self.info = info
+        if inner is not None:
+            # When steps are chosen is the engine's decision then, whatever computes them now.
+            self.info = changed(inner.info, feeds_tokens=info.feeds_tokens)
         self.overlaps = overlaps
         self._outcome = outcome
         self._inner = inner
-        self._batch: Batch | None = None
+        self._batches: deque[Batch] = deque()
+        self._drawn: IntArray = np.empty(0, dtype=np.int64)
 
     def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
         if self._inner is not None:
             self._inner.allocate_cache(num_blocks, block_size)
 
     def submit(self, batch: Batch) -> None:
-        self._batch = batch
-        if self._inner is not None:
-            self._inner.submit(batch)
+        """Nothing is computed before it is collected: what the step goes on from is known then."""
+        self._batches.append(batch)
 
     def collect(self) -> StepResult:
         record = self._outcome.next_drawn()
         if record is None:
+            self._batches.clear()
             raise _StepFailedError("the recorded step failed")
-        if self._inner is not None:
-            return self._inner.collect()
-        assert self._batch is not None, "a step is collected that was not submitted"
-        return _result(record, self._batch)
+        batch = self._batches.popleft()
+        if self._inner is None:
+            return _result(record, batch)
+        if batch.fed_rows is not None:
+            batch = changed(batch, token_ids=self._drawn[batch.fed_rows], fed_rows=None)
+        self._inner.submit(batch)
+        result = self._inner.collect()
+        self._drawn = result.token_ids
+        return result
 
     def close(self) -> None:
-        self._batch = None
+        self._batches.clear()
 
 
 def _result(record: Record, batch: Batch) -> StepResult:

@@ -103,6 +103,47 @@ class Scheduler:
         step.chunks.sort(key=lambda chunk: chunk.num_tokens > 1)
         return step
 
+    def schedule_ahead(self, under_way: Step) -> Step | None:
+        """The decodes that follow `under_way`, before it is known what that draws.
+
+        Nothing else may be left to decide: nobody reads a prompt, nobody waits who could be let in,
+        no grammar or penalty looks at the tokens, and no block is short. Who has drawn its last
+        token by length is left out; who ends otherwise is computed once in vain.
+
+        Returns:
+            None where the result must be known first.
+        """
+        if under_way.chunks or self.speculator is not None:
+            return None
+        live = [n for n, one in enumerate(under_way.decodes) if one.finish_reason is None]
+        if len(live) < len(self.running):
+            return None
+        if not all(under_way.decodes[n].is_foreseeable for n in live):
+            return None
+        rows = under_way.decode_rows[live]
+        goes_on = self.running.num_tokens[rows] + 1 < self.running.max_len[rows]
+        if len(self.policy) and not (self.running.is_full and goes_on.all()):
+            return None
+        rows = rows[goes_on]
+        lengths = self.running.num_computed[rows] + 2
+        self.kv.release_windows(rows, lengths - 1)
+        if not len(rows) or not self.kv.extend(rows, lengths):
+            return None
+        places = np.array(live, dtype=np.int64)[goes_on]
+        decodes = [under_way.decodes[n] for n in places.tolist()]
+        step = Step(decodes=decodes, decode_rows=rows, fed_rows=places)
+        if self.policy.charges:
+            self._charge(step)
+        return step
+
+    def seal_ahead(self, step: Step) -> None:
+        """Offer the blocks that a step chosen ahead fills, now that its tokens are known."""
+        for sequence in step.decodes:
+            if sequence.finish_reason is None:
+                length = int(self.running.num_computed[sequence.row]) + 1
+                if length % self.config.block_size == 0:
+                    self._seal(sequence, length)
+
     def _schedule_decodes(self, step: Step) -> None:
         kv, running = self.kv, self.running
         while True:

@@ -55,14 +55,19 @@ class Sequence:
     """Where a vector is asked for: sum of the final hidden states so far, [E]."""
     head_scores: list[list[float]] = field(default_factory=list)
     """Where a head's scores are asked for: those so far."""
+    is_foreseeable: bool = field(init=False)
+    """Whether a token can be drawn before the host knows the one before it: no grammar and no
+    penalty looks at it."""
     request_id: str = field(init=False)
     sampling: SamplingRow = field(init=False)
     """How its next token is to be drawn; lives as long as the sequence."""
 
     def __post_init__(self) -> None:
         self.request_id = self.request.request_id
+        params = self.request.sampling_params
+        self.is_foreseeable = self.constraint is None and not params.has_penalties
         self.sampling = SamplingRow(
-            params=self.request.sampling_params,
+            params=params,
             seed=self.request.seed,
             choice_index=self.choice_index,
             token_ids=self.token_ids,

@@ -58,6 +58,9 @@ class Step:
     """Those of one token first."""
     preempted: list[Sequence] = field(default_factory=list)
     """Sequences that had to give up their blocks for it."""
+    fed_rows: IntArray | None = None
+    """Where the step was chosen before the result of the last one was known, and has nothing but
+    decodes: the place of each among those of the last step."""
 
     @property
     def is_empty(self) -> bool:

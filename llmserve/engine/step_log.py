@@ -103,9 +103,10 @@ def open_log(path: Path) -> TextIO:
 
 def work_record(step: Step) -> Record:
     """The line about a step's work."""
+    is_ahead = step.fed_rows is not None
+    ends = [len(sequence.token_ids) + is_ahead for sequence in step.decodes]
     work: list[Any] = [
-        [sequence.uid, len(sequence.token_ids) - 1, len(sequence.token_ids), []]
-        for sequence in step.decodes
+        [sequence.uid, end - 1, end, []] for sequence, end in zip(step.decodes, ends, strict=True)
     ]
     work += [[c.sequence.uid, c.start, c.stop, c.draft_ids] for c in step.chunks]
     return ["work", work, [sequence.uid for sequence in step.preempted]]

@@ -80,17 +80,24 @@ class MixtureOfExperts(nn.Module):
         return out.view(x.shape)
 
     def _routed(self, x: Tensor) -> Tensor:
-        """The experts' outputs with their weights, added by ascending expert."""
+        """The experts' outputs with their weights, added by ascending expert.
+
+        The host waits once, for how many tokens each expert has.
+        """
         chosen, weights = route(self.gate(x), self.rules)
-        weights = weights.to(x.dtype)
+        weights = weights.to(x.dtype).flatten()  # [T * K]
+        experts, order = chosen.flatten().sort(stable=True)
+        counts = F.one_hot(experts, len(self.experts)).sum(0).tolist()
         out = torch.zeros_like(x)
-        for index in sorted(set(chosen.flatten().tolist())):
-            expert, (rows, places) = self.experts[index], (chosen == index).nonzero(as_tuple=True)
+        for expert, places in zip(self.experts, torch.split(order, counts), strict=True):
+            if not len(places):
+                continue
+            rows = places // chosen.shape[1]
             if self._has_fixed_shapes:
                 part = expert(x).index_select(0, rows)
             else:
                 part = expert(x.index_select(0, rows))
-            out = out.index_add(0, rows, part * weights[rows, places, None])
+            out = out.index_add(0, rows, part * weights[places, None])
         return out
 
 

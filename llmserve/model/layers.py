@@ -148,16 +148,26 @@ class RotaryTable:
         self._max_seq_len = config.max_seq_len
         self._frequencies = rotary_frequencies(config, is_local=is_local)
         self._table = self._make(min(config.max_seq_len, _FIRST_ROTARY_ROWS))
+        self._is_complete = False
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """The turn that belongs to `positions` [..., T], as numbers of type `dtype`."""
-        if len(self._table) < self._max_seq_len and len(self._table) <= int(positions.max()):
+        is_short = not self._is_complete and len(self._table) < self._max_seq_len
+        if is_short and len(self._table) <= int(positions.max()):
             doubled = 2 * (int(positions.max()) + 1)
             self._table = self._make(min(self._max_seq_len, doubled))
         if self._table.device != positions.device:
             self._table = self._table.to(positions.device)
         rows = self._table[positions].to(dtype).unsqueeze(-3)  # [..., T, 1, 3, R/2]
         return Rotation(rows[..., :1, :], rows[..., 1:, :])
+
+    def complete(self, count: int, device: torch.device) -> None:
+        """Make the table of the positions before `count`, there; no later one is asked for.
+
+        From now on no position is looked at before it is used.
+        """
+        self._table = self._make(min(self._max_seq_len, count)).to(device)
+        self._is_complete = True
 
     def _make(self, count: int) -> Tensor:
         positions = torch.arange(count, dtype=torch.float32, device="cpu")

@@ -129,6 +129,15 @@ class Transformer(nn.Module):
             if isinstance(module, MixtureOfExperts):
                 module.fix_shapes()
 
+    def complete_rotations(self, count: int, device: torch.device) -> None:
+        """Make the rotations of all positions that will be asked for, those before `count`.
+
+        For a device whose values the host does not await. They take 12 bytes for each position and
+        each two rotated values of a head.
+        """
+        for table in self._rotary.values():
+            table.complete(count, device)
+
     def hidden(
         self, token_ids: Tensor, positions: Tensor, attend: Attend, adapt: Adapt | None = None
     ) -> Tensor:

@@ -130,6 +130,10 @@ class Batch:
     groups: list[GroupTables]  # G entries, in the order of `RunnerInfo.cache_groups`
     logits_indices: IntArray  # [R] packed indices of the tokens whose logits are sampled
     sampling: list[SamplingRow]  # R entries
+    fed_rows: IntArray | None = None
+    """[T] for each token, the row of the step under way that draws it: it is known to the runner
+    alone, which has yet to compute it, and `token_ids` means nothing. None: all are known. A row's
+    place in its sequence is then that of its packed token plus 1, not `SamplingRow.position`."""
     adapter_ids: IntArray | None = None
     """[S] 0: the base model; i: entry i - 1 of `RunnerInfo.adapters`. None: all 0."""
     prompt_rows: list[PromptRows] = field(default_factory=list)
@@ -206,6 +210,9 @@ class RunnerInfo:
     """Digest of the model's contents: the root of every key of the prefix cache."""
     hidden_size: int = 0
     """Width of the final hidden states."""
+    feeds_tokens: bool = False
+    """Whether a step may be submitted while another one is under way whose tokens it goes on from
+    (`Batch.fed_rows`)."""
     shares_blocks: bool = True
     """Whether sequences may hold the same block; False: no prefix cache, each computes its own."""
     adapters: tuple[str, ...] = ()
@@ -232,10 +239,13 @@ class Runner(Protocol):
         """Make the KV cache: for each cache group that many blocks. Called first; again: anew."""
 
     def submit(self, batch: Batch) -> None:
-        """Begin one step. At most one is under way."""
+        """Begin one step. At most one is under way, two where the second goes on from the first.
+
+        After an exception, here or in `collect`, none is.
+        """
 
     def collect(self) -> StepResult:
-        """Wait for the step under way and return its outcome."""
+        """Wait for the step that has been under way the longest and return its outcome."""
 
     def close(self) -> None:
         """Free what the runner holds."""

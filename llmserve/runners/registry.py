@@ -39,6 +39,7 @@ def load_runner(
     tensor_parallel_size: int = 1,
     adapters: Mapping[str, Path] | None = None,
     native: NativeOptions | None = None,
+    enforce_eager: bool = False,
 ) -> Runner:
     """Load a model folder into the runner of that name.
 
@@ -57,6 +58,7 @@ def load_runner(
             CUDA each has a device.
         adapters: LoRA adapters by the name that requests give, each a folder in PEFT's format.
         native: What is asked of the native runner alone; None: nothing.
+        enforce_eager: On CUDA, start a step's kernels one by one in place of captured graphs.
 
     Raises:
         ConfigError: an unknown runner, type or device, or options of another runner.
@@ -69,6 +71,11 @@ def load_runner(
         raise ConfigError(f"threads must be at least 1, got {threads}")
     if tensor_parallel_size < 1:
         raise ConfigError(f"tensor_parallel_size must be at least 1, got {tensor_parallel_size}")
+    if enforce_eager and device == "cpu":
+        raise ConfigError(
+            "enforce_eager switches off the CUDA graphs of decode steps, and the device is cpu, "
+            "which has none: leave it out"
+        )
     if runner == "onnx" or (runner == "auto" and not checkpoint.has_weights):
         given = {"dtype": dtype, "adapters": adapters, "native options": native}
         given["device"] = None if device == "cpu" else device
@@ -106,7 +113,7 @@ def load_runner(
         return _load_parallel(
             checkpoint, dtype, device, threads, deterministic, loaded, tensor_parallel_size
         )
-    return _load_torch(checkpoint, dtype, device, threads, deterministic, loaded)
+    return _load_torch(checkpoint, dtype, device, threads, deterministic, loaded, enforce_eager)
 
 
 def _load_onnx(checkpoint: Checkpoint, threads: int | None, given: Sequence[str]) -> Runner:
@@ -155,13 +162,18 @@ def import_torch_runner() -> None:
 
 def _load_torch(
     checkpoint: Checkpoint, dtype: str | None, device: str, threads: int | None,
-    deterministic: bool, adapters: Sequence[Adapter],
+    deterministic: bool, adapters: Sequence[Adapter], enforce_eager: bool,
 ) -> Runner:  # fmt: skip
     _need_torch()
     from .torch_runner import TorchRunner
 
     runner = TorchRunner(
-        checkpoint, dtype=dtype, device=device, deterministic=deterministic, adapters=adapters
+        checkpoint,
+        dtype=dtype,
+        device=device,
+        deterministic=deterministic,
+        adapters=adapters,
+        enforce_eager=enforce_eager,
     )
     use_torch_threads(threads, num_parameters=runner.info.num_parameters)
     return runner

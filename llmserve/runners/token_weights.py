@@ -19,22 +19,33 @@ import numpy.typing as npt
 from .philox import RANDOM_BITS
 
 __all__ = [
+    "C1",
+    "C2",
+    "C3",
     "MAX_VOCAB_SIZE",
+    "MOST_STEPS",
+    "POWERS",
+    "STEPS",
+    "WEIGHT_BITS",
     "by_mass",
     "by_ratio",
     "by_typicality",
+    "part",
     "pick",
     "steps_below",
+    "steps_per_unit",
     "weights_at",
+    "whole_share",
 ]
 
 MAX_VOCAB_SIZE = 2**21 - 1
 """Most tokens whose weights add up within 63 bits."""
 
-_WEIGHT_BITS = 42
-_STEPS = 512
+WEIGHT_BITS = 42
+"""The likeliest token weighs 2 to that power."""
+STEPS = 512
 """Steps in which a probability halves."""
-_MOST_STEPS = (_WEIGHT_BITS + 1) * _STEPS
+MOST_STEPS = (WEIGHT_BITS + 1) * STEPS
 """Here a weight rounds to 0; whatever is less likely counts as this."""
 _SHARE_BITS = 32
 _LEAST_TEMPERATURE = 1e-9
@@ -43,9 +54,9 @@ _BLOCK = 4096
 """Tokens weighed at a time: their arrays stay in the cache and cost no new pages."""
 _STEPS_PER_NAT = float.fromhex("0x1.71547652b82fep+9")  # 512 / ln 2
 # exp(r ln 2 / 512) to the third power of r, for |r| up to a half: off by at most 6e-16.
-_C1 = float.fromhex("0x1.62e42fefa39efp-10")
-_C2 = float.fromhex("0x1.ebfbdff82c58fp-21")
-_C3 = float.fromhex("0x1.c6b08d704a0c0p-32")
+C1 = float.fromhex("0x1.62e42fefa39efp-10")
+C2 = float.fromhex("0x1.ebfbdff82c58fp-21")
+C3 = float.fromhex("0x1.c6b08d704a0c0p-32")
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -55,14 +66,14 @@ Ints = npt.NDArray[np.int64]
 def _powers() -> Doubles:
     """The float64 nearest to 2**(42 - n / 512), for n from 0 to the most steps."""
     with localcontext(prec=50):
-        root = Decimal(2) ** (Decimal(-1) / _STEPS)
-        fractions = np.array([float(root**n) for n in range(_STEPS)])
-    octaves = np.ldexp(1.0, np.arange(_WEIGHT_BITS, -2, -1))
-    powers: Doubles = np.outer(octaves, fractions).ravel()[: _MOST_STEPS + 1]
+        root = Decimal(2) ** (Decimal(-1) / STEPS)
+        fractions = np.array([float(root**n) for n in range(STEPS)])
+    octaves = np.ldexp(1.0, np.arange(WEIGHT_BITS, -2, -1))
+    powers: Doubles = np.outer(octaves, fractions).ravel()[: MOST_STEPS + 1]
     return powers
 
 
-_POWERS = _powers()
+POWERS = _powers()
 
 
 def steps_below(logits: Floats, largest: float, temperature: float) -> Doubles:
@@ -74,8 +85,13 @@ def steps_below(logits: Floats, largest: float, temperature: float) -> Doubles:
         temperature: Above 0.
     """
     steps = np.subtract(largest, logits, dtype=np.float64)
-    steps *= _STEPS_PER_NAT / max(temperature, _LEAST_TEMPERATURE)
-    return np.minimum(steps, _MOST_STEPS, out=steps)
+    steps *= steps_per_unit(temperature)
+    return np.minimum(steps, MOST_STEPS, out=steps)
+
+
+def steps_per_unit(temperature: float) -> float:
+    """Steps that a difference of 1 between two logits makes at a temperature above 0."""
+    return _STEPS_PER_NAT / max(temperature, _LEAST_TEMPERATURE)
 
 
 def weights_at(steps: Doubles) -> Ints:
@@ -90,21 +106,21 @@ def weights_at(steps: Doubles) -> Ints:
 def _weights_of_block(steps: Doubles) -> Doubles:
     whole = np.rint(steps)
     rest = whole - steps  # exact
-    weights = rest * _C3
-    weights += _C2
+    weights = rest * C3
+    weights += C2
     weights *= rest
-    weights += _C1
+    weights += C1
     weights *= rest
     weights += 1.0
     # All are in range; only so numpy writes to `out` without a buffer.
-    weights *= _POWERS.take(whole.astype(np.int64), out=whole, mode="clip")
+    weights *= POWERS.take(whole.astype(np.int64), out=whole, mode="clip")
     return np.rint(weights, out=weights)
 
 
 def by_mass(weights: Ints, top_p: float) -> Ints:
     """Keep the fewest, heaviest tokens whose share of the total reaches `top_p`."""
     total = int(weights.sum())
-    least = _part(top_p, total)
+    least = part(top_p, total)
     # So light a token is never needed: all of them together weigh no more than what may be missing.
     places = np.flatnonzero(weights > (total - least) // len(weights))
     return _keep_first(weights, places, -weights[places], least)
@@ -112,7 +128,7 @@ def by_mass(weights: Ints, top_p: float) -> Ints:
 
 def by_ratio(weights: Ints, min_p: float) -> Ints:
     """Keep the tokens at least `min_p` times as likely as the likeliest."""
-    return np.where(weights >= _part(min_p, 1 << _WEIGHT_BITS), weights, 0)
+    return np.where(weights >= part(min_p, 1 << WEIGHT_BITS), weights, 0)
 
 
 def by_typicality(weights: Ints, steps: Doubles, typical_p: float) -> Ints:
@@ -123,10 +139,10 @@ def by_typicality(weights: Ints, steps: Doubles, typical_p: float) -> Ints:
     and cancels.
     """
     places = np.flatnonzero(weights > 0)
-    kept, bits = weights[places], steps[places] * (1 / _STEPS)
+    kept, bits = weights[places], steps[places] * (1 / STEPS)
     total = int(kept.sum())
     mean = float(int(np.rint(kept * bits).astype(np.int64).sum())) / float(total)
-    return _keep_first(weights, places, np.abs(bits - mean), _part(typical_p, total))
+    return _keep_first(weights, places, np.abs(bits - mean), part(typical_p, total))
 
 
 def pick(weights: Ints, random: int) -> int:
@@ -135,13 +151,17 @@ def pick(weights: Ints, random: int) -> int:
     return int(cumulated.searchsorted(random * int(cumulated[-1]) >> RANDOM_BITS, side="right"))
 
 
-def _part(share: float, total: int) -> int:
-    """The weight that reaches `share` of `total`, at least 1.
+def part(share: float, total: int) -> int:
+    """The weight that reaches `share` of `total`, at least 1."""
+    return max(1, -(-whole_share(share) * total >> _SHARE_BITS))
 
-    The share is rounded down to 32 bits, so that nine of ten equal tokens reach 0.9, the float64
-    next to which lies above nine tenths.
+
+def whole_share(share: float) -> int:
+    """A share in units of 2**-32, rounded down.
+
+    So nine of ten equal tokens reach 0.9, the float64 next to which lies above nine tenths.
     """
-    return max(1, -(-int(share * 2**_SHARE_BITS) * total >> _SHARE_BITS))
+    return int(share * 2**_SHARE_BITS)
 
 
 def _keep_first(weights: Ints, places: Ints, ranks: Ints | Doubles, least: int) -> Ints:

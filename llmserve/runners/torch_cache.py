@@ -2,7 +2,8 @@
 
 A slot holds one token's key and value of one layer; slots are counted over the group's whole pool.
 Each pool has one slot more that is never written and stays zero. Reads past a sequence's end are
-directed to it: what others left in the pool, NaN included, never reaches a result (decision 3).
+directed to it: what others left in the pool, NaN included, never reaches a result (decision 3). And
+it has a spare slot, into which rows of padding write what nobody reads (`torch_static_step.py`).
 
 Shapes: B sequences or queries read side by side, L places read for each, KV key heads, D head_dim.
 """
@@ -16,6 +17,7 @@ import torch
 
 from .cache_groups import LayerGroup
 from .protocol import BoolArray, IntArray
+from .torch_transfer import upload
 
 __all__ = ["PagedCache"]
 
@@ -27,11 +29,13 @@ class PagedCache:
         self, groups: Sequence[LayerGroup], *, num_blocks: tuple[int, ...], block_size: int,
         num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device,
     ) -> None:  # fmt: skip
-        """Allocate `num_blocks[g] * block_size` slots and the null slot for group g's layers."""
+        """Allocate `num_blocks[g] * block_size` slots, spare and null slot for group g's layers."""
         self.block_size = block_size
         self.dtype, self.device = dtype, device
         self.groups = tuple(groups)
-        self.null_slots = [count * block_size for count in num_blocks]
+        self.spare_slots = [count * block_size for count in num_blocks]
+        """Of each group: the slot that padding is written to."""
+        self.null_slots = [spare + 1 for spare in self.spare_slots]
         """Of each group: the slot that stays zero."""
         self.group_of = {
             layer: index for index, group in enumerate(groups) for layer in group.layers
@@ -86,11 +90,11 @@ class PagedCache:
         return slots, is_outside
 
     def tensor(self, values: IntArray) -> torch.Tensor:
-        """Indices as a tensor beside the cache."""
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+        """Indices as a tensor beside the cache; the host does not wait for the copy."""
+        return upload([values], self.device)[0]
 
     def mask(self, is_hidden: BoolArray) -> torch.Tensor:
         """What is added to scores: minus infinity where hidden, else zero."""
-        hidden = torch.from_numpy(is_hidden).to(self.device)
+        hidden = upload([is_hidden], self.device)[0]
         zeros = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
         return zeros.masked_fill_(hidden, float("-inf"))

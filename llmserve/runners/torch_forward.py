@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import ModelConfig
 from ..errors import ConfigError
 from ..model.adapt import Adapt
 from ..model.attention import Attend
@@ -30,6 +31,7 @@ from .torch_attention import PagedAttention
 from .torch_cache import PagedCache
 from .torch_exact import TokenAttention
 from .torch_lora import LoraSet
+from .torch_transfer import upload
 
 __all__ = [
     "Forward",
@@ -38,6 +40,7 @@ __all__ = [
     "WholeForward",
     "attention_for",
     "has_kernels",
+    "obstacle_to_graphs",
 ]
 
 _log = logging.getLogger("llmserve.engine")
@@ -54,14 +57,18 @@ _NUM_TRIALS = 4
 class Forward(Protocol):
     """The model over one step."""
 
-    def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
-        """The final hidden states of a step's tokens, [T, E]; their keys and values are cached."""
+    def hidden(self, batch: Batch, cache: PagedCache, fed: Tensor | None = None) -> Tensor:
+        """The final hidden states of a step's tokens, [T, E]; their keys and values are cached.
+
+        `fed` [T] are the tokens in place of those of a batch with `fed_rows`.
+        """
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, E] → float32 [rows, V]."""
 
     def check(self) -> None:
-        """Raise `ConfigError` unless what the mode promises holds on this machine."""
+        """Called before a cache is allocated: let go of the last one, and raise `ConfigError`
+        unless what the mode promises holds on this machine."""
 
 
 def has_kernels(device: torch.device) -> bool:
@@ -87,6 +94,15 @@ def attention_for(device: torch.device) -> StepAttention:
     return GpuAttention
 
 
+def obstacle_to_graphs(config: ModelConfig, device: torch.device) -> str | None:
+    """Why decode steps of a model are not captured on a device; None: they are."""
+    if not has_kernels(device):
+        return "only attention by Triton kernels has steps of a fixed shape"
+    if any(config.has_experts(index) for index in range(config.num_layers)):
+        return "the host must know which experts a step's tokens go to"
+    return None
+
+
 class WholeForward:
     """All tokens of a step in one pass."""
 
@@ -102,13 +118,14 @@ class WholeForward:
         self._scores = Scores.of(model.config)
         self._adapters = adapters
 
-    def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
+    def hidden(self, batch: Batch, cache: PagedCache, fed: Tensor | None = None) -> Tensor:
         """See `Forward`."""
         attend = self._attention(batch, cache, self._scores)
         adapt = None
         if self._adapters is not None:
             adapt = self._adapters.for_step(batch.adapter_ids, batch.cu_seqlens)
-        token_ids, positions = cache.tensor(batch.token_ids), cache.tensor(batch.positions)
+        token_ids, positions = upload([batch.token_ids, batch.positions], cache.device)
+        token_ids = token_ids if fed is None else fed
         return self._model.hidden(token_ids, positions, attend, adapt)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -130,12 +147,13 @@ class TiledForward:
         self.num_rows = _TILE_BYTES // next(model.parameters()).itemsize
         """R: 32 for float32, 64 for 16-bit types."""
 
-    def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
+    def hidden(self, batch: Batch, cache: PagedCache, fed: Tensor | None = None) -> Tensor:
         """See `Forward`.
 
         Tokens go by ascending position: what one reads, a sequence's own tokens and those of a
         prefix that another one computes in the same step, lies in its tile or an earlier one.
         """
+        assert fed is None, "a CPU's tokens are known to the host"
         order = np.argsort(batch.positions, kind="stable")
         tiles = [
             self._tile(batch, cache, order[start : start + self.num_rows])

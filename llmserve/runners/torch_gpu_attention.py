@@ -9,12 +9,12 @@ Shapes: T tokens in the step, S sequences, H query heads, KV key heads, G = H / 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..model.scores import Scores
 from .protocol import Batch, IntArray
 from .torch_cache import PagedCache
+from .torch_transfer import upload
 from .torch_triton_attention import SPAN, TILE_FIELDS, TileReads, paged_attention, tile_tokens
 
 __all__ = ["GpuAttention"]
@@ -57,7 +57,7 @@ class GpuAttention:
         for index, group in enumerate(batch.groups):
             rows = _span_rows(spans, cache.groups[index].window)
             arrays += [group.slot_mapping, group.block_tables, rows]
-        tiles, span_tiles, *rest = _upload(arrays, cache.device)
+        tiles, span_tiles, *rest = upload(arrays, cache.device)
         for index, layers in enumerate(cache.groups):
             slots, tables, rows_there = rest[3 * index : 3 * index + 3]
             self._slots.append(slots)
@@ -99,12 +99,3 @@ def _span_rows(tiles: IntArray, window: int | None) -> IntArray:
     last = np.repeat(positions, sizes) + within
     spans = last // SPAN - np.repeat(lowest // SPAN, sizes) + 1
     return np.stack((np.repeat(packed, sizes) + within, spans), axis=1)
-
-
-def _upload(arrays: list[IntArray], device: torch.device) -> list[Tensor]:
-    """All arrays in one copy, from pinned memory where there is a GPU to read it."""
-    flat = torch.from_numpy(np.concatenate([array.reshape(-1) for array in arrays]))
-    if device.type == "cuda":
-        flat = flat.pin_memory()
-    parts = torch.split(flat.to(device, non_blocking=True), [array.size for array in arrays])
-    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]

@@ -26,6 +26,7 @@ from ..config import ModelConfig
 from ..model.adapt import Adapt
 from ..quant.dtypes import Float32Array
 from .protocol import BoolArray, IntArray
+from .torch_transfer import upload
 
 __all__ = ["LoraSet"]
 
@@ -109,7 +110,7 @@ class LoraSet:
         return _StepAdapt(parts, self._deterministic)
 
     def _rows(self, is_own: BoolArray) -> Tensor:
-        return torch.from_numpy(np.flatnonzero(is_own)).to(self._device)
+        return upload([np.flatnonzero(is_own)], self._device)[0]
 
 
 class _Part(NamedTuple):

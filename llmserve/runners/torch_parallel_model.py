@@ -49,9 +49,9 @@ class RankForward:
         """Compute the rank's part by `own`; `vocab_size` is the whole model's."""
         self._own, self._group, self._vocab_size = own, group, vocab_size
 
-    def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
+    def hidden(self, batch: Batch, cache: PagedCache, fed: Tensor | None = None) -> Tensor:
         """See `Forward`. The same on all ranks."""
-        return self._own.hidden(batch, cache)
+        return self._own.hidden(batch, cache, fed)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Rows [R, E] of rank 0 → float32 [R, V] there, and the rank's own columns elsewhere.

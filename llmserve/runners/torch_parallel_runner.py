@@ -132,8 +132,9 @@ class _LeadingForward:
     def __init__(self, own: Forward, ranks: Ranks) -> None:
         self._own, self._ranks = own, ranks
 
-    def hidden(self, batch: Batch, cache: PagedCache) -> Tensor:
+    def hidden(self, batch: Batch, cache: PagedCache, fed: Tensor | None = None) -> Tensor:
         """See `Forward`. Raises `EngineError` if a rank is lost."""
+        assert fed is None, "the other ranks would not know these tokens"
         with self._together(step_of(batch)):
             return self._own.hidden(batch, cache)
 
@@ -210,6 +211,7 @@ def _info_of_all(
             for group in own.cache_groups
         ),
         executed_form=f"{own.executed_form} on {count} ranks",
+        feeds_tokens=False,  # only rank 0 draws, and the others are told numbers of the host
         num_parameters=num_parameters_of(config),
         weight_bytes=own.weight_bytes + sum(one.weight_bytes for one in loaded),
         fingerprint=fingerprint,

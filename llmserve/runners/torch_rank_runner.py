@@ -33,6 +33,8 @@ class RankRunner(TorchRunner):
             dtype=dtype,
             device=device,
             adapters=[adapter_of_rank(adapter, config, rank) for adapter in adapters],
+            # A graph that one rank captures and another cannot would leave the others waiting.
+            enforce_eager=True,
         )
         self.rank = rank
         self.fingerprint = fingerprint_of(checkpoint, adapters)

@@ -8,7 +8,9 @@ In deterministic mode (CPUs) a token's logits do not depend, to the bit, on how 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -22,28 +24,32 @@ from ..failpoints import hit
 from ..model.transformer import Transformer
 from ..model.weights import load_model
 from ..weight_source import WeightSource
-from .cache_groups import group_layers
+from .cache_groups import LayerGroup, group_layers
 from .freed_memory import keep_freed_memory
-from .model_facts import cache_groups_of, fingerprint_of, sum_hidden
-from .protocol import Batch, PromptRows, RunnerInfo, StepResult, TokenLogprobs
-from .sampler import prompt_logprobs, sample
+from .model_facts import cache_groups_of, fingerprint_of
+from .protocol import Batch, RunnerInfo, StepResult
+from .torch_answers import Answers, DeviceAnswers, HostAnswers, OutputLayers, works_ahead
 from .torch_cache import PagedCache
-from .torch_forward import Forward, TiledForward, WholeForward, attention_for, has_kernels
+from .torch_forward import (
+    Forward,
+    TiledForward,
+    WholeForward,
+    attention_for,
+    has_kernels,
+    obstacle_to_graphs,
+)
 from .torch_lora import LoraSet
 
-__all__ = ["DEFAULT_THREADS", "TorchRunner", "use_threads"]
+__all__ = ["DEFAULT_THREADS", "TorchRunner", "use_threads", "with_graphs"]
+
+_log = logging.getLogger("llmserve.engine")
 
 DEFAULT_THREADS = torch.get_num_threads()
 """The library's own choice, before anybody made another."""
 
-_PROMPT_SLICE = 64
-"""Rows of logits made at once for the log-probabilities of a prompt."""
-
 
 class TorchRunner:
-    """Executes steps of one model in torch. Implements `Runner`; synchronous."""
-
-    overlaps = False
+    """Executes steps of one model in torch. Implements `Runner`."""
 
     def __init__(
         self,
@@ -53,6 +59,7 @@ class TorchRunner:
         device: str = "cpu",
         deterministic: bool = False,
         adapters: Sequence[Adapter] = (),
+        enforce_eager: bool = False,
     ) -> None:
         """Load the weights. On a CPU this process keeps freed memory from now on.
 
@@ -63,6 +70,8 @@ class TorchRunner:
             deterministic: Give every token the same bits whatever else is in its step. Slower;
                 on CPUs only.
             adapters: LoRA adapters that requests may name.
+            enforce_eager: Start the kernels of every step one by one, where decode steps would be
+                captured as CUDA graphs.
 
         Raises:
             ConfigError: an unknown type, or a mode that the device does not have.
@@ -99,10 +108,18 @@ class TorchRunner:
         else:
             attention = attention_for(self._device)
             self._forward = WholeForward(self._model, lora, attention=attention)
+            if not enforce_eager:
+                self._forward = with_graphs(self._model, self._forward, self._device)
+        self.overlaps = works_ahead(self._device)
+        """Whether `submit` only starts a step; else it computes it."""
+        layers = OutputLayers(self._logits, self._model.scores)
+        self._answers: Answers = HostAnswers(layers)
+        if self.overlaps:
+            self._answers = DeviceAnswers(layers, self._device)
         self._groups = group_layers(checkpoint.config)
         self._cache: PagedCache | None = None
         self._hidden: Tensor | None = None
-        self._result: StepResult | None = None
+        self._under_way: deque[Callable[[], StepResult]] = deque()
         self.info = self._describe(checkpoint, deterministic, adapters)
 
     @torch.inference_mode()
@@ -112,8 +129,12 @@ class TorchRunner:
         Raises:
             ConfigError: the deterministic mode does not hold with the threads now in use.
         """
+        self._cache = None  # there may not be room for both
         self._forward.check()
         config = self._model.config
+        if self.overlaps:
+            count = _num_positions(self._groups, num_blocks, block_size, config.max_seq_len)
+            self._model.complete_rotations(count, self._device)
         self._cache = PagedCache(
             self._groups,
             num_blocks=num_blocks,
@@ -126,69 +147,57 @@ class TorchRunner:
 
     @torch.inference_mode()
     def submit(self, batch: Batch) -> None:
-        """Compute one step."""
+        """Compute one step, or start it where the runner overlaps."""
         if self._cache is None:
             raise EngineError("the runner has no cache yet: call allocate_cache first")
         hit("engine.forward")
+        if batch.fed_rows is None:
+            self._under_way.clear()
+        try:
+            self._under_way.append(self._begin(batch, self._cache))
+        except Exception:
+            self._under_way.clear()
+            raise
+
+    def _begin(self, batch: Batch, cache: PagedCache) -> Callable[[], StepResult]:
+        if self._device.index is not None:
+            torch.cuda.set_device(self._device)  # where kernels and events go
         for index, group in enumerate(batch.groups):
             if len(group.block_copies):
-                self._cache.copy_blocks(index, group.block_copies)
-        hidden = self._hidden = self._forward.hidden(batch, self._cache)
-        result = self._sample(batch, hidden)
-        result.prompt_logprobs = [self._prompt_logprobs(hidden, rows) for rows in batch.prompt_rows]
-        result.hidden_sums = [
-            sum_hidden(hidden[wanted.start : wanted.stop].double().cpu().numpy(), wanted)
-            for wanted in batch.hidden_sums
-        ]
-        result.head_scores = [
-            self._head_scores(hidden[rows.start : rows.stop]) for rows in batch.head_rows
-        ]
-        self._result = result
+                cache.copy_blocks(index, group.block_copies)
+        fed = None if batch.fed_rows is None else self._answers.drawn(batch.fed_rows)
+        hidden = self._hidden = self._forward.hidden(batch, cache, fed)
+        return self._answers.begin(batch, hidden)
 
     def collect(self) -> StepResult:
-        """The outcome of the last `submit`."""
-        if self._result is None:
+        """The outcome of the first `submit` not collected yet; errors of a device that overlaps
+        are raised here."""
+        if not self._under_way:
             raise EngineError("no step is under way: call submit first")
-        result, self._result = self._result, None
-        return result
+        finish = self._under_way.popleft()
+        try:
+            return finish()
+        except Exception:
+            self._under_way.clear()
+            raise
 
     def close(self) -> None:
         """Drop weights and cache."""
         self._cache = self._hidden = None
-        del self._forward, self._model
+        self._under_way.clear()
+        del self._answers, self._forward, self._model
 
     @torch.inference_mode()
     def logits(self, tokens: range) -> npt.NDArray[np.float32]:
         """Raw logits of tokens of the last step, by packed index, [n, V]. For who compares models:
         a server's never leave the runner."""
         assert self._hidden is not None, "no step was computed yet"
-        return self._logits(self._hidden[tokens.start : tokens.stop : tokens.step])
-
-    def _sample(self, batch: Batch, hidden: Tensor) -> StepResult:
-        if not batch.sampling:
-            return StepResult(token_ids=np.empty(0, dtype=np.int64))
-        if len(batch.logits_indices) != len(hidden):
-            hidden = hidden[torch.from_numpy(batch.logits_indices).to(self._device)]
-        return sample(self._logits(hidden), batch.sampling)
-
-    def _prompt_logprobs(self, hidden: Tensor, rows: PromptRows) -> list[TokenLogprobs]:
-        """In slices, so that the logits of a long prompt are never held at once."""
-        entries: list[TokenLogprobs] = []
-        for place in range(0, len(rows.targets), _PROMPT_SLICE):
-            targets = rows.targets[place : place + _PROMPT_SLICE]
-            start = rows.start + place
-            logits = self._logits(hidden[start : start + len(targets)])
-            entries += prompt_logprobs(logits, targets, rows.num_top)
-        return entries
-
-    def _head_scores(self, hidden: Tensor) -> list[list[float]]:
-        """Row by row: a score does not depend on how many are asked for at once."""
-        scores: list[list[float]] = [self._model.scores(row).tolist() for row in hidden]
-        return scores
-
-    def _logits(self, hidden: Tensor) -> npt.NDArray[np.float32]:
-        logits: npt.NDArray[np.float32] = self._forward.logits(hidden).cpu().numpy()
+        chosen = self._hidden[tokens.start : tokens.stop : tokens.step]
+        logits: npt.NDArray[np.float32] = self._logits(chosen).cpu().numpy()
         return logits
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self._forward.logits(hidden)
 
     def _describe(
         self, checkpoint: WeightSource, deterministic: bool, adapters: Sequence[Adapter]
@@ -215,10 +224,33 @@ class TorchRunner:
             weight_bytes=sum(tensor.nbytes for tensor in (*parameters, *integers)),
             fingerprint=fingerprint_of(checkpoint, adapters),
             hidden_size=config.hidden_size,
+            feeds_tokens=self.overlaps,
             adapters=tuple(adapter.name for adapter in adapters),
             head=None if config.head is None else config.head.kind,
             labels=() if config.head is None else config.head.labels,
         )
+
+
+def _num_positions(
+    groups: Sequence[LayerGroup], num_blocks: Sequence[int], block_size: int, max_seq_len: int
+) -> int:
+    """A bound on the positions of a sequence: a pool without a window holds all of them."""
+    pools = zip(groups, num_blocks, strict=True)
+    held = [count * block_size for group, count in pools if group.window is None]
+    return min([max_seq_len, *held])
+
+
+def with_graphs(model: Transformer, forward: Forward, device: torch.device) -> Forward:
+    """On CUDA `forward` with its plain decodes captured as graphs, or why not in the log."""
+    if device.type != "cuda":
+        return forward
+    obstacle = obstacle_to_graphs(model.config, device)
+    if obstacle is not None:
+        _log.info("decode steps are not captured as CUDA graphs: %s", obstacle)
+        return forward
+    from .torch_graphs import CudaGraphs, GraphedForward
+
+    return GraphedForward(model, forward, CudaGraphs())
 
 
 def _lay_out_by_input(model: Transformer, *, every_matrix: bool) -> None:

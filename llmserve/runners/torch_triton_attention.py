@@ -256,5 +256,6 @@ def _join_kernel(peaks, sums, parts, out, rows, num_spans, H: tl.constexpr, D: t
         total = total * kept + tl.load(sums + place + span) * added
         whole = whole * kept + part * added
         peak = higher
+    total = tl.where(total > 0, total, 1.0)  # rows of padding have no spans
     offsets = (tl.load(rows + row * 2) * H + head) * D + dims
     tl.store(out + offsets, (whole / total).to(out.dtype.element_ty), mask=dims < D)

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset({"strict_json"}),
         frozenset({"console"}),
         frozenset({"assignments"}),
+        frozenset({"event_loop"}),
     ),
     (
         frozenset({"sampling"}),
@@ -123,7 +124,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "transformers": ("benchmarks/peer_transformers.py", "benchmarks/train_transformers.py"),
     "triton": ("llmserve/runners/torch_triton_*.py",),
     "uvicorn": ("server/*",),
-    "uvloop": ("server/*",),
+    "uvloop": ("llmserve/event_loop.py",),
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,8 +19,8 @@ from llmserve.engine.request import FinishReason, Request
 from llmserve.engine.sizing import blocks_of_one
 from llmserve.engine.speculator import make_drafter
 from llmserve.engine.watcher import Watcher
-from llmserve.runners.fake import Context, FakeRunner
-from llmserve.runners.protocol import Batch, CacheGroup, StepResult
+from llmserve.runners.fake import Context, FakeRunner, Script
+from llmserve.runners.protocol import Batch, CacheGroup, IntArray, RunnerInfo, StepResult
 from llmserve.sampling import SamplingParams
 
 from .engines import VOCAB, make_info
@@ -35,16 +36,33 @@ BASES = [[random.Random(seed).randrange(VOCAB) for _ in range(40)] for seed in r
 
 
 class OverlappingRunner(FakeRunner):
-    """Computes when collected, as a GPU seems to."""
+    """Computes when collected, step after step, as a GPU seems to.
+
+    A step's tokens may be those that the step before it draws.
+    """
 
     overlaps = True
 
+    def __init__(self, info: RunnerInfo, *, script: Script | None = None) -> None:
+        super().__init__(info, script=script)
+        self.batches: deque[Batch] = deque()
+        self._drawn: IntArray | None = None
+
     def submit(self, batch: Batch) -> None:
-        self.batch = batch
+        assert len(self.batches) == (batch.fed_rows is not None), "steps too many under way"
+        if batch.fed_rows is not None:
+            batch.token_ids = np.full_like(batch.token_ids, -1)  # means nothing
+        self.batches.append(batch)
 
     def collect(self) -> StepResult:
-        super().submit(self.batch)
-        return super().collect()
+        batch = self.batches.popleft()
+        if batch.fed_rows is not None:
+            assert self._drawn is not None
+            batch.token_ids = self._drawn[batch.fed_rows]
+        super().submit(batch)
+        result = super().collect()
+        self._drawn = result.token_ids
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +72,8 @@ class Setting:
     config: EngineConfig
     windows: tuple[int | None, ...]
     overlaps: bool
+    feeds_tokens: bool = False
+    """Whether the engine may choose decodes ahead."""
 
 
 def random_setting(seed: int) -> Setting:
@@ -90,7 +110,8 @@ def random_setting(seed: int) -> Setting:
         policy=rng.choice(["fcfs", "priority", "fair"]),
         speculation=speculation,
     )
-    return Setting(config, windows, overlaps=rng.random() < 0.3)
+    overlaps = rng.random() < 0.5
+    return Setting(config, windows, overlaps, feeds_tokens=overlaps and rng.random() < 0.7)
 
 
 def answer(
@@ -137,7 +158,7 @@ class EngineLife:
             CacheGroup(num_layers=1, window=window, bytes_per_token=8)
             for window in self.setting.windows
         )
-        info = make_info(cache_groups=groups)
+        info = make_info(cache_groups=groups, feeds_tokens=self.setting.feeds_tokens)
         kind = OverlappingRunner if self.setting.overlaps else FakeRunner
         config = self.setting.config
         drafter = make_drafter(info, config)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
 from llmserve.errors import RequestError
-from llmserve.runners.protocol import MaskArray, SamplingRow
+from llmserve.runners.protocol import MaskArray, SamplingRow, TokenLogprobs
 from llmserve.sampling import MAX_SEED, SamplingParams
 
-__all__ = ["batches", "sampling_rows"]
+__all__ = ["batches", "check_entry", "sampling_rows", "wide_batches"]
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -84,3 +85,36 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, list[SamplingRow]]:
     broken_row = st.lists(broken_logit, min_size=vocab_size, max_size=vocab_size)
     values = [draw(st.one_of(row, row, row, broken_row)) for _ in rows]
     return np.array(values, dtype=np.float32), rows
+
+
+@st.composite
+def wide_batches(draw: st.DrawFn) -> tuple[np.ndarray, list[SamplingRow]]:
+    """Rows of several chunks: bulks of any width, ties, a few likely ids, minus infinities."""
+    vocab_size = draw(st.sampled_from([300, 511, 512, 513, 1024, 5_003, 32_000]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows = draw(st.lists(sampling_rows(vocab_size), min_size=1, max_size=3))
+    logits = rng.normal(
+        0, draw(st.sampled_from([0.0, 0.01, 1.0, 3.0, 30.0])), (len(rows), vocab_size)
+    )
+    if draw(st.booleans()):
+        logits = np.round(logits * 4) / 4
+    if draw(st.booleans()):
+        likely = rng.choice(vocab_size, draw(st.integers(1, 40)), replace=False)
+        logits[:, likely] += draw(st.sampled_from([1.0, 8.0, 20.0]))
+    if draw(st.booleans()):
+        logits[:, rng.random(vocab_size) < draw(st.sampled_from([0.1, 0.9, 1.0]))] = -np.inf
+    if draw(st.booleans()):
+        rows = [replace(row, params=replace(row.params, allowed_token_ids=None)) for row in rows]
+    return logits.astype(np.float32), rows
+
+
+def check_entry(found: TokenLogprobs | None, exact: TokenLogprobs | None) -> None:
+    """The same ids, and log-probabilities that agree to 1e-9 or as far as doubles go."""
+    if found is None or exact is None:
+        assert found is exact
+        return
+    assert [token_id for token_id, _ in found.top] == [token_id for token_id, _ in exact.top]
+    values = [found.logprob, *(value for _, value in found.top)]
+    for value, wanted in zip(values, [exact.logprob, *(v for _, v in exact.top)], strict=True):
+        close = math.isclose(value, wanted, rel_tol=1e-15, abs_tol=1e-9)
+        assert close or (math.isnan(value) and math.isnan(wanted))

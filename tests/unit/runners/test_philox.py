@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmserve.runners.philox import philox4x32, random_number
+from llmserve.runners.philox import philox4x32, random_number, random_numbers
 
 SPECIFICATION = Path(__file__).parents[3] / "docs" / "sampling.md"
 
@@ -106,3 +106,12 @@ def test_neighbours_are_independent(pair: str) -> None:
     counts = np.bincount([8 * (a >> 50) + (b >> 50) for a, b in cells], minlength=64)
     chi_square = float(((counts - 100) ** 2 / 100).sum())
     assert chi_square < 103.4  # 99.9 % quantile of chi-square with 63 degrees of freedom
+
+
+def test_many_numbers_at_once_are_those_of_one_at_a_time() -> None:
+    rng = np.random.default_rng(3)
+    seeds = [0, 2**63 - 1, *rng.integers(0, 2**63, 20).tolist()]
+    choices = [0, 15, *rng.integers(0, 2**31, 20).tolist()]
+    positions = [0, 2**33 + 5, *rng.integers(0, 2**40, 20).tolist()]
+    wanted = [random_number(*row) for row in zip(seeds, choices, positions, strict=True)]
+    assert random_numbers(seeds, choices, positions).tolist() == wanted

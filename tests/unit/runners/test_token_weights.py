@@ -52,7 +52,7 @@ def test_documented_powers() -> None:
 
 
 def test_every_power_is_the_nearest_float() -> None:
-    powers = module._POWERS
+    powers = module.POWERS
     assert [power(n) for n in range(512)] == powers[:512].tolist()
     np.testing.assert_array_equal(powers[512:], powers[:-512] / 2)
 

@@ -25,9 +25,10 @@ def make_cache() -> PagedCache:
 
 def test_each_layer_lies_in_the_pool_of_its_group() -> None:
     cache = make_cache()
-    assert [len(keys) for keys in cache.keys] == [17, 25, 17]
-    assert [len(values) for values in cache.values] == [17, 25, 17]
-    assert cache.null_slots == [24, 16]
+    assert [len(keys) for keys in cache.keys] == [18, 26, 18]
+    assert [len(values) for values in cache.values] == [18, 26, 18]
+    assert cache.spare_slots == [24, 16]
+    assert cache.null_slots == [25, 17]
 
 
 def test_copies_read_everything_before_they_write() -> None:
@@ -49,7 +50,7 @@ def test_places_start_at_a_block_and_never_leave_what_is_asked_for() -> None:
     cache = make_cache()
     tables = np.array([[2, 5, 0], [0, 3, 1]])
     slots, is_outside = cache.places(0, tables, np.array([0, 6]), np.array([5, 11]), 8)
-    null = 24
+    null = cache.null_slots[0]
     assert slots.tolist() == [
         [8, 9, 10, 11, 20, null, null, null],
         [null, null, 14, 15, 4, 5, 6, null],
@@ -60,4 +61,4 @@ def test_places_start_at_a_block_and_never_leave_what_is_asked_for() -> None:
 def test_places_wider_than_the_block_table_lead_to_the_null_slot() -> None:
     cache = make_cache()
     slots, _ = cache.places(0, np.array([[1]]), np.array([0]), np.array([3]), 10)
-    assert slots.tolist() == [[4, 5, 6] + [24] * 7]
+    assert slots.tolist() == [[4, 5, 6] + [cache.null_slots[0]] * 7]

@@ -18,6 +18,7 @@ from llmserve.model.plain import generate_plain
 from llmserve.model.weights import load_model
 from llmserve.runners.registry import load_runner
 from llmserve.runners.torch_runner import TorchRunner
+from support.batches import Share, make_batch, make_row
 from support.engines import make_config, make_request, run, tokens_by_choice
 from support.engines import make_engine as make_engine_over
 from support.variants import VARIANTS, random_tensors
@@ -108,12 +109,35 @@ def test_use_before_its_time_is_an_error(checkpoint: Checkpoint) -> None:
         runner.collect()
 
 
+def test_a_step_that_nobody_collected_is_forgotten(checkpoint: Checkpoint) -> None:
+    runner = TorchRunner(checkpoint)
+    runner.allocate_cache((2,), 16)
+    for count in (2, 1):
+        share = Share(token_ids=[3] * count, tables=[[0]], rows=[make_row([3])] * count)
+        runner.submit(make_batch([share], block_size=16))
+    assert len(runner.collect().token_ids) == 1
+    with pytest.raises(EngineError, match="submit first"):
+        runner.collect()
+
+
+def test_tokens_drawn_on_the_host_are_not_fed(checkpoint: Checkpoint) -> None:
+    runner = TorchRunner(checkpoint)
+    assert not runner.info.feeds_tokens
+    runner.allocate_cache((2,), 16)
+    batch = make_batch([Share(token_ids=[3], tables=[[0]])], block_size=16)
+    batch.fed_rows = np.array([0])
+    with pytest.raises(EngineError, match="drawn on the host"):
+        runner.submit(batch)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"dtype": "int3"}, "dtype must be one of"),
         ({"threads": 0}, "threads must be at least 1"),
         ({"runner": "abacus"}, "runner must be one of"),
+        ({"enforce_eager": True}, "the device is cpu"),
+        ({"enforce_eager": True, "runner": "native"}, "the device is cpu"),
     ],
 )
 def test_unknown_setting_is_refused(

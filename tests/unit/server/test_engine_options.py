@@ -41,6 +41,7 @@ def test_every_option_reaches_its_setting() -> None:
         "--lora-modules", "a=x", "b=y/z", "--kv-cache-memory", "2M", "--block-size", "8",
         "--no-enable-prefix-caching", "--max-num-seqs", "5", "--max-step-ms", "20",
         "--scheduling-policy", "fair", "--tenant-weight", "ann=2.5", "--record", "steps.log",
+        "--enforce-eager",
         "--speculative-config", '{"method": "draft", "model": "small", "always": true}',
         log_format="json",
     )  # fmt: skip
@@ -53,6 +54,7 @@ def test_every_option_reaches_its_setting() -> None:
         threads=3,
         deterministic=True,
         tensor_parallel_size=4,
+        enforce_eager=True,
         native=NativeOptions(
             activations="float32",
             head_weights="int4",

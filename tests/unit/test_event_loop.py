@@ -1,4 +1,4 @@
-"""Which event loop loads run on."""
+"""Which event loop is taken."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from llmserve.benchmarks import event_loop
+from llmserve import event_loop
 
 
 async def name_of_loop() -> str:
@@ -14,7 +14,7 @@ async def name_of_loop() -> str:
     return type(asyncio.get_running_loop()).__module__.partition(".")[0]
 
 
-def test_loads_run_on_uvloop_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_uvloop_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert event_loop.run_loop(name_of_loop()) == "uvloop"
     monkeypatch.setattr(event_loop, "find_spec", lambda name: None)
     assert event_loop.run_loop(name_of_loop()) == "asyncio"

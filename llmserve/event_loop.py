@@ -1,4 +1,4 @@
-"""The event loop that loads run on: uvloop's, where it is installed."""
+"""The event loop of programs that wait for many connections: uvloop's, where it is installed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Callable, Coroutine
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
-__all__ = ["run_loop"]
+__all__ = ["loop_factory", "run_loop"]
 
 T = TypeVar("T")
 
 
 def run_loop(main: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run`, on that loop."""
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(main)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes it; None: asyncio's own."""
     if find_spec("uvloop") is None:  # as on Windows
         return None
     import uvloop
