@@ -86,12 +86,15 @@ class MixtureOfExperts(nn.Module):
         """
         chosen, weights = route(self.gate(x), self.rules)
         weights = weights.to(x.dtype).flatten()  # [T * K]
-        experts, order = chosen.flatten().sort(stable=True)
-        counts = F.one_hot(experts, len(self.experts)).sum(0).tolist()
+        flat = chosen.flatten()
+        counts = flat.new_zeros(len(self.experts)).scatter_add_(0, flat, torch.ones_like(flat))
+        order, start = flat.argsort(stable=True), 0
         out = torch.zeros_like(x)
-        for expert, places in zip(self.experts, torch.split(order, counts), strict=True):
-            if not len(places):
+        for expert, count in zip(self.experts, counts.tolist(), strict=True):
+            if not count:
                 continue
+            places = order[start : start + count]
+            start += count
             rows = places // chosen.shape[1]
             if self._has_fixed_shapes:
                 part = expert(x).index_select(0, rows)
