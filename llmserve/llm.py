@@ -70,7 +70,7 @@ class LLM:
             threads: Threads for one step; None: one for each core, for a small model on torch one.
             deterministic: Answers equal bit for bit whatever else is in the batch; the native
                 runner's always are, on torch it is slower.
-            native: What is asked of the native runner alone, for `model`; None: nothing.
+            native: Options of the native runner, for `model`; the cache's type is torch's too.
             max_seq_len: Tokens of context; None: the model's.
             max_num_seqs: Most sequences running at once.
             max_batched_tokens: Most tokens in one step; None: found by trying, as the server does.

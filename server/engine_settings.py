@@ -26,7 +26,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     deterministic: bool = False
     """Answers equal bit for bit whatever else is in the batch; slower."""
     native: NativeOptions | None = None
-    """What is asked of the native runner alone, for `model`; None: nothing."""
+    """Options of the native runner, for `model`; the cache's type is torch's too."""
     adapters: dict[str, str] = {}
     """LoRA adapters by name, each a folder."""
     max_seq_len: int | None = None

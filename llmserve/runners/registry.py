@@ -52,7 +52,8 @@ def load_runner(
         deterministic: Give every token the same bits whatever else is in its step (decision 6); the
             native runner always does.
         adapters: LoRA adapters by the name that requests give, each a folder in PEFT's format.
-        native: What is asked of the native runner alone; None: nothing.
+        native: What is asked of the native runner; None: nothing. The type of the cache is the
+            torch runner's to choose too.
 
     Raises:
         ConfigError: an unknown runner, type or device, or options of another runner.
@@ -82,16 +83,18 @@ def load_runner(
             return NativeRunner(checkpoint, native, dtype=dtype, threads=threads, adapters=loaded)
         if runner == "native":
             raise ConfigError(f"the native runner cannot run this model: {obstacle}")
-    if native is not None:
+    native = native or NativeOptions()
+    if native != NativeOptions(cache_dtype=native.cache_dtype):
         because = "" if obstacle is None else f" ({obstacle})"
         raise ConfigError(
-            "activations, head weights, cache type and instruction set are choices of the native "
-            f"runner; the torch runner, which runs this model{because}, has none of them: leave "
-            "them out"
+            "activations, head weights and instruction set are choices of the native runner; the "
+            f"torch runner, which runs this model{because}, has none of them: leave them out"
         )
     if obstacle is not None and device == "cpu":
         _log.warning("the torch runner takes over from the native one: %s", obstacle)
-    return _load_torch(checkpoint, dtype, device, threads, deterministic, loaded)
+    return _load_torch(
+        checkpoint, dtype, device, threads, deterministic, native.cache_dtype, loaded
+    )
 
 
 def _load_onnx(checkpoint: Checkpoint, threads: int | None, given: Sequence[str]) -> Runner:
@@ -136,15 +139,16 @@ def import_torch_runner() -> None:
 
 def _load_torch(
     checkpoint: Checkpoint, dtype: str | None, device: str, threads: int | None,
-    deterministic: bool, adapters: Sequence[Adapter],
+    deterministic: bool, cache_dtype: str, adapters: Sequence[Adapter],
 ) -> Runner:  # fmt: skip
     if find_spec("torch") is None:
         raise MissingDependencyError("torch", extra="torch", feature="the torch runner")
     from .torch_runner import TorchRunner
 
     runner = TorchRunner(
-        checkpoint, dtype=dtype, device=device, deterministic=deterministic, adapters=adapters
-    )
+        checkpoint, dtype=dtype, device=device, deterministic=deterministic,
+        cache_dtype=cache_dtype, adapters=adapters,
+    )  # fmt: skip
     use_torch_threads(threads, num_parameters=runner.info.num_parameters)
     return runner
 

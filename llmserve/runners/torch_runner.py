@@ -28,6 +28,7 @@ from .model_facts import cache_groups_of, fingerprint_of, sum_hidden
 from .protocol import Batch, PromptRows, RunnerInfo, StepResult, TokenLogprobs
 from .sampler import prompt_logprobs, sample
 from .torch_cache import PagedCache
+from .torch_cache_form import choose_cache_form
 from .torch_forward import Forward, TiledForward, WholeForward, attention_for, has_kernels
 from .torch_lora import LoraSet
 
@@ -52,6 +53,7 @@ class TorchRunner:
         dtype: str | None = None,
         device: str = "cpu",
         deterministic: bool = False,
+        cache_dtype: str = "auto",
         adapters: Sequence[Adapter] = (),
     ) -> None:
         """Load the weights. On a CPU this process keeps freed memory from now on.
@@ -62,6 +64,8 @@ class TorchRunner:
             device: `cpu`, `cuda` or `cuda:N`.
             deterministic: Give every token the same bits whatever else is in its step. Slower;
                 on CPUs only.
+            cache_dtype: Type of keys and values: `int8`, `fp8`, the arithmetic's, or `auto`: int8
+                where the folder asks for it, else the arithmetic's.
             adapters: LoRA adapters that requests may name.
 
         Raises:
@@ -74,8 +78,14 @@ class TorchRunner:
         self._dtype = _dtype_named(dtype or checkpoint.config.dtype)
         if deterministic and self._device.type != "cpu":
             raise ConfigError(f"the deterministic mode runs on cpu, not on {device}")
+        stored = checkpoint.quantization
+        self._cache_form = choose_cache_form(
+            cache_dtype,
+            dtype=str(self._dtype).removeprefix("torch."),
+            folder_asks_int8=stored is not None and stored.has_int8_cache,
+        )
         replace_layers = None
-        if checkpoint.quantization is not None and has_kernels(self._device):
+        if stored is not None and has_kernels(self._device):
             from .torch_integer_layers import keep_integers
 
             replace_layers = partial(keep_integers, checkpoint=checkpoint, device=self._device)
@@ -107,7 +117,7 @@ class TorchRunner:
 
     @torch.inference_mode()
     def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
-        """Make the KV cache, in the type of the arithmetic.
+        """Make the KV cache.
 
         Raises:
             ConfigError: the deterministic mode does not hold with the threads now in use.
@@ -122,6 +132,7 @@ class TorchRunner:
             head_dim=config.head_dim,
             dtype=self._dtype,
             device=self._device,
+            form=self._cache_form,
         )
 
     @torch.inference_mode()
@@ -202,7 +213,11 @@ class TorchRunner:
         form = name
         if stored is not None:
             form = f"{stored.scheme} weights {'times' if integers else 'as'} {name}"
-        layer_bytes = 2 * config.kv_size * self._dtype.itemsize
+        cache_form = self._cache_form
+        head_bytes = config.head_dim * self._dtype.itemsize
+        if cache_form is not None:
+            head_bytes = cache_form.head_bytes(config.head_dim)
+        layer_bytes = 2 * config.num_kv_heads * head_bytes
         return RunnerInfo(
             vocab_size=config.vocab_size,
             max_seq_len=config.max_seq_len,
@@ -210,7 +225,7 @@ class TorchRunner:
             cache_groups=cache_groups_of(self._groups, layer_bytes),
             runner="torch",
             executed_form=f"{form}, deterministic" if deterministic else form,
-            cache_dtype=name,
+            cache_dtype=name if cache_form is None else cache_form.name,
             num_parameters=sum(parameter.numel() for parameter in parameters) + num_integers,
             weight_bytes=sum(tensor.nbytes for tensor in (*parameters, *integers)),
             fingerprint=fingerprint_of(checkpoint, adapters),
