@@ -2,7 +2,8 @@
 
 It computes the scratch-built Transformer with the paged cache as its attention. On CPUs quantized
 folders are dequantized at load: it shows what a quantized model answers, not how fast integers
-could be. On CUDA int8 and int4 weights stay integers (`torch_integer_layers.py`).
+could be. On CUDA quantized weights stay as stored (`torch_integer_layers.py`), and elementwise
+operations are joined (`torch_gpu_layers.py`).
 In deterministic mode (CPUs) a token's logits do not depend, to the bit, on how it was batched.
 """
 
@@ -85,10 +86,10 @@ class TorchRunner:
             folder_asks_int8=stored is not None and stored.has_int8_cache,
         )
         replace_layers = None
-        if stored is not None and has_kernels(self._device):
-            from .torch_integer_layers import keep_integers
+        if has_kernels(self._device):
+            from .torch_gpu_layers import use_kernels
 
-            replace_layers = partial(keep_integers, checkpoint=checkpoint, device=self._device)
+            replace_layers = partial(use_kernels, checkpoint=checkpoint, device=self._device)
         self._model = load_model(
             checkpoint, dtype=self._dtype, device=device, replace_layers=replace_layers
         )
