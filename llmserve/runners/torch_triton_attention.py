@@ -46,6 +46,9 @@ registers, where products of float32 take more room."""
 _CONTEXT_VALUES = 8192
 """Most values of keys that are read at once: more do not fit into the memory that a program's
 threads share, 99 KB on most GPUs."""
+_OF_A_STEP = ("tiles", "tables", "rows", "table_stride", "num_spans")
+"""Arguments that differ from step to step. Triton would compile a kernel anew, while requests wait,
+where one is 1, or it or an address a multiple of 16, for the first time."""
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -219,7 +222,7 @@ def _attend_span(queries, positions, keys, values, key_scales, value_scales, tab
     return peak, total, out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_OF_A_STEP)
 def _prefill_kernel(q, keys, values, key_scales, value_scales, out, tiles, tables, table_stride,
                     SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr,
                     SPAN: tl.constexpr, BLOCK_SIZE: tl.constexpr, KV: tl.constexpr,
@@ -247,7 +250,7 @@ def _prefill_kernel(q, keys, values, key_scales, value_scales, out, tiles, table
     tl.store(out + offsets, (whole / total[:, None]).to(out.dtype.element_ty), mask=is_value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_OF_A_STEP)
 def _span_kernel(q, keys, values, key_scales, value_scales, peaks, sums, parts, tiles, tables,
                  table_stride, num_spans, SCALE: tl.constexpr, CAP: tl.constexpr,
                  WINDOW: tl.constexpr, SPAN: tl.constexpr, BLOCK_SIZE: tl.constexpr,
@@ -274,7 +277,7 @@ def _span_kernel(q, keys, values, key_scales, value_scales, peaks, sums, parts, 
         tl.store(parts + offsets, part, mask=is_value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_OF_A_STEP)
 def _join_kernel(peaks, sums, parts, out, rows, num_spans, H: tl.constexpr, D: tl.constexpr,
                  WIDTH: tl.constexpr):  # fmt: skip
     """One token and query head: its spans in ascending order, as in `_prefill_kernel`."""

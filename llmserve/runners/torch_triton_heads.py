@@ -137,7 +137,7 @@ def _kept(x, pool, scales, slot, heads, KV: tl.constexpr, D: tl.constexpr, WIDTH
         tl.store(scales + place, head_scales, mask=is_head)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])  # wherever a step's indices lie there is one kernel
 def _heads_kernel(q, k, v, out, keys, values, key_scales, value_scales, slots, cos, sin, q_norm,
                   k_norm, q_stride, k_stride, v_stride, turn_stride, eps, OFFSET: tl.constexpr,
                   H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, R: tl.constexpr,

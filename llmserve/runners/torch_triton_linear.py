@@ -111,7 +111,7 @@ def _code_tile(codes, scales, book, outputs, inputs, is_weight, width, BLOCK: tl
     return values * tl.load(scales + places // BLOCK, mask=is_weight, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # for any number of rows there is one
 def _linear_kernel(x, out, bias, weights, scales, zeros, order, book, weights_stride, scales_stride,
                    num_rows, num_outputs, width, out_stride, BITS: tl.constexpr,
                    GROUP: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,

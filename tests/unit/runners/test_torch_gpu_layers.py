@@ -17,8 +17,8 @@ from support.batches import Share, make_batch
 from support.variants import VARIANTS, random_tensors
 
 NAMES = [
-    "llama-biases", "llama-mqa", "qwen3", "olmo2", "phi3", "gemma2", "gemma3_text", "qwen2_moe",
-    "own-none", "own-mixed-experts", "own-geglu-post", "gpt2", "own-scaled-rope",
+    "llama-biases", "qwen3", "olmo2", "phi3", "gemma3_text", "qwen2_moe", "own-mixed-experts",
+    "own-geglu-post", "gpt2", "own-scaled-rope",
 ]  # fmt: skip
 
 
@@ -69,21 +69,17 @@ def test_equals_torchs_operations(
     assert isinstance(block.mlp, JoinedMlp) == has_gate
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_16_bits_err_no_more_than_torchs(
-    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bfloat16_errs_no_more_than_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = VARIANTS["gemma3_text"]
     save_model(tmp_path / "exact", config, random_tensors(config))
     exact = logits(TorchRunner(Checkpoint.open(tmp_path / "exact")))
-    plain, joined = runners(config, tmp_path / "model", monkeypatch, dtype=dtype)
+    plain, joined = runners(config, tmp_path / "model", monkeypatch, dtype="bfloat16")
     errors = [np.abs(logits(runner) - exact).mean() for runner in (plain, joined)]
     assert errors[1] < 1.3 * errors[0]
 
 
-@pytest.mark.parametrize("form", ["int8", "fp8"])
-def test_a_cache_in_eight_bits(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, joined = runners(VARIANTS["phi3"], tmp_path, monkeypatch, cache_dtype=form)
+def test_a_cache_in_eight_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, joined = runners(VARIANTS["phi3"], tmp_path, monkeypatch, cache_dtype="int8")
     assert joined.info == plain.info
     # A code that falls between two by a rounding of float32 is one step off.
     np.testing.assert_allclose(logits(joined), logits(plain), atol=5e-3)
