@@ -74,7 +74,7 @@ class LLM:
                 runner's always are, on torch it is slower.
             tensor_parallel_size: Processes that compute `model` together, on the torch runner; on
                 CUDA each has a device. A draft model is computed by the first alone.
-            native: What is asked of the native runner alone, for `model`; None: nothing.
+            native: Options of the native runner, for `model`; the cache's type is torch's too.
             enforce_eager: On CUDA, start a step's kernels one by one in place of captured graphs.
             max_seq_len: Tokens of context; None: the model's.
             max_num_seqs: Most sequences running at once.

@@ -82,9 +82,10 @@ def _add_native_arguments(group: argparse._ArgumentGroup) -> None:
         "in a quantized folder)",
     )  # fmt: skip
     group.add_argument(
-        "--kv-cache-dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto",
-        help="native runner: type of keys and values (default: int8 where the folder asks for it, "
-        "else float32 for float32 models, else bfloat16)",
+        "--kv-cache-dtype", choices=("auto", "float32", "bfloat16", "int8", "fp8"), default="auto",
+        help="native and torch runner: type of keys and values (default: int8 where the folder "
+        "asks for it, else native float32 for float32 models and bfloat16 for others, torch the "
+        "type of the arithmetic; fp8: torch runner)",
     )  # fmt: skip
     group.add_argument(
         "--instruction-set", choices=INSTRUCTION_SETS, default="auto",

@@ -30,7 +30,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     enforce_eager: bool = False
     """On CUDA: a step's kernels are started one by one, in place of captured graphs."""
     native: NativeOptions | None = None
-    """What is asked of the native runner alone, for `model`; None: nothing."""
+    """Options of the native runner, for `model`; the cache's type is torch's too."""
     adapters: dict[str, str] = {}
     """LoRA adapters by name, each a folder."""
     max_seq_len: int | None = None

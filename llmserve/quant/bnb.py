@@ -28,6 +28,7 @@ import numpy as np
 
 from ..errors import CheckpointError, ExportError, MissingDependencyError
 from .dtypes import FLOAT_DTYPES, Float32Array, StoredArray, TensorSpec, to_float32
+from .groups import QuantizedLinear
 
 __all__ = [
     "BitsAndBytesFormat",
@@ -69,15 +70,21 @@ class BitsAndBytesLinear:
     def dequantize(self) -> Float32Array:
         """The weight as float32, [out, in]."""
         if self.form.kind == "int8":
-            scales = to_float32(self.tensors["SCB"]) / np.float32(127.0)
-            return self.tensors["weight"].data.astype(np.float32) * scales[:, None]
+            linear = self.as_integers()
+            return linear.values.astype(np.float32) * linear.scales
         packed = self.tensors["weight"].data.reshape(-1)
         codes = np.stack([packed >> np.uint8(4), packed & np.uint8(15)], axis=1).reshape(-1)
         num_weights = self.shape[0] * self.shape[1]
         values = to_float32(self.tensors["weight.quant_map"])[codes[:num_weights]]
-        return (values * np.repeat(self._block_scales(), _BLOCK)[:num_weights]).reshape(self.shape)
+        return (values * np.repeat(self.block_scales(), _BLOCK)[:num_weights]).reshape(self.shape)
 
-    def _block_scales(self) -> Float32Array:
+    def as_integers(self) -> QuantizedLinear:
+        """LLM.int8() as what it is: integers with one scale for each row."""
+        scales = to_float32(self.tensors["SCB"]) / np.float32(127.0)
+        return QuantizedLinear(8, None, self.tensors["weight"].data, scales[:, None])
+
+    def block_scales(self) -> Float32Array:
+        """The scales of 4-bit blocks, double quantization undone, [blocks]."""
         absmax = self.tensors["weight.absmax"]
         if not self.form.double_quant:
             return to_float32(absmax)

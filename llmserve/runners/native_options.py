@@ -1,4 +1,4 @@
-"""What may be asked of the native runner alone, and when it cannot run a model.
+"""What may be asked of the native runner, and when it cannot run a model.
 
 Neither needs the kernels or the weights: the command line and the registry ask before anything is
 loaded.
@@ -23,13 +23,14 @@ BLOCK_TOKENS = 16
 class NativeOptions:
     """How the native runner executes a model."""
 
-    activations: Literal["integer", "float32"] = "integer"
-    """What integer weights are multiplied with."""
+    activations: Literal["auto", "integer", "float32"] = "auto"
+    """What integer weights are multiplied with; `auto`: integer."""
     head_weights: Literal["auto", "int8", "int4", "float"] = "auto"
     """The output layer: integers made at load, or as stored; `auto`: int8 in a quantized folder."""
-    cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    cache_dtype: Literal["auto", "float32", "bfloat16", "int8", "fp8"] = "auto"
     """Type of keys and values; `auto`: int8 where the folder asks for it, else float32 for float32
-    models, else bfloat16."""
+    models, else bfloat16. The torch runner takes it too: there `auto` is int8 or the type of the
+    arithmetic, and fp8 is its alone."""
     instruction_set: Literal["auto", "amx", "avx512", "avx2", "neon", "portable"] = "auto"
     """Which of the processor's to use; `auto`: the best."""
 

@@ -79,6 +79,11 @@ class NativeRunner:
         obstacle = obstacle_to_native(checkpoint, dtype=dtype, device="cpu")
         if obstacle is not None:
             raise ConfigError(f"the native runner cannot run this model: {obstacle}")
+        if options.cache_dtype == "fp8":
+            raise ConfigError(
+                "the native runner keeps keys and values as float32, bfloat16 or int8, got fp8: "
+                "choose one of these, or --runner torch"
+            )
         self._kernels = cast(Any, load_kernels())
         path = choose_path(options.instruction_set)
         self._config = checkpoint.config
@@ -86,7 +91,7 @@ class NativeRunner:
         floats = _float_type(checkpoint, dtype)
         form = Form(
             floats=floats,
-            has_integer_activations=options.activations == "integer",
+            has_integer_activations=options.activations != "float32",
             head=options.head_weights,
         )
         self._groups = group_layers(checkpoint.config)

@@ -55,6 +55,8 @@ class Load(msgspec.Struct, tag="load", frozen=True, kw_only=True):
     """Ranks of the group."""
     dtype: str | None
     """Type of the arithmetic; None: as the folder says."""
+    cache_dtype: str
+    """Type of keys and values."""
     device: str
     threads: int
     """Threads of a step."""

@@ -57,7 +57,8 @@ def load_runner(
         tensor_parallel_size: Processes that compute the model together, on the torch runner; on
             CUDA each has a device.
         adapters: LoRA adapters by the name that requests give, each a folder in PEFT's format.
-        native: What is asked of the native runner alone; None: nothing.
+        native: What is asked of the native runner; None: nothing. The type of the cache is the
+            torch runner's to choose too.
         enforce_eager: On CUDA, start a step's kernels one by one in place of captured graphs.
 
     Raises:
@@ -100,20 +101,23 @@ def load_runner(
             return NativeRunner(checkpoint, native, dtype=dtype, threads=threads, adapters=loaded)
         if runner == "native":
             raise ConfigError(f"the native runner cannot run this model: {obstacle}")
-    if native is not None:
+    native = native or NativeOptions()
+    if native != NativeOptions(cache_dtype=native.cache_dtype):
         because = "" if obstacle is None else f" ({obstacle})"
         raise ConfigError(
-            "activations, head weights, cache type and instruction set are choices of the native "
-            f"runner; the torch runner, which runs this model{because}, has none of them: leave "
-            "them out"
+            "activations, head weights and instruction set are choices of the native runner; the "
+            f"torch runner, which runs this model{because}, has none of them: leave them out"
         )
     if obstacle is not None and device == "cpu":
         _log.warning("the torch runner takes over from the native one: %s", obstacle)
     if tensor_parallel_size > 1:
         return _load_parallel(
-            checkpoint, dtype, device, threads, deterministic, loaded, tensor_parallel_size
-        )
-    return _load_torch(checkpoint, dtype, device, threads, deterministic, loaded, enforce_eager)
+            checkpoint, dtype, device, threads, deterministic, native.cache_dtype, loaded,
+            tensor_parallel_size,
+        )  # fmt: skip
+    return _load_torch(
+        checkpoint, dtype, device, threads, deterministic, native.cache_dtype, loaded, enforce_eager
+    )
 
 
 def _load_onnx(checkpoint: Checkpoint, threads: int | None, given: Sequence[str]) -> Runner:
@@ -162,26 +166,22 @@ def import_torch_runner() -> None:
 
 def _load_torch(
     checkpoint: Checkpoint, dtype: str | None, device: str, threads: int | None,
-    deterministic: bool, adapters: Sequence[Adapter], enforce_eager: bool,
+    deterministic: bool, cache_dtype: str, adapters: Sequence[Adapter], enforce_eager: bool,
 ) -> Runner:  # fmt: skip
     _need_torch()
     from .torch_runner import TorchRunner
 
     runner = TorchRunner(
-        checkpoint,
-        dtype=dtype,
-        device=device,
-        deterministic=deterministic,
-        adapters=adapters,
-        enforce_eager=enforce_eager,
-    )
+        checkpoint, dtype=dtype, device=device, deterministic=deterministic,
+        cache_dtype=cache_dtype, adapters=adapters, enforce_eager=enforce_eager,
+    )  # fmt: skip
     use_torch_threads(threads, num_parameters=runner.info.num_parameters)
     return runner
 
 
 def _load_parallel(
     checkpoint: Checkpoint, dtype: str | None, device: str, threads: int | None,
-    deterministic: bool, adapters: Sequence[Adapter], num_ranks: int,
+    deterministic: bool, cache_dtype: str, adapters: Sequence[Adapter], num_ranks: int,
 ) -> Runner:  # fmt: skip
     """On a CPU the ranks share its cores."""
     if deterministic:
@@ -197,7 +197,7 @@ def _load_parallel(
     threads = threads or (1 if is_small else max(1, DEFAULT_THREADS // num_ranks))
     runner = ParallelRunner(
         checkpoint, num_ranks=num_ranks, threads=threads, dtype=dtype, device=device,
-        adapters=adapters,
+        cache_dtype=cache_dtype, adapters=adapters,
     )  # fmt: skip
     use_torch_threads(threads, num_parameters=runner.info.num_parameters)
     return runner

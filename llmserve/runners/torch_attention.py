@@ -36,7 +36,8 @@ class PagedAttention:
 
     def __init__(self, batch: Batch, cache: PagedCache, scores: Scores) -> None:
         self._group_of = cache.group_of
-        plan = _plan_single if batch.num_tokens == 1 else _Reads
+        is_in_place = batch.num_tokens == 1 and cache.form is None
+        plan = _plan_single if is_in_place else _Reads
         self._plans = [plan(batch, cache, group, scores) for group in range(len(cache.groups))]
 
     def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -120,15 +121,17 @@ class _Reads:
 
     def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write the step's keys and values, then attend part by part."""
-        keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
-        keys.index_copy_(0, self._new_slots, k)
-        values.index_copy_(0, self._new_slots, v)
+        self._cache.write(layer_index, self._new_slots, k, v)
         if len(self._parts) == 1:  # all tokens, in their order
-            return _attend(self._scores, self._parts[0], q, keys, values)
+            return self._attend(layer_index, self._parts[0], q)
         out = torch.empty_like(q)
         for part in self._parts:
-            out[part.tokens] = _attend(self._scores, part, q[part.tokens], keys, values)
+            out[part.tokens] = self._attend(layer_index, part, q[part.tokens])
         return out
+
+    def _attend(self, layer_index: int, part: _Part, q: Tensor) -> Tensor:
+        keys, values = self._cache.read(layer_index, part.slots)
+        return _attend(self._scores, part, q, keys, values)
 
     def _plan(self, batch: Batch, members: IntArray, num_new: int) -> _Part:
         """What the sequences `members`, with `num_new` tokens each, read."""
@@ -197,11 +200,11 @@ def _alike(members: IntArray, seen: IntArray) -> list[IntArray]:
 
 
 def _attend(scores: Scores, part: _Part, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """q [B * N, H, D] → the same shape."""
+    """q [B * N, H, D], with keys and values [B * L, KV, D] that were read → the shape of `q`."""
     _, num_heads, head_dim = q.shape
     shape = (part.count, -1, keys.shape[1], head_dim)
-    k = keys.index_select(0, part.slots).view(shape).transpose(1, 2)  # [B, KV, L, D]
-    v = values.index_select(0, part.slots).view(shape).transpose(1, 2)
+    k = keys.view(shape).transpose(1, 2)  # [B, KV, L, D]
+    v = values.view(shape).transpose(1, 2)
     if len(q) == part.count:
         # The G query heads that share a key head stand as G queries of it.
         grouped = q.reshape(part.count, k.shape[1], -1, head_dim)  # [B, KV, G, D]

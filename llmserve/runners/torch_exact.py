@@ -74,13 +74,13 @@ class TokenAttention:
     def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write `k`, `v` [R, KV, D]; return the attention of `q` [R, H, D], padding rows zero."""
         group = self._cache.group_of[layer_index]
-        keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
-        keys.index_copy_(0, self._new_slots[group], k[: self._count])
-        values.index_copy_(0, self._new_slots[group], v[: self._count])
+        new_k, new_v = k[: self._count], v[: self._count]
+        self._cache.write(layer_index, self._new_slots[group], new_k, new_v)
         out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
         aligned = _aligned_rows(q)
         with _one_thread():
             for part in self._parts[group]:
+                keys, values = self._cache.read(layer_index, part.slots)
                 attended = _attend(self._scores, part, aligned, q.shape, keys, values)
                 out.index_copy_(0, part.rows, attended)
         return out
@@ -110,12 +110,15 @@ def _plan(cache: PagedCache, group: int, tables: IntArray, positions: IntArray) 
 def _attend(
     scores: Scores, part: _Alike, aligned: Tensor, shape: torch.Size, keys: Tensor, values: Tensor
 ) -> Tensor:
-    """The rows of `part` among `aligned` [R, at least H * D] → [B, H, D]."""
+    """The rows of `part` among `aligned` [R, at least H * D] → [B, H, D].
+
+    `keys` and `values` [B * L, KV, D] are what was read for them.
+    """
     count = len(part.rows)
     _, num_heads, head_dim = shape
     gathered = (count, -1, keys.shape[1], head_dim)
-    k = keys.index_select(0, part.slots).view(gathered).transpose(1, 2)  # [B, KV, L, D]
-    v = values.index_select(0, part.slots).view(gathered).transpose(1, 2)
+    k = keys.view(gathered).transpose(1, 2)  # [B, KV, L, D]
+    v = values.view(gathered).transpose(1, 2)
     rows = aligned.index_select(0, part.rows)[:, : num_heads * head_dim]
     q = rows.view(count, k.shape[1], -1, head_dim)  # [B, KV, G, D]
     num_queries = q.shape[2]

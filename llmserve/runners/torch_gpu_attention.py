@@ -1,7 +1,7 @@
 """Attention of a step on a GPU: tiles for the Triton kernel, planned on the host.
 
 The plan is made from the batch's own arrays and goes to the device in one copy that the host does
-not wait for; each layer is then two writes and up to three kernels.
+not wait for; each layer is then a kernel that writes its keys and values, and up to three more.
 
 Shapes: T tokens in the step, S sequences, H query heads, KV key heads, G = H / KV, D head_dim.
 """
@@ -11,11 +11,13 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from ..model.layers import Rotation
 from ..model.scores import Scores
 from .protocol import Batch, IntArray
 from .torch_cache import PagedCache
 from .torch_transfer import upload
 from .torch_triton_attention import SPAN, TILE_FIELDS, TileReads, paged_attention, tile_tokens
+from .torch_triton_heads import HeadNorms, keep_heads
 
 __all__ = ["GpuAttention"]
 
@@ -35,24 +37,27 @@ class GpuAttention:
         self._slots: list[Tensor] = []
         self._reads: list[TileReads] = []
 
-    def __call__(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Write `k`, `v` [T, KV, D]; return the attention of `q` [T, H, D] as [T, H, D]."""
-        if not self._reads:
-            self._plan(q.shape[1] // k.shape[1])
-        group = self._cache.group_of[layer_index]
-        keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
-        keys.index_copy_(0, self._slots[group], k)
-        values.index_copy_(0, self._slots[group], v)
-        scale = q.shape[-1] ** -0.5 if self._scores.scale is None else self._scores.scale
-        return paged_attention(
-            q, keys, values, self._reads[group], scale=scale, cap=self._scores.cap
-        )
+    def __call__(
+        self, layer_index: int, q: Tensor, k: Tensor, v: Tensor,
+        rotation: Rotation | None = None, norms: HeadNorms | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Write `k`, `v` [T, KV, D]; return the attention of `q` [T, H, D] as [T, H, D].
 
-    def _plan(self, group_size: int) -> None:
+        Queries and keys pass `norms` first, and are turned by `rotation`.
+        """
+        if not self._reads:
+            self._plan(q, k.shape[1])
+        group = self._cache.group_of[layer_index]
+        layer = self._cache.layers[layer_index]
+        q = keep_heads(q, k, v, layer, self._slots[group], rotation, norms)
+        scale = q.shape[-1] ** -0.5 if self._scores.scale is None else self._scores.scale
+        return paged_attention(q, layer, self._reads[group], scale=scale, cap=self._scores.cap)
+
+    def _plan(self, q: Tensor, num_kv_heads: int) -> None:
         batch, cache = self._batch, self._cache
         is_prefill = np.diff(batch.cu_seqlens) > _MOST_IN_SPANS
-        prefill = _tiles(batch, is_prefill, tile_tokens(group_size, is_prefill=True))
-        spans = _tiles(batch, ~is_prefill, tile_tokens(group_size, is_prefill=False))
+        prefill = _tiles(batch, is_prefill, tile_tokens(q, num_kv_heads, is_prefill=True))
+        spans = _tiles(batch, ~is_prefill, tile_tokens(q, num_kv_heads, is_prefill=False))
         arrays = [prefill, spans]
         for index, group in enumerate(batch.groups):
             rows = _span_rows(spans, cache.groups[index].window)

@@ -42,6 +42,7 @@ class ParallelRunner(RankRunner):
         num_ranks: int,
         threads: int,
         dtype: str | None = None,
+        cache_dtype: str = "auto",
         device: str = "cpu",
         adapters: Sequence[Adapter] = (),
         start: Callable[[int], RankProcess] = RankProcess.start,
@@ -53,6 +54,7 @@ class ParallelRunner(RankRunner):
             num_ranks: Processes that compute together, this one included; 2 or more.
             threads: Threads of a step in each of the others.
             dtype: As `TorchRunner`'s.
+            cache_dtype: As `TorchRunner`'s.
             device: `cpu`, or `cuda`: a device for each rank, from the first on.
             adapters: LoRA adapters that were read from folders.
             start: Starts the rank of that index.
@@ -71,6 +73,7 @@ class ParallelRunner(RankRunner):
                 rank=index,
                 count=num_ranks,
                 dtype=dtype,
+                cache_dtype=cache_dtype,
                 device=devices[index],
                 threads=threads,
                 adapters=folders,
@@ -82,7 +85,10 @@ class ParallelRunner(RankRunner):
         try:
             self._ranks.load(commands)
             first = Rank(0, num_ranks)
-            super().__init__(checkpoint, first, dtype=dtype, device=devices[0], adapters=adapters)
+            super().__init__(
+                checkpoint, first, dtype=dtype, cache_dtype=cache_dtype, device=devices[0],
+                adapters=adapters,
+            )  # fmt: skip
             loaded = self._ranks.wait_loaded()
             _check_alike(checkpoint, self.fingerprint, loaded)
             self._meet()

@@ -79,6 +79,7 @@ def _load(load: Load) -> RankRunner:
         Checkpoint.open(load.folder, verify=False),  # rank 0 has what it was told to verify
         Rank(load.rank, load.count),
         dtype=load.dtype,
+        cache_dtype=load.cache_dtype,
         device=load.device,
         adapters=[load_adapter(name, Path(path)) for name, path in load.adapters.items()],
     )

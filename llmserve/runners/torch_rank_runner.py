@@ -23,14 +23,15 @@ class RankRunner(TorchRunner):
     """A `TorchRunner` of its rank's sizes, which is of use once it has joined the others."""
 
     def __init__(
-        self, checkpoint: Checkpoint, rank: Rank, *, dtype: str | None, device: str,
-        adapters: Sequence[Adapter],
+        self, checkpoint: Checkpoint, rank: Rank, *, dtype: str | None, cache_dtype: str,
+        device: str, adapters: Sequence[Adapter],
     ) -> None:  # fmt: skip
         """Load the part of a model that can be dealt out. Arguments and errors: `TorchRunner`'s."""
         config = checkpoint.config
         super().__init__(
             RankCheckpoint(checkpoint, rank),
             dtype=dtype,
+            cache_dtype=cache_dtype,
             device=device,
             adapters=[adapter_of_rank(adapter, config, rank) for adapter in adapters],
             # A graph that one rank captures and another cannot would leave the others waiting.

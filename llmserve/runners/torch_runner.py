@@ -2,7 +2,8 @@
 
 It computes the scratch-built Transformer with the paged cache as its attention. On CPUs quantized
 folders are dequantized at load: it shows what a quantized model answers, not how fast integers
-could be. On CUDA int8 and int4 weights stay integers (`torch_integer_layers.py`).
+could be. On CUDA quantized weights stay as stored (`torch_integer_layers.py`), and elementwise
+operations are joined (`torch_gpu_layers.py`).
 In deterministic mode (CPUs) a token's logits do not depend, to the bit, on how it was batched.
 """
 
@@ -30,6 +31,7 @@ from .model_facts import cache_groups_of, fingerprint_of
 from .protocol import Batch, RunnerInfo, StepResult
 from .torch_answers import Answers, DeviceAnswers, HostAnswers, OutputLayers, works_ahead
 from .torch_cache import PagedCache
+from .torch_cache_form import choose_cache_form
 from .torch_forward import (
     Forward,
     TiledForward,
@@ -58,6 +60,7 @@ class TorchRunner:
         dtype: str | None = None,
         device: str = "cpu",
         deterministic: bool = False,
+        cache_dtype: str = "auto",
         adapters: Sequence[Adapter] = (),
         enforce_eager: bool = False,
     ) -> None:
@@ -69,6 +72,8 @@ class TorchRunner:
             device: `cpu`, `cuda` or `cuda:N`.
             deterministic: Give every token the same bits whatever else is in its step. Slower;
                 on CPUs only.
+            cache_dtype: Type of keys and values: `int8`, `fp8`, the arithmetic's, or `auto`: int8
+                where the folder asks for it, else the arithmetic's.
             adapters: LoRA adapters that requests may name.
             enforce_eager: Start the kernels of every step one by one, where decode steps would be
                 captured as CUDA graphs.
@@ -83,11 +88,17 @@ class TorchRunner:
         self._dtype = _dtype_named(dtype or checkpoint.config.dtype)
         if deterministic and self._device.type != "cpu":
             raise ConfigError(f"the deterministic mode runs on cpu, not on {device}")
+        stored = checkpoint.quantization
+        self._cache_form = choose_cache_form(
+            cache_dtype,
+            dtype=str(self._dtype).removeprefix("torch."),
+            folder_asks_int8=stored is not None and stored.has_int8_cache,
+        )
         replace_layers = None
-        if checkpoint.quantization is not None and has_kernels(self._device):
-            from .torch_integer_layers import keep_integers
+        if has_kernels(self._device):
+            from .torch_gpu_layers import use_kernels
 
-            replace_layers = partial(keep_integers, checkpoint=checkpoint, device=self._device)
+            replace_layers = partial(use_kernels, checkpoint=checkpoint, device=self._device)
         self._model = load_model(
             checkpoint, dtype=self._dtype, device=device, replace_layers=replace_layers
         )
@@ -124,7 +135,7 @@ class TorchRunner:
 
     @torch.inference_mode()
     def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
-        """Make the KV cache, in the type of the arithmetic.
+        """Make the KV cache.
 
         Raises:
             ConfigError: the deterministic mode does not hold with the threads now in use.
@@ -143,6 +154,7 @@ class TorchRunner:
             head_dim=config.head_dim,
             dtype=self._dtype,
             device=self._device,
+            form=self._cache_form,
         )
 
     @torch.inference_mode()
@@ -211,7 +223,11 @@ class TorchRunner:
         form = name
         if stored is not None:
             form = f"{stored.scheme} weights {'times' if integers else 'as'} {name}"
-        layer_bytes = 2 * config.kv_size * self._dtype.itemsize
+        cache_form = self._cache_form
+        head_bytes = config.head_dim * self._dtype.itemsize
+        if cache_form is not None:
+            head_bytes = cache_form.head_bytes(config.head_dim)
+        layer_bytes = 2 * config.num_kv_heads * head_bytes
         return RunnerInfo(
             vocab_size=config.vocab_size,
             max_seq_len=config.max_seq_len,
@@ -219,7 +235,7 @@ class TorchRunner:
             cache_groups=cache_groups_of(self._groups, layer_bytes),
             runner="torch",
             executed_form=f"{form}, deterministic" if deterministic else form,
-            cache_dtype=name,
+            cache_dtype=name if cache_form is None else cache_form.name,
             num_parameters=sum(parameter.numel() for parameter in parameters) + num_integers,
             weight_bytes=sum(tensor.nbytes for tensor in (*parameters, *integers)),
             fingerprint=fingerprint_of(checkpoint, adapters),

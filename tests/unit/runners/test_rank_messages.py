@@ -67,7 +67,14 @@ def test_a_step_arrives_as_it_was(pair: Pair, adapter_id: int) -> None:
 
 def test_commands_and_events_follow_each_other(pair: Pair) -> None:
     load = Load(
-        folder="f", rank=1, count=2, dtype=None, device="cpu", threads=1, adapters={"a": "b"}
+        folder="f",
+        rank=1,
+        count=2,
+        dtype=None,
+        cache_dtype="auto",
+        device="cpu",
+        threads=1,
+        adapters={"a": "b"},
     )
     commands = [load, Meet("m", 1.5), Allocate((4, 2), 16), Logits(3)]
     pair[0].sendall(b"".join(map(encode, commands)))

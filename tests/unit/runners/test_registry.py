@@ -170,7 +170,7 @@ def test_torch_takes_over_with_one_line(
 
 @pytest.mark.parametrize(
     "option",
-    [{"activations": "integer"}, {"cache_dtype": "int8"}, {"instruction_set": "avx2"}],
+    [{"activations": "integer"}, {"head_weights": "int8"}, {"instruction_set": "avx2"}],
     ids=str,
 )
 def test_torch_refuses_the_native_runners_options(

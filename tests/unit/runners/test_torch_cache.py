@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from llmserve.runners.cache_groups import LayerGroup
 from llmserve.runners.torch_cache import PagedCache
+from llmserve.runners.torch_cache_form import CACHE_FORMS
 
 GROUPS = [LayerGroup(window=None, layers=(1,)), LayerGroup(window=5, layers=(0, 2))]
 
 
-def make_cache() -> PagedCache:
+def make_cache(form: str | None = None) -> PagedCache:
     return PagedCache(
         GROUPS,
         num_blocks=(6, 4),
@@ -20,6 +22,7 @@ def make_cache() -> PagedCache:
         head_dim=2,
         dtype=torch.float32,
         device=torch.device("cpu"),
+        form=None if form is None else CACHE_FORMS[form],
     )
 
 
@@ -62,3 +65,19 @@ def test_places_wider_than_the_block_table_lead_to_the_null_slot() -> None:
     cache = make_cache()
     slots, _ = cache.places(0, np.array([[1]]), np.array([0]), np.array([3]), 10)
     assert slots.tolist() == [[4, 5, 6] + [cache.null_slots[0]] * 7]
+
+
+@pytest.mark.parametrize("form", [None, *CACHE_FORMS])
+def test_what_is_written_is_read_and_copied_in_the_caches_form(form: str | None) -> None:
+    cache = make_cache(form)
+    k, v = torch.tensor([[[3.0, -4.0]], [[1e-3, 0.0]]]), torch.tensor([[[7.0, 7.0]], [[0.5, 2.0]]])
+    slots = torch.tensor([5, 6])
+    cache.write(2, slots, k, v)
+    cache.copy_blocks(1, np.array([[1, 3]]))  # slots 4..7 to 12..15
+    for read in (slots, slots + 8):
+        found = cache.read(2, read)
+        # Three bits of mantissa, or one of 127 steps.
+        torch.testing.assert_close(found, (k, v), rtol=0.0 if form is None else 0.06, atol=0)
+    null = torch.tensor([cache.null_slots[1]])
+    assert not torch.cat(cache.read(2, null)).any()
+    assert not torch.cat(cache.read(0, slots)).any(), "another layer's"

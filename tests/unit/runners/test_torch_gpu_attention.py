@@ -21,6 +21,7 @@ from llmserve.runners.cache_groups import LayerGroup
 from llmserve.runners.protocol import Batch
 from llmserve.runners.torch_attention import PagedAttention
 from llmserve.runners.torch_cache import PagedCache
+from llmserve.runners.torch_cache_form import CACHE_FORMS
 from llmserve.runners.torch_gpu_attention import GpuAttention
 from llmserve.runners.torch_runner import TorchRunner
 from support.batches import Share, make_batch
@@ -41,12 +42,13 @@ class Case:
 
     def __init__(
         self, spans: list[tuple[int, int]], *, heads: tuple[int, int], head_dim: int,
-        window: int | None = None, dtype: torch.dtype = torch.float32,
+        window: int | None = None, dtype: torch.dtype = torch.float32, form: str | None = None,
     ) -> None:  # fmt: skip
         rng = np.random.default_rng(len(spans) + head_dim)
         self.free = rng.permutation(NUM_BLOCKS).tolist()
         self.shares = [self._share(first, count, window) for first, count in spans]
         self.window, self.dtype = window, dtype
+        self.form = None if form is None else CACHE_FORMS[form]
         num_tokens = sum(count for _, count in spans)
         generator = torch.Generator().manual_seed(head_dim)
         self.q = torch.randn(num_tokens, heads[0], head_dim, generator=generator).to(dtype)
@@ -84,7 +86,7 @@ class Case:
         cache = PagedCache(
             [LayerGroup(window=self.window, layers=(0,))], num_blocks=(NUM_BLOCKS,),
             block_size=BLOCK_SIZE, num_kv_heads=self.k.shape[1], head_dim=self.k.shape[2],
-            dtype=self.dtype, device=torch.device("cpu"),
+            dtype=self.dtype, device=torch.device("cpu"), form=self.form,
         )  # fmt: skip
         written = {
             table[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE
@@ -92,10 +94,11 @@ class Case:
             for table in share.tables
             for place in range(max(0, share.first + 1 - (self.window or 10**9)), share.stop)
         }
-        slots = sorted(written)
-        for pool, source in ((cache.keys[0], self.keys), (cache.values[0], self.values)):
-            pool[:-1] = torch.nan  # what former owners left must never count
-            pool[slots] = source[slots]
+        slots = torch.tensor(sorted(written))
+        for pool in filter(lambda pool: pool is not None, cache.layers[0]):
+            # What former owners left must never count.
+            pool[:-1] = torch.nan if pool.is_floating_point() else 100
+        cache.write(0, slots, self.keys[slots], self.values[slots])
         return cache
 
 
@@ -123,8 +126,31 @@ def test_equals_torchs_operations(
     torch.testing.assert_close(out.float(), wanted.float(), atol=TOLERANCE[dtype], rtol=0)
 
 
-def test_a_row_has_the_same_bits_in_every_batch() -> None:
-    case = Case(MIXED, heads=(2, 1), head_dim=64, window=200)
+@pytest.mark.parametrize(
+    ("form", "window", "cap", "dtype"),
+    [
+        ("int8", None, None, torch.float32),
+        ("fp8", 50, 3.0, torch.float32),
+        ("int8", None, None, torch.float16),
+        ("fp8", None, None, torch.bfloat16),
+    ],
+)
+def test_eight_bits_are_read_as_they_stand(
+    form: str, window: int | None, cap: float | None, dtype: torch.dtype
+) -> None:
+    case = Case(MIXED, heads=(4, 2), head_dim=40, window=window, dtype=dtype, form=form)
+    case.values *= 0.01  # float16 would lose weights as small as their scales
+    case.v *= 0.01
+    out, wanted = case.attend(GpuAttention, cap=cap), case.attend(PagedAttention, cap=cap)
+    assert out.dtype == dtype
+    # torch's operations read numbers rounded to the type: two roundings more.
+    atol = 0.01 * 3 * TOLERANCE[dtype]
+    torch.testing.assert_close(out.float(), wanted.float(), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("form", [None, "int8"])
+def test_a_row_has_the_same_bits_in_every_batch(form: str | None) -> None:
+    case = Case(MIXED, heads=(2, 1), head_dim=64, window=200, form=form)
     together = case.attend(GpuAttention)
     for order in ([1], [4], [3, 2, 0]):
         moved = np.concatenate([case.tokens(index) for index in order])

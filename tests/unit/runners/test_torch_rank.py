@@ -35,7 +35,8 @@ from support.variants import LLAMA, random_tensors
 def load(tmp_path: Path) -> Load:
     save_model(tmp_path / "model", LLAMA, random_tensors(LLAMA))
     return Load(
-        folder=str(tmp_path / "model"), rank=1, count=2, dtype=None, device="cpu", threads=1,
+        folder=str(tmp_path / "model"), rank=1, count=2, dtype=None,
+        cache_dtype="auto", device="cpu", threads=1,
         adapters={},
     )  # fmt: skip
 

@@ -81,7 +81,8 @@ def test_every_option_reaches_its_setting() -> None:
 def test_auto_asks_nothing_of_the_native_runner() -> None:
     arguments = ("--head-weights", "auto", "--kv-cache-dtype", "auto", "--instruction-set", "auto")
     assert settings(*arguments).native is None
-    assert settings(*arguments, "--activations", "integer").native == NativeOptions()
+    asked = settings(*arguments, "--activations", "integer").native
+    assert asked == NativeOptions(activations="integer")
 
 
 def test_every_engine_option_of_the_settings_reaches_the_engine() -> None:
