@@ -31,11 +31,11 @@ WIDTH = 172
 
 def integers(
     out: int, bits: Bits, group_size: int | None, *, has_zeros: bool = False,
-    order: int | None = None, scale_dtype: str = "bfloat16",
+    order: int | None = None, scale_dtype: str = "bfloat16", width: int = WIDTH,
 ) -> QuantizedLinear:  # fmt: skip
     """Rounded random weights; `order` is the seed of an activation order."""
     rng = np.random.default_rng(out)
-    weight = rng.normal(size=(out, WIDTH)).astype(np.float32) + has_zeros
+    weight = rng.normal(size=(out, width)).astype(np.float32) + has_zeros
     linear = quantize_rtn(
         weight, bits, group_size, is_symmetric=not has_zeros, scale_dtype=scale_dtype
     )
@@ -82,6 +82,9 @@ CASES: dict[str, tuple[list[AnyQuantizedLinear], int, torch.dtype, int]] = {
     "int8": ([integers(70, 8, 86), integers(5, 8, 86)], 65, torch.float32, 1),
     "int4-zeros": ([integers(66, 4, 43, has_zeros=True)] * 2, 2, torch.float32, 1),
     "int8-zeros": ([integers(9, 8, 86, has_zeros=True)], 17, torch.bfloat16, 1),
+    "int4-128": ([integers(66, 4, 128, has_zeros=True, width=384)], 1, torch.bfloat16, 1),
+    "int4-32": ([integers(66, 4, 32, has_zeros=True, width=160)], 2, torch.bfloat16, 1),
+    "int8-64": ([integers(66, 8, 64, width=192)], 2, torch.float32, 1),
     "int4-order": (
         [integers(70, 4, 43, order=1), integers(5, 4, 43, order=1)], 4, torch.float32, 1
     ),
@@ -98,6 +101,7 @@ CASES: dict[str, tuple[list[AnyQuantizedLinear], int, torch.dtype, int]] = {
     "codes": ([codes(70)], 2, torch.float32, 1),
     "codes-odd": ([codes(65, 171), codes(3, 171)], 5, torch.float32, 2),
     "codes-joined": ([codes(64, 128), codes(3, 128, is_double=False)], 17, torch.bfloat16, 1),
+    "codes-whole": ([codes(66, 192)], 1, torch.float32, 1),
     "codes-double": ([codes(200, is_double=True)], 1, torch.float32, 1),
 }  # fmt: skip
 
@@ -113,7 +117,7 @@ def test_equals_the_product_with_dequantized_weights(name: str) -> None:
     x = torch.from_numpy(rng.normal(size=(num_rows, 1, parts[0].shape[1]))).to(dtype)
     weight = torch.from_numpy(np.concatenate([part.dequantize() for part in parts])).to(dtype)
     wanted = F.linear(x.double(), weight.double(), bias.double())
-    # One rounding of a result below 64, and of sums of 172 products in float32.
+    # One rounding of a result below 64, and of sums of 384 products in float32.
     tolerance = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 0.25}[dtype]
     torch.testing.assert_close(layer(x).double(), wanted, atol=tolerance, rtol=0)
     layer.bias = None
