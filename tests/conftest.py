@@ -9,6 +9,8 @@ import pytest
 
 # Where a test has torch use two threads they would spin for each other, as `llmserve.cli` says.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when triton is imported, which packages of others do too: all kernels are interpreted.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED = Path(os.environ.get("LLMSERVE_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..errors import ConfigError
 from ..layouts import block_norms
 from ..model.adapt import Adapt, project
 from ..model.experts import MixtureOfExperts
@@ -24,6 +25,7 @@ from ..model.layers import RmsNorm, Rotation
 from ..model.transformer import Block, Transformer
 from ..weight_source import WeightSource
 from .torch_integer_layers import keep_integers
+from .torch_triton_attention import MOST_HEAD_DIM
 from .torch_triton_elementwise import Norm, add_and_normalize, gate, normalize_rows
 from .torch_triton_heads import HeadNorms
 
@@ -152,15 +154,24 @@ class JoinedBlock(nn.Module):
         return None if name is None else _norm(getattr(self, name))
 
 
-def use_kernels(model: Transformer, checkpoint: WeightSource, device: torch.device) -> None:
+def use_kernels(
+    model: Transformer, checkpoint: WeightSource, device: torch.device, dtype: torch.dtype
+) -> None:
     """Put layers that kernels compute in place of the model's, before weights are loaded.
 
     Raises:
+        ConfigError: heads too wide for the attention kernel.
         CheckpointError: a quantized layer is malformed.
     """
+    head_dim = model.config.head_dim
+    if head_dim > MOST_HEAD_DIM:
+        raise ConfigError(
+            f"on a GPU heads have at most {MOST_HEAD_DIM} values, the model's have {head_dim}: "
+            "use --device cpu"
+        )
     join_operations(model)
     if checkpoint.quantization is not None:
-        keep_integers(model, checkpoint, device)
+        keep_integers(model, checkpoint, device, dtype)
 
 
 def join_operations(model: Transformer) -> None:

@@ -2,8 +2,7 @@
 
 Every quantized layer is taken: int8 and int4 groups, with zero points or an activation order or
 neither, and bitsandbytes' nf4, fp4 and LLM.int8(). The parts of a joined layer (`qkv_proj`,
-`gate_up_proj`) that are alike are one matrix, others a matrix each. A joined layer some of whose
-parts are floating-point is dequantized at load, as all are on CPUs.
+`gate_up_proj`) that are alike are one matrix, others a matrix each; some may be floating-point.
 
 Shapes: N outputs, K inputs; leading axes are free.
 """
@@ -15,6 +14,7 @@ from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.layers import Linear
@@ -28,14 +28,17 @@ from ..quant.packing import pack_int4
 from ..weight_source import WeightSource
 from .torch_triton_linear import CODE_BLOCK, code_linear, integer_linear
 
-__all__ = ["IntegerLinear", "keep_integers"]
+__all__ = ["IntegerLinear", "Part", "keep_integers"]
+
+Part = AnyQuantizedLinear | Tensor
+"""Rows of one projection: quantized, or [N, K] in the type of the arithmetic."""
 
 
 class IntegerLinear(nn.Module):
     """y = x Wᵀ + b, with W [N, K] as it is stored."""
 
     def __init__(
-        self, parts: Sequence[AnyQuantizedLinear], bias: nn.Parameter | None, device: torch.device
+        self, parts: Sequence[Part], bias: nn.Parameter | None, device: torch.device
     ) -> None:
         """Put the rows of `parts` one behind the other."""
         super().__init__()
@@ -56,8 +59,16 @@ class IntegerLinear(nn.Module):
         return out.view(*x.shape[:-1], -1)
 
 
-def keep_integers(model: Transformer, checkpoint: WeightSource, device: torch.device) -> None:
-    """Replace the layers that can be taken; their biases are still to be loaded.
+def keep_integers(
+    model: Transformer, checkpoint: WeightSource, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Replace layers that are quantized, or have a part that is; biases are still to be loaded.
+
+    Args:
+        model: On the device `meta`.
+        checkpoint: The folder that it is loaded from.
+        device: Where the weights go.
+        dtype: Type of the arithmetic, and of parts that are floating-point.
 
     Raises:
         CheckpointError: a quantized layer is malformed.
@@ -68,9 +79,9 @@ def keep_integers(model: Transformer, checkpoint: WeightSource, device: torch.de
         names = [
             part for part, _ in canonical_parts(f"{name}.weight", len(module.weight), model.config)
         ]
-        if all(checkpoint.is_quantized(part) for part in names):
-            linears = [_quantized(checkpoint, part) for part in names]
-            model.set_submodule(name, IntegerLinear(linears, module.bias, device))
+        if any(checkpoint.is_quantized(part) for part in names):
+            parts = [_part(checkpoint, part, dtype) for part in names]
+            model.set_submodule(name, IntegerLinear(parts, module.bias, device))
 
 
 class _IntegerMatrix(nn.Module):
@@ -129,19 +140,40 @@ class _CodeMatrix(nn.Module):
         code_linear(x, self.codes, self.scales, self.book, out=out, bias=bias)
 
 
+class _FloatMatrix(nn.Module):
+    """Rows in the type of the arithmetic, among others that are not."""
+
+    weight: Tensor
+
+    def __init__(self, parts: Sequence[Tensor], device: torch.device) -> None:
+        super().__init__()
+        self.num_outputs = sum(len(part) for part in parts)
+        self.register_buffer("weight", torch.cat(list(parts)).to(device))
+
+    def forward(self, x: Tensor, out: Tensor, bias: Tensor | None) -> None:
+        """Fill `out` [T, N] with the products of rows `x` [T, K]."""
+        out.copy_(F.linear(x, self.weight, bias))
+
+
 def _matrices(
-    parts: Sequence[AnyQuantizedLinear], device: torch.device
-) -> Iterator[_IntegerMatrix | _CodeMatrix]:
+    parts: Sequence[Part], device: torch.device
+) -> Iterator[_IntegerMatrix | _CodeMatrix | _FloatMatrix]:
     """Neighbours that are alike together."""
     for _, numbered in itertools.groupby(enumerate(parts), lambda pair: _form(*pair)):
         alike = [part for _, part in numbered]
         integers = [part for part in alike if isinstance(part, QuantizedLinear)]
         codes = [part for part in alike if isinstance(part, BitsAndBytesLinear)]
-        yield _IntegerMatrix(integers, device) if integers else _CodeMatrix(codes, device)
+        floats = [part for part in alike if isinstance(part, Tensor)]
+        if floats:
+            yield _FloatMatrix(floats, device)
+        else:
+            yield _IntegerMatrix(integers, device) if integers else _CodeMatrix(codes, device)
 
 
-def _form(index: int, part: AnyQuantizedLinear) -> Hashable:
+def _form(index: int, part: Part) -> Hashable:
     """What neighbours have in common that can be one matrix."""
+    if isinstance(part, Tensor):
+        return part.dtype
     if isinstance(part, BitsAndBytesLinear):
         out, width = part.shape
         # Scales are counted over the whole matrix: the next one must begin with a new one.
@@ -155,10 +187,11 @@ def _book(part: BitsAndBytesLinear) -> np.ndarray:
     return to_float32(part.tensors["weight.quant_map"])
 
 
-def _quantized(checkpoint: WeightSource, name: str) -> AnyQuantizedLinear:
-    """A quantized layer; LLM.int8() is int8 with one scale for each row."""
+def _part(checkpoint: WeightSource, name: str, dtype: torch.dtype) -> Part:
+    """One projection; LLM.int8() is int8 with one scale for each row."""
     linear = checkpoint.linear(name)
-    assert not isinstance(linear, np.ndarray), "the caller has asked"
+    if isinstance(linear, np.ndarray):
+        return torch.from_numpy(linear.copy()).to(dtype)
     if isinstance(linear, BitsAndBytesLinear) and linear.form.kind == "int8":
         return linear.as_integers()
     return linear

@@ -98,7 +98,9 @@ class TorchRunner:
         if has_kernels(self._device):
             from .torch_gpu_layers import use_kernels
 
-            replace_layers = partial(use_kernels, checkpoint=checkpoint, device=self._device)
+            replace_layers = partial(
+                use_kernels, checkpoint=checkpoint, device=self._device, dtype=self._dtype
+            )
         self._model = load_model(
             checkpoint, dtype=self._dtype, device=device, replace_layers=replace_layers
         )

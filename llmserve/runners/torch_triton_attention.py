@@ -28,7 +28,10 @@ from torch import Tensor
 from .torch_cache import LayerCache
 from .torch_triton_codes import cache_kind, numbers_of
 
-__all__ = ["SPAN", "TILE_FIELDS", "TileReads", "paged_attention", "tile_tokens"]
+__all__ = ["MOST_HEAD_DIM", "SPAN", "TILE_FIELDS", "TileReads", "paged_attention", "tile_tokens"]
+
+MOST_HEAD_DIM = 512
+"""A tile of wider heads would not fit into the memory that a program's threads share."""
 
 SPAN = 256
 """Tokens of a context that one program reads for a decode: at 8 key heads and 1,024 tokens one

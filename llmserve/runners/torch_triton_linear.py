@@ -45,9 +45,13 @@ def integer_linear(
         order: int32 [K], the group of each input; None: one after another.
         bias: b [N], in the type of `x`; None: 0.
     """
+    inputs = _INPUT_BYTES // x.itemsize
+    if scales.shape[1] == 1:  # one group, of as many inputs as there might be
+        group_size = triton.cdiv(x.shape[1], inputs) * inputs
     _launch(
         x, out, bias, integers, scales, zeros, order, None, integers.stride(0), scales.stride(0),
         BITS=4 if integers.dtype == torch.int32 else 8, GROUP=group_size,
+        RUN=0 if order is not None else _run(group_size, inputs),
     )  # fmt: skip
 
 
@@ -65,7 +69,18 @@ def code_linear(
         out: [T, N], in the type of `x`; rows may lie apart.
         bias: b [N], in the type of `x`; None: 0.
     """
-    _launch(x, out, bias, codes, scales, None, None, book, 0, 0, BITS=4, GROUP=CODE_BLOCK)
+    is_whole = x.shape[1] % CODE_BLOCK == 0
+    _launch(
+        x, out, bias, codes, scales, None, None, book, 0, 0, BITS=4, GROUP=CODE_BLOCK,
+        RUN=_run(CODE_BLOCK, _INPUT_BYTES // x.itemsize) if is_whole else 0,
+    )  # fmt: skip
+
+
+def _run(group_size: int, inputs: int) -> int:
+    """Inputs of a tile that share a scale wherever the tile begins; 0: that depends."""
+    if group_size % inputs == 0:
+        return inputs
+    return group_size if inputs % group_size == 0 else 0
 
 
 def _launch(x: Tensor, out: Tensor, bias: Tensor | None, *weights: Any, **form: int) -> None:
@@ -82,40 +97,80 @@ def _launch(x: Tensor, out: Tensor, bias: Tensor | None, *weights: Any, **form: 
 
 
 @triton.jit
-def _integer_tile(integers, scales, zeros, order, outputs, inputs, is_weight, integers_stride,
-                  scales_stride, BITS: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
-    """Weights [OUTPUTS, INPUTS] in float32."""
-    line = outputs[:, None] * integers_stride
-    if BITS == 4:
-        words = tl.load(integers + line + (inputs // 8)[None, :], mask=is_weight, other=0)
-        values = (((words >> (inputs % 8 * 4)[None, :]) & 15) - 8).to(tl.float32)
-    else:
-        values = tl.load(integers + line + inputs[None, :], mask=is_weight, other=0).to(tl.float32)
-    if order is None:
-        groups = outputs[:, None] * scales_stride + (inputs // GROUP)[None, :]
-    else:
-        groups = tl.load(order + inputs[None, :], mask=is_weight, other=0)
-        groups = outputs[:, None] * scales_stride + groups
-    if zeros is not None:
-        values -= tl.load(zeros + groups, mask=is_weight, other=0).to(tl.float32)
-    return values * tl.load(scales + groups, mask=is_weight, other=0.0).to(tl.float32)
+def _spread(x, COUNT: tl.constexpr):
+    """[M, N] → [M, N * COUNT], each value COUNT times."""
+    wide = tl.broadcast_to(x[:, :, None], (x.shape[0], x.shape[1], COUNT))
+    return tl.reshape(wide, (x.shape[0], x.shape[1] * COUNT))
 
 
 @triton.jit
-def _code_tile(codes, scales, book, outputs, inputs, is_weight, width, BLOCK: tl.constexpr):
+def _unpacked(packed, SHIFTS: tl.constexpr, PER_ITEM: tl.constexpr):
+    """Items [M, N] → the four bits each holds, [M, N * PER_ITEM]; SHIFTS: 1 or -1, their order."""
+    places = tl.arange(0, PER_ITEM)
+    if SHIFTS < 0:
+        places = PER_ITEM - 1 - places
+    wide = (packed[:, :, None] >> (places * 4)[None, None, :]) & 15
+    return tl.reshape(wide, (packed.shape[0], packed.shape[1] * PER_ITEM))
+
+
+@triton.jit
+def _integer_tile(integers, scales, zeros, order, outputs, first, width, integers_stride,
+                  scales_stride, is_output, BITS: tl.constexpr, GROUP: tl.constexpr,
+                  RUN: tl.constexpr, INPUTS: tl.constexpr):  # fmt: skip
     """Weights [OUTPUTS, INPUTS] in float32."""
-    places = outputs[:, None] * width + inputs[None, :]
-    pairs = tl.load(codes + (places >> 1), mask=is_weight, other=0).to(tl.int32)
-    chosen = tl.where((places & 1) == 0, pairs >> 4, pairs & 15)
-    values = tl.load(book + chosen, mask=is_weight, other=0.0)
-    return values * tl.load(scales + places // BLOCK, mask=is_weight, other=0.0)
+    inputs = first + tl.arange(0, INPUTS)
+    line = outputs[:, None] * integers_stride
+    if BITS == 4:
+        words = first // 8 + tl.arange(0, INPUTS // 8)
+        is_word = is_output & (words * 8 < width)[None, :]
+        packed = tl.load(integers + line + words[None, :], mask=is_word, other=0)
+        values = (_unpacked(packed, 1, 8) - 8).to(tl.float32)
+    else:
+        is_weight = is_output & (inputs < width)[None, :]
+        values = tl.load(integers + line + inputs[None, :], mask=is_weight, other=0).to(tl.float32)
+    if RUN > 0:
+        groups = first // GROUP + tl.arange(0, INPUTS // RUN)
+        is_group = is_output & (groups * GROUP < width)[None, :]
+        groups = groups[None, :]
+    else:
+        is_group = is_output & (inputs < width)[None, :]
+        if order is None:
+            groups = (inputs // GROUP)[None, :]
+        else:
+            groups = tl.load(order + inputs, mask=inputs < width, other=0)[None, :]
+    there = outputs[:, None] * scales_stride + groups
+    if zeros is not None:
+        zero = tl.load(zeros + there, mask=is_group, other=0).to(tl.float32)
+        values -= _spread(zero, RUN) if RUN > 0 else zero
+    scale = tl.load(scales + there, mask=is_group, other=0.0).to(tl.float32)
+    return values * (_spread(scale, RUN) if RUN > 0 else scale)
+
+
+@triton.jit
+def _code_tile(codes, scales, book, outputs, first, width, is_output, BLOCK: tl.constexpr,
+               RUN: tl.constexpr, INPUTS: tl.constexpr):  # fmt: skip
+    """Weights [OUTPUTS, INPUTS] in float32."""
+    inputs = first + tl.arange(0, INPUTS)
+    is_weight = is_output & (inputs < width)[None, :]
+    start = outputs[:, None] * width + first
+    if RUN > 0:  # rows are whole blocks
+        pairs = start // 2 + tl.arange(0, INPUTS // 2)[None, :]
+        chosen = _unpacked(tl.load(codes + pairs, mask=is_output, other=0), -1, 2)
+        blocks = start // BLOCK + tl.arange(0, INPUTS // RUN)[None, :]
+        scale = _spread(tl.load(scales + blocks, mask=is_output, other=0.0), RUN)
+    else:
+        places = start + tl.arange(0, INPUTS)[None, :]
+        pairs = tl.load(codes + (places >> 1), mask=is_weight, other=0)
+        chosen = tl.where((places & 1) == 0, pairs >> 4, pairs & 15)
+        scale = tl.load(scales + places // BLOCK, mask=is_weight, other=0.0)
+    return tl.load(book + chosen.to(tl.int32), mask=is_weight, other=0.0) * scale
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # for any number of rows there is one
 def _linear_kernel(x, out, bias, weights, scales, zeros, order, book, weights_stride, scales_stride,
                    num_rows, num_outputs, width, out_stride, BITS: tl.constexpr,
-                   GROUP: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
-                   INPUTS: tl.constexpr):  # fmt: skip
+                   GROUP: tl.constexpr, RUN: tl.constexpr, ROWS: tl.constexpr,
+                   OUTPUTS: tl.constexpr, INPUTS: tl.constexpr):  # fmt: skip
     """One tile [ROWS, OUTPUTS], over all inputs in ascending order."""
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     outputs = (tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)).to(tl.int64)
@@ -123,15 +178,15 @@ def _linear_kernel(x, out, bias, weights, scales, zeros, order, book, weights_st
     total = tl.zeros([ROWS, OUTPUTS], tl.float32)
     for first in range(0, width, INPUTS):
         inputs = first + tl.arange(0, INPUTS)
-        is_input = (inputs < width)[None, :]
         there = rows[:, None] * width + inputs[None, :]
-        part = tl.load(x + there, mask=is_row & is_input, other=0.0)
-        is_weight = is_output & is_input
+        part = tl.load(x + there, mask=is_row & (inputs < width)[None, :], other=0.0)
         if book is None:
-            tile = _integer_tile(weights, scales, zeros, order, outputs, inputs, is_weight,
-                                 weights_stride, scales_stride, BITS, GROUP)  # fmt: skip
+            tile = _integer_tile(weights, scales, zeros, order, outputs, first, width,
+                                 weights_stride, scales_stride, is_output, BITS, GROUP, RUN,
+                                 INPUTS)  # fmt: skip
         else:
-            tile = _code_tile(weights, scales, book, outputs, inputs, is_weight, width, GROUP)
+            tile = _code_tile(weights, scales, book, outputs, first, width, is_output, GROUP, RUN,
+                              INPUTS)  # fmt: skip
         total += tl.dot(part, tl.trans(tile.to(part.dtype)), input_precision="ieee")
     is_column = (outputs < num_outputs)[None, :]
     if bias is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import support.triton_interpreter  # before the kernels
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.config import ModelConfig
+from llmserve.errors import ConfigError
 from llmserve.runners.torch_gpu_layers import JoinedAttention, JoinedBlock, JoinedMlp
 from llmserve.runners.torch_runner import TorchRunner
 from support.adapters import random_adapter
@@ -91,3 +93,11 @@ def test_adapters_act_on_their_own_rows(tmp_path: Path, monkeypatch: pytest.Monk
     wanted = logits(plain, adapter_id=1)
     np.testing.assert_allclose(logits(joined, adapter_id=1), wanted, atol=1e-5)
     assert np.abs(wanted - logits(plain)).max() > 1e-2
+
+
+def test_heads_that_no_tile_holds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(VARIANTS["llama"], head_dim=514)
+    with pytest.raises(ConfigError, match="at most 512 values, the model's have 514"):
+        runners(config, tmp_path, monkeypatch)

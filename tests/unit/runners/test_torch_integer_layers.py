@@ -17,8 +17,7 @@ from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.quant.bnb import BitsAndBytesFormat, BitsAndBytesLinear
 from llmserve.quant.dtypes import StoredArray
 from llmserve.quant.groups import Bits, QuantizedLinear, quantize_rtn
-from llmserve.quant.layout import AnyQuantizedLinear
-from llmserve.runners.torch_integer_layers import IntegerLinear
+from llmserve.runners.torch_integer_layers import IntegerLinear, Part
 from llmserve.runners.torch_runner import TorchRunner
 from support.batches import Share, make_batch, make_row
 from support.foreign_folders import FOREIGN, write_foreign_folder
@@ -31,11 +30,11 @@ WIDTH = 172
 
 def integers(
     out: int, bits: Bits, group_size: int | None, *, has_zeros: bool = False,
-    order: int | None = None, scale_dtype: str = "bfloat16",
+    order: int | None = None, scale_dtype: str = "bfloat16", width: int = WIDTH,
 ) -> QuantizedLinear:  # fmt: skip
     """Rounded random weights; `order` is the seed of an activation order."""
     rng = np.random.default_rng(out)
-    weight = rng.normal(size=(out, WIDTH)).astype(np.float32) + has_zeros
+    weight = rng.normal(size=(out, width)).astype(np.float32) + has_zeros
     linear = quantize_rtn(
         weight, bits, group_size, is_symmetric=not has_zeros, scale_dtype=scale_dtype
     )
@@ -75,13 +74,16 @@ def codes(out: int, width: int = WIDTH, *, is_double: bool = False) -> BitsAndBy
     return BitsAndBytesLinear(form, (out, width), tensors)
 
 
-CASES: dict[str, tuple[list[AnyQuantizedLinear], int, torch.dtype, int]] = {
+CASES: dict[str, tuple[list[Part], int, torch.dtype, int]] = {
     "int4": ([integers(70, 4, 43), integers(5, 4, 43)], 1, torch.float32, 1),
     "int4-rows": ([integers(70, 4, None), integers(5, 4, None)], 19, torch.bfloat16, 1),
     "int8-rows": ([integers(70, 8, None)], 3, torch.float16, 1),
     "int8": ([integers(70, 8, 86), integers(5, 8, 86)], 65, torch.float32, 1),
     "int4-zeros": ([integers(66, 4, 43, has_zeros=True)] * 2, 2, torch.float32, 1),
     "int8-zeros": ([integers(9, 8, 86, has_zeros=True)], 17, torch.bfloat16, 1),
+    "int4-128": ([integers(66, 4, 128, has_zeros=True, width=384)], 1, torch.bfloat16, 1),
+    "int4-32": ([integers(66, 4, 32, has_zeros=True, width=160)], 2, torch.bfloat16, 1),
+    "int8-64": ([integers(66, 8, 64, width=192)], 2, torch.float32, 1),
     "int4-order": (
         [integers(70, 4, 43, order=1), integers(5, 4, 43, order=1)], 4, torch.float32, 1
     ),
@@ -94,12 +96,19 @@ CASES: dict[str, tuple[list[AnyQuantizedLinear], int, torch.dtype, int]] = {
     "scales-differ": (
         [integers(7, 4, 43), integers(5, 4, 43, scale_dtype="float32")], 3, torch.float32, 2
     ),
+    "float-part": ([integers(7, 4, 43), torch.linspace(-1, 1, 5 * WIDTH).view(5, WIDTH)], 3,
+                   torch.float32, 2),
     "zeros-differ": ([integers(7, 4, 43), integers(5, 4, 43, has_zeros=True)], 3, torch.float32, 2),
     "codes": ([codes(70)], 2, torch.float32, 1),
     "codes-odd": ([codes(65, 171), codes(3, 171)], 5, torch.float32, 2),
     "codes-joined": ([codes(64, 128), codes(3, 128, is_double=False)], 17, torch.bfloat16, 1),
+    "codes-whole": ([codes(66, 192)], 1, torch.float32, 1),
     "codes-double": ([codes(200, is_double=True)], 1, torch.float32, 1),
 }  # fmt: skip
+
+
+def dequantized(part: Part) -> torch.Tensor:
+    return part if isinstance(part, torch.Tensor) else torch.from_numpy(part.dequantize())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -111,9 +120,9 @@ def test_equals_the_product_with_dequantized_weights(name: str) -> None:
     assert len(layer.matrices) == num_matrices
     rng = np.random.default_rng(1)
     x = torch.from_numpy(rng.normal(size=(num_rows, 1, parts[0].shape[1]))).to(dtype)
-    weight = torch.from_numpy(np.concatenate([part.dequantize() for part in parts])).to(dtype)
+    weight = torch.cat([dequantized(part) for part in parts]).to(dtype)
     wanted = F.linear(x.double(), weight.double(), bias.double())
-    # One rounding of a result below 64, and of sums of 172 products in float32.
+    # One rounding of a result below 64, and of sums of 384 products in float32.
     tolerance = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 0.25}[dtype]
     torch.testing.assert_close(layer(x).double(), wanted, atol=tolerance, rtol=0)
     layer.bias = None
@@ -170,7 +179,7 @@ def test_bitsandbytes_folders_keep_their_codes(
 
 
 def test_parts_that_differ_and_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A projection with two forms, one with a float part, experts in integers."""
+    """A projection with two forms, one with a float part behind them, experts in integers."""
     tensors = random_tensors(QWEN2_MOE)
     layers = {}
     for name, weight in tensors.items():
@@ -181,5 +190,5 @@ def test_parts_that_differ_and_experts(tmp_path: Path, monkeypatch: pytest.Monke
     kept = assert_the_same(Checkpoint.open(tmp_path / "model"), monkeypatch)
     blocks = kept._model.layers
     assert len(blocks[0].self_attn.qkv_proj.matrices) == 3
-    assert not isinstance(blocks[1].self_attn.qkv_proj, IntegerLinear), "it is dequantized"
+    assert len(blocks[1].self_attn.qkv_proj.matrices) == 3
     assert isinstance(blocks[1].mlp.experts[0].gate_up_proj, IntegerLinear)
