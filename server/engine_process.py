@@ -23,7 +23,13 @@ from llmserve.errors import EngineError, LLMServeError, RequestError
 from llmserve.failpoints import hit, is_armed
 
 from .engine_settings import EngineSettings
-from .engine_setup import LoadedModels, grammar_queue, loaded_models, started_engine
+from .engine_setup import (
+    LoadedModels,
+    grammar_queue,
+    loaded_models,
+    settings_at,
+    started_engine,
+)
 from .grammar_queue import GrammarQueue
 from .handovers import Handovers
 from .messages import (
@@ -250,6 +256,7 @@ def serve_engine(
         if models is not None:
             _serve(channel, settings, models, fork)
         else:
+            settings = settings_at(settings, fork.place)
             with loaded_models(settings) as loaded:
                 _serve(channel, settings, loaded, fork)
     except ParentGoneError:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from llmserve.checkpoint import Checkpoint
 from llmserve.engine.config import EngineConfig
 from llmserve.engine.engine import Engine
@@ -17,7 +19,7 @@ from llmserve.engine.watcher import Watcher, WatcherGroup
 from llmserve.errors import EngineError
 from llmserve.runners.fake import FakeRunner
 from llmserve.runners.protocol import Runner, RunnerInfo
-from llmserve.runners.registry import load_runner, survives_fork
+from llmserve.runners.registry import device_of_replica, load_runner, survives_fork
 from llmserve.startup import EngineOptions, start_engine
 
 from .engine_settings import EngineSettings
@@ -33,6 +35,7 @@ __all__ = [
     "loaded_engine",
     "loaded_models",
     "loads_before_fork",
+    "settings_at",
     "started_engine",
 ]
 
@@ -86,6 +89,12 @@ def loads_before_fork(settings: EngineSettings) -> bool:
         )
         for folder in folders
     )
+
+
+def settings_at(settings: EngineSettings, place: int) -> EngineSettings:
+    """Those of the replica of that index: on CUDA with devices of its own, as far as there are."""
+    device = device_of_replica(settings.device, place, num_ranks=settings.tensor_parallel_size)
+    return msgspec.structs.replace(settings, device=device)
 
 
 @contextlib.contextmanager

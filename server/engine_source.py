@@ -49,15 +49,15 @@ class EngineSource:
         self.slowest_step_s = ready.config.full_step_s or 0.0
         """Of the engine that died last: what the next one is expected to need."""
 
-    async def start(self) -> EngineClient:
-        """An engine that serves, with the sizes of the first.
+    async def start(self, place: int = 0) -> EngineClient:
+        """An engine that serves, with the sizes of the first; `place` is its replica's index.
 
         Raises:
             EngineDeadError: it or the loader ended, or the model is not the one it was.
         """
         async with self._loading:
             await self._revive()
-            command = Fork(next(self._numbers), self._ready.config)
+            command = Fork(next(self._numbers), self._ready.config, place)
             progress = Progress(stall_s=self._stall_s, slowest_step_s=self.slowest_step_s)
             engine = await self._loader.fork(command, progress)
         try:
@@ -73,8 +73,8 @@ class EngineSource:
             raise
         return engine
 
-    async def replace(self, restarts: Restarts) -> EngineClient:
-        """Start an engine, again if it dies at once.
+    async def replace(self, restarts: Restarts, place: int = 0) -> EngineClient:
+        """Start an engine, again if it dies at once; `place` as for `start`.
 
         Raises:
             EngineDeadError: too many have died without a token between.
@@ -82,7 +82,7 @@ class EngineSource:
         while True:
             await asyncio.sleep(restarts.delay_s)
             try:
-                return await self.start()
+                return await self.start(place)
             except EngineDeadError as error:
                 _log.warning("an engine could not be started: %s", error)
                 restarts.death(time.monotonic(), str(error))

@@ -73,6 +73,8 @@ class Fork(msgspec.Struct, tag="fork"):
     """Engines of this server that were started before it."""
     config: EngineConfig | None = None
     """The sizes that the first engine found; None: this is the first, find them."""
+    place: int = 0
+    """Which of the replicas it is, from 0: devices are dealt out by it."""
 
 
 class LoadGrammars(msgspec.Struct, tag="load-grammars"):

@@ -83,7 +83,7 @@ class Supervisor(EngineHandle):
         engines = [first]
         try:
             while len(engines) < len(self._replicas) + len(readers):
-                engines.append(await self._source.start())
+                engines.append(await self._source.start(len(engines)))
         except BaseException:
             for engine in engines:
                 engine.close()
@@ -161,7 +161,7 @@ class Supervisor(EngineHandle):
                 replica.fill(engine)
                 await engine.lost.wait()
                 await self._bury(replica, engine)
-                engine = await self._source.replace(self._restarts)
+                engine = await self._source.replace(self._restarts, replica.index)
         except EngineDeadError as error:
             self.lose(str(error))
         except Exception as error:

@@ -14,7 +14,14 @@ from .model_facts import num_parameters_of
 from .native_options import NativeOptions, obstacle_to_native
 from .protocol import Runner
 
-__all__ = ["RUNNERS", "import_torch_runner", "load_runner", "survives_fork", "use_torch_threads"]
+__all__ = [
+    "RUNNERS",
+    "device_of_replica",
+    "import_torch_runner",
+    "load_runner",
+    "survives_fork",
+    "use_torch_threads",
+]
 
 _log = logging.getLogger("llmserve.engine")
 
@@ -153,6 +160,19 @@ def survives_fork(
         tensor_parallel_size=tensor_parallel_size,
     )  # fmt: skip
     return obstacle is None
+
+
+def device_of_replica(device: str, index: int, *, num_ranks: int = 1) -> str:
+    """The device of one of several engines that compute the same model.
+
+    `cuda` becomes `cuda:N`, the first of `num_ranks` devices, in turn. A device that was named is
+    everyone's.
+    """
+    if device != "cuda" or find_spec("torch") is None:
+        return device
+    from .torch_devices import nth_device
+
+    return nth_device(index, num_ranks=num_ranks)
 
 
 def import_torch_runner() -> None:

@@ -55,7 +55,7 @@ class ParallelRunner(RankRunner):
             threads: Threads of a step in each of the others.
             dtype: As `TorchRunner`'s.
             cache_dtype: As `TorchRunner`'s.
-            device: `cpu`, or `cuda`: a device for each rank, from the first on.
+            device: `cpu`, or `cuda` or `cuda:N`: a device for each rank, from the first or N on.
             adapters: LoRA adapters that were read from folders.
             start: Starts the rank of that index.
 
@@ -170,17 +170,13 @@ def _devices(device: str, num_ranks: int) -> list[str]:
     """The device of each rank."""
     if device == "cpu":
         return ["cpu"] * num_ranks
-    if device != "cuda":
+    first, present = torch.device(device).index or 0, torch.cuda.device_count()
+    if first + num_ranks > present:
         raise ConfigError(
-            f"ranks take the CUDA devices from the first on, so that {device} cannot be one of "
-            f"{num_ranks}: say --device cuda, and choose devices by CUDA_VISIBLE_DEVICES"
+            f"{num_ranks} ranks need as many CUDA devices from {first} on; this machine has "
+            f"{present}"
         )
-    present = torch.cuda.device_count()
-    if num_ranks > present:
-        raise ConfigError(
-            f"{num_ranks} ranks need as many CUDA devices; this machine has {present}"
-        )
-    return [f"cuda:{index}" for index in range(num_ranks)]
+    return [f"cuda:{index}" for index in range(first, first + num_ranks)]
 
 
 def _folder_of(adapter: Adapter) -> str:

@@ -16,7 +16,7 @@ from llmserve.errors import ConfigError
 from llmserve.quant.groups import quantize_rtn
 from llmserve.runners import native_options
 from llmserve.runners.native_options import NativeOptions, obstacle_to_native
-from llmserve.runners.registry import load_runner, survives_fork
+from llmserve.runners.registry import device_of_replica, load_runner, survives_fork
 from llmserve.server.engine_settings import EngineSettings
 from llmserve.server.engine_setup import loaded_engine
 from support.models import make_model_folder
@@ -223,3 +223,21 @@ def test_ranks_share_the_cores(
     load_runner("torch", checkpoint, tensor_parallel_size=2, threads=asked)
     assert (given["threads"], threads) == (wanted, [wanted])
     assert given["num_ranks"] == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "num_ranks", "expected"),
+    [
+        ("cuda", 1, ["cuda:0", "cuda:1", "cuda:2", "cuda:3", "cuda:4", "cuda:0"]),
+        ("cuda", 2, ["cuda:0", "cuda:2", "cuda:0"]),  # the fifth stays idle
+        ("cuda", 6, ["cuda", "cuda"]),  # what loads the model will say so
+        ("cuda:3", 1, ["cuda:3", "cuda:3"]),
+        ("cpu", 1, ["cpu", "cpu"]),
+    ],
+)
+def test_replicas_have_devices_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, device: str, num_ranks: int, expected: list[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 5)
+    found = [device_of_replica(device, n, num_ranks=num_ranks) for n in range(len(expected))]
+    assert found == expected

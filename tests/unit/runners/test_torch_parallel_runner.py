@@ -287,15 +287,15 @@ def test_info_tells_of_all_ranks_together(tmp_path: Path, variant: str, num_rank
     ("settings", "message"),
     [
         ({"num_ranks": 3}, "num_heads of 4 cannot be dealt out to 3 ranks"),
-        ({"num_ranks": 2, "device": "cuda"}, "need as many CUDA devices; this machine has 1"),
-        ({"num_ranks": 2, "device": "cuda:1"}, "say --device cuda"),
+        ({"num_ranks": 4, "device": "cuda"}, "as many CUDA devices from 0 on; this machine has 3"),
+        ({"num_ranks": 2, "device": "cuda:2"}, "CUDA devices from 2 on; this machine has 3"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(
     tmp_path: Path, settings: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = saved(tmp_path / "model", LLAMA)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(ConfigError, match=message):
         ParallelRunner(checkpoint, threads=1, **settings)  # type: ignore[arg-type]
 
