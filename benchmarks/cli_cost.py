@@ -12,13 +12,16 @@ __all__ = ["add_cost_verbs"]
 LATENCY_DESCRIPTION = """\
 Time one model in this process: the prefill of a prompt by its length, and a decode step by the
 number of sequences and the length of their contexts. Settings take turns in each repeat, prompts
-are new each time; medians. The last line is one JSON document.
+are new each time; medians. Beside them what share they are of the device's limits, measured before:
+bytes that a step must read over the memory's rate, and on a GPU a prefill's multiply-adds over that
+of large matrices. The last line is one JSON document.
 """
 
 LATENCY_EXAMPLES = """\
 examples:
   llmserve bench latency models/M-int4
   llmserve bench latency models/M --sequences 1,16 --contexts 64,1024 --runner torch
+  llmserve bench latency models/XL --device cuda --sequences 1,64 --contexts 1024
 """
 
 STARTUP_DESCRIPTION = """\
@@ -61,6 +64,8 @@ def _run_latency(args: argparse.Namespace) -> int:
         model=args.model,
         runner=args.runner,
         threads=args.threads,
+        device=args.device,
+        dtype=args.dtype,
         sequences=parse_counts(args.sequences, option="--sequences"),
         contexts=parse_counts(args.contexts, option="--contexts"),
         repeats=args.repeats,
@@ -82,6 +87,12 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runner", metavar="NAME", default="auto", help="(default: auto)")
     parser.add_argument(
         "--threads", metavar="N", type=int, help="threads of a step (default: the runner's choice)"
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", default="cpu", help="cpu, cuda or cuda:N (default: cpu)"
+    )
+    parser.add_argument(
+        "--dtype", metavar="NAME", help="type of the arithmetic (default: as the folder says)"
     )
     parser.add_argument(
         "--sequences",

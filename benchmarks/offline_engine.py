@@ -26,9 +26,28 @@ CACHE_BYTES = 512 << 20
 class LlmEngine:
     """A model folder in `LLM`. Implements `TimedEngine`."""
 
-    def __init__(self, folder: str, *, runner: str = "auto", threads: int | None = None) -> None:
-        self.llm = LLM(folder, runner=runner, threads=threads, cache_bytes=CACHE_BYTES)
-        self._has_experts = Checkpoint.open(folder, verify=False).config.experts is not None
+    def __init__(
+        self,
+        folder: str,
+        *,
+        runner: str = "auto",
+        threads: int | None = None,
+        device: str = "cpu",
+        dtype: str | None = None,
+        num_cached: int = 0,
+    ) -> None:
+        """`num_cached` tokens at least have room in the cache, and 512 MiB of them."""
+        self.config = Checkpoint.open(folder, verify=False).config
+        """The model's."""
+        most = 2 * 4 * self.config.num_layers * self.config.kv_size * num_cached
+        self.llm = LLM(
+            folder,
+            runner=runner,
+            threads=threads,
+            device=device,
+            dtype=dtype,
+            cache_bytes=max(CACHE_BYTES, most),
+        )
         self._num_requests = 0
 
     def describe(self) -> dict[str, Any]:
@@ -44,11 +63,15 @@ class LlmEngine:
 
     def _step_bytes(self) -> dict[str, int]:
         """What a step reads: all weights it multiplies with, and for each token of a sequence its
-        keys and values. Other runners do not tell the first, nor do experts, of which some rest."""
-        info = self.llm.info
-        if info.runner != "native" or self._has_experts:
+        keys and values. Graphs do not tell the first, nor do experts, of which some rest."""
+        info, config = self.llm.info, self.config
+        if info.runner == "onnx" or config.experts is not None:
             return {}
-        return {"weight_bytes": info.weight_bytes, "token_bytes": info.cache_bytes_per_token}
+        num_bytes = info.weight_bytes
+        if info.runner == "torch" and not config.tie_word_embeddings:
+            itemsize = 4 if info.executed_form.endswith("float32") else 2
+            num_bytes -= itemsize * config.vocab_size * config.hidden_size  # one row is looked up
+        return {"weight_bytes": num_bytes, "token_bytes": info.cache_bytes_per_token}
 
     def prefill(self, prompt: list[int]) -> float:
         """Seconds from a prompt to its first token."""

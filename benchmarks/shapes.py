@@ -1,12 +1,12 @@
-"""Models with random weights in the three sizes that speed is compared on, for any program.
+"""Models with random weights in the sizes that speed is compared on, for any program.
 
 What a step costs follows from the shape alone, as long as the weights are not zero, so programs can
 be compared without a trained model. A folder made here opens in `transformers`, and `llmserve
 export gguf` makes llama.cpp's file of it. Its tokenizer is trained on invented words and has as
 many tokens as the model has rows in its embedding.
 
-The shapes are those of published models: S stories15M, M SmolLM2-135M, L Llama-3.2-1B; the context
-is 2,048 tokens for all.
+The shapes are those of published models: S stories15M, M SmolLM2-135M, L Llama-3.2-1B, and for GPUs
+XL Llama-3.1-8B; the context is 2,048 tokens for all.
 """
 
 from __future__ import annotations
@@ -74,9 +74,21 @@ SHAPES: Mapping[str, ModelConfig] = MappingProxyType(
             intermediate_size=8192,
             rope_theta=500_000.0,
         ),
+        "XL": _llama(
+            vocab_size=128_256,
+            hidden_size=4096,
+            num_layers=32,
+            num_heads=32,
+            num_kv_heads=8,
+            head_dim=128,
+            intermediate_size=14_336,
+            rope_theta=500_000.0,
+            tie_word_embeddings=False,
+        ),
     }
 )
-"""Name → the model: 15, 135 and 1,236 million parameters; tied embeddings, bfloat16."""
+"""Name → the model: 15, 135, 1,236 and 8,030 million parameters; tied embeddings but for the last,
+bfloat16."""
 
 
 def make_model(

@@ -14,13 +14,13 @@ import torch
 
 from llmserve.config import ModelConfig
 from llmserve.layouts import expected_tensors
+from llmserve.runners.torch_devices import matrix_rate
 
 from .objective import Precision
 
 __all__ = ["peak_flops", "training_flops_per_token"]
 
 _SIZE = 768
-_GPU_SIZE = 8192
 _REPEATS = 4
 _ENOUGH_SECONDS = 0.1
 """A product that takes this long is not slow by chance: the type has no fast kernel here."""
@@ -36,7 +36,7 @@ def peak_flops(precision: Precision, device: torch.device, *, threads: int) -> f
     """Operations per second of the fastest product: a GPU's, or one thread's times `threads`."""
     dtype = getattr(torch, precision)
     if device.type == "cuda":
-        return _flops_of_gpu(dtype, device)
+        return 2 * matrix_rate(device, dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -48,20 +48,6 @@ def peak_flops(precision: Precision, device: torch.device, *, threads: int) -> f
     finally:
         torch.set_num_threads(before)
     return 2 * _SIZE**3 / seconds * threads
-
-
-def _flops_of_gpu(dtype: torch.dtype, device: torch.device) -> float:
-    matrix = torch.ones(_GPU_SIZE, _GPU_SIZE, dtype=dtype, device=device)
-    fastest = min(_seconds_of_gpu(matrix) for _ in range(_REPEATS))
-    return 2 * _GPU_SIZE**3 / fastest
-
-
-def _seconds_of_gpu(matrix: torch.Tensor) -> float:
-    torch.cuda.synchronize(matrix.device)
-    began = time.perf_counter()
-    torch.mm(matrix, matrix)
-    torch.cuda.synchronize(matrix.device)
-    return time.perf_counter() - began
 
 
 def _seconds(matrix: torch.Tensor) -> float:

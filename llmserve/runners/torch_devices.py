@@ -1,10 +1,17 @@
-"""Which CUDA device an engine takes, where several engines compute one model."""
+"""CUDA devices: which one an engine takes, and what one does at most."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import torch
 
-__all__ = ["nth_device"]
+__all__ = ["matrix_rate", "memory_rate", "nth_device"]
+
+_MATRIX_SIZE = 8192
+_MEMORY_BYTES = 1 << 30
+_REPEATS = 5
 
 
 def nth_device(index: int, *, num_ranks: int) -> str:
@@ -14,3 +21,38 @@ def nth_device(index: int, *, num_ranks: int) -> str:
     """
     num_places = torch.cuda.device_count() // num_ranks
     return f"cuda:{index % num_places * num_ranks}" if num_places else "cuda"
+
+
+def matrix_rate(device: torch.device | str, dtype: torch.dtype, size: int = _MATRIX_SIZE) -> float:
+    """Multiply-adds a second in the product of two matrices of `size`: the best of five."""
+    matrix = torch.ones(size, size, dtype=dtype, device=device)
+    return size**3 / _least_seconds(lambda: torch.mm(matrix, matrix), matrix.device)
+
+
+def memory_rate(device: torch.device | str, num_bytes: int = _MEMORY_BYTES) -> float:
+    """Bytes a second that come and go where memory is copied within the device: the best of five.
+
+    Takes twice `num_bytes`.
+    """
+    source = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _least_seconds(lambda: target.copy_(source), source.device)
+
+
+def _least_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of one run; the first one, which may compile, is not counted."""
+    seconds = [_seconds(work, device) for _ in range(1 + _REPEATS)]
+    return min(seconds[1:])
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    began = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -42,7 +42,7 @@ from .torch_forward import (
 )
 from .torch_lora import LoraSet
 
-__all__ = ["DEFAULT_THREADS", "TorchRunner", "use_threads", "with_graphs"]
+__all__ = ["DEFAULT_THREADS", "TorchRunner", "dtype_named", "use_threads", "with_graphs"]
 
 _log = logging.getLogger("llmserve.engine")
 
@@ -85,7 +85,7 @@ class TorchRunner:
         self._device = torch.device(device)
         if self._device.type == "cpu":
             keep_freed_memory()
-        self._dtype = _dtype_named(dtype or checkpoint.config.dtype)
+        self._dtype = dtype_named(dtype or checkpoint.config.dtype)
         if deterministic and self._device.type != "cpu":
             raise ConfigError(f"the deterministic mode runs on cpu, not on {device}")
         stored = checkpoint.quantization
@@ -288,7 +288,8 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _dtype_named(name: str) -> torch.dtype:
+def dtype_named(name: str) -> torch.dtype:
+    """The type of the arithmetic. Raises `ConfigError` for a name that is none."""
     dtypes = {
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,

@@ -72,5 +72,12 @@ def test_command_times_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
     result = json.loads(last)
     assert (result["benchmark"], result["engine"]) == ("latency", "llmserve torch")
     assert set(result["rows"][0]["step_ms"]) == {"1", "2"}
+    assert result["limits"]["multiply_adds"] is None  # a CPU's products are not measured
+    if result["limits"]["read_bytes"] is not None:
+        row = result["rows"][0]
+        assert all(share > 0 for share in row["step_shares"].values())
+        assert "prefill_share" not in row
+        assert table[-2].split() == ["context", "of", "products", "of", "memory,", "1",
+                                     "of", "memory,", "2"]  # fmt: skip
     assert table[2].split() == ["context", "prefill,", "ms", "tokens/s", "step", "of", "1,", "ms",
                                 "step", "of", "2,", "ms"]  # fmt: skip

@@ -54,6 +54,13 @@ def test_native_runner_tells_what_a_step_reads(tmp_path: Path) -> None:
     assert described["token_bytes"] == info.cache_bytes_per_token > 0
 
 
+def test_torch_runner_tells_what_a_step_reads(engine: LlmEngine) -> None:
+    described, info, config = engine.describe(), engine.llm.info, engine.config
+    looked_up = 0 if config.tie_word_embeddings else 4 * config.vocab_size * config.hidden_size
+    assert described["weight_bytes"] == info.weight_bytes - looked_up > 0
+    assert described["token_bytes"] == info.cache_bytes_per_token
+
+
 def test_prefill_ends_with_the_first_token(engine: LlmEngine, steps: list[int]) -> None:
     assert engine.prefill([3] * 40) == 1.0
     assert steps == [1]

@@ -30,7 +30,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "millions"), [("S", 15.2), ("M", 134.5), ("L", 1235.8)])
+@pytest.mark.parametrize(
+    ("name", "millions"), [("S", 15.2), ("M", 134.5), ("L", 1235.8), ("XL", 8030.3)]
+)
 def test_shapes_have_the_sizes_they_are_named_for(name: str, millions: float) -> None:
     config = SHAPES[name]
     parameters = sum(map(math.prod, expected_tensors(config).values()))
