@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 import support.triton_interpreter  # before the kernels
 from llmserve.checkpoint import Checkpoint, save_model
 from llmserve.config import ModelConfig
 from llmserve.errors import ConfigError
+from llmserve.runners.tensor_parallel import Rank
 from llmserve.runners.torch_gpu_layers import JoinedAttention, JoinedBlock, JoinedMlp
+from llmserve.runners.torch_parallel_model import join_model
 from llmserve.runners.torch_runner import TorchRunner
 from support.adapters import random_adapter
 from support.batches import Share, make_batch
@@ -93,6 +96,35 @@ def test_adapters_act_on_their_own_rows(tmp_path: Path, monkeypatch: pytest.Monk
     wanted = logits(plain, adapter_id=1)
     np.testing.assert_allclose(logits(joined, adapter_id=1), wanted, atol=1e-5)
     assert np.abs(wanted - logits(plain)).max() > 1e-2
+
+
+class Alone:
+    """What `join_model` takes for the ranks' meeting, of one rank."""
+
+    rank = Rank(index=0, count=1)
+
+    def __init__(self) -> None:
+        self.num_sums = 0
+
+    def sum(self, part: Tensor) -> Tensor:
+        self.num_sums += 1
+        return part
+
+    def from_first(self, own: Tensor) -> Tensor:
+        return own
+
+
+@pytest.mark.parametrize("name", ["olmo2", "qwen2_moe"])
+def test_ranks_add_up_what_joined_halves_make(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, joined = runners(VARIANTS[name], tmp_path, monkeypatch)
+    wanted, group = logits(plain), Alone()
+    join_model(joined._model, group)  # type: ignore[arg-type]
+    atol = 1e-5 * float(np.abs(wanted).max())
+    np.testing.assert_allclose(logits(joined), wanted, atol=atol)
+    halves, norms = 2, 2 if name == "olmo2" else 0
+    assert group.num_sums == 2 * (1 + 2 * (halves + norms)), "two steps, an embedding, two layers"
 
 
 def test_heads_that_no_tile_holds_are_refused(

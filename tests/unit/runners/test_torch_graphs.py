@@ -24,6 +24,7 @@ from llmserve.runners.cache_groups import group_layers
 from llmserve.runners.torch_cache import PagedCache
 from llmserve.runners.torch_forward import WholeForward, obstacle_to_graphs
 from llmserve.runners.torch_gpu_attention import GpuAttention
+from llmserve.runners.torch_gpu_layers import join_operations
 from llmserve.runners.torch_graphs import GraphedForward
 from llmserve.runners.torch_runner import TorchRunner
 from llmserve.runners.torch_static_step import StepShape
@@ -69,7 +70,10 @@ class Case:
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         config = dataclasses.replace(config, max_seq_len=600)
         save_model(folder, config, random_tensors(config))
-        self.model: Transformer = load_model(Checkpoint.open(folder))
+        # With the layers that a GPU's model has.
+        self.model: Transformer = load_model(
+            Checkpoint.open(folder), replace_layers=join_operations
+        )
         self.model.complete_rotations(600, torch.device("cpu"))
         self.graphs = Graphs()
         self.ordinary = WholeForward(self.model, attention=GpuAttention)
