@@ -35,8 +35,9 @@ examples:
 
 MAKE_MODEL_DESCRIPTION = """\
 Write a Llama model with random weights in bfloat16, to measure speed with. Shapes: S 15M parameters
-(stories15M), M 135M (SmolLM2-135M), L 1.2B (Llama-3.2-1B), for GPUs XL 8B (Llama-3.1-8B). The context is 2048 tokens; the
-tokenizer is trained on invented words. The same seed gives the same files.
+(stories15M), M 135M (SmolLM2-135M), L 1.2B (Llama-3.2-1B), for GPUs XL 8B (Llama-3.1-8B). The
+context is 2048 tokens; the tokenizer is trained on invented words. The same seed gives the same
+files.
 """
 
 MAKE_MODEL_EXAMPLES = """\
