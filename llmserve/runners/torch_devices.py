@@ -1,4 +1,4 @@
-"""CUDA devices: which one an engine takes, and what one does at most."""
+"""Devices: which one an engine takes, whether it is there, and what it does at most."""
 
 from __future__ import annotations
 
@@ -7,11 +7,31 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["matrix_rate", "memory_rate", "nth_device"]
+from ..errors import ConfigError
+
+__all__ = ["checked_device", "matrix_rate", "memory_rate", "nth_device"]
 
 _MATRIX_SIZE = 8192
 _MEMORY_BYTES = 1 << 30
 _REPEATS = 5
+
+
+def checked_device(name: str) -> torch.device:
+    """The device of that name. Raises `ConfigError` for one that is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be cpu, cuda or cuda:N, got {name!r}")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= found:
+        build = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
+        raise ConfigError(
+            f"device {name}: torch finds {found or 'no'} CUDA devices{build}; choose another, or "
+            "leave the device out to compute on the CPU"
+        )
+    return device
 
 
 def nth_device(index: int, *, num_ranks: int) -> str:

@@ -32,6 +32,7 @@ from .protocol import Batch, RunnerInfo, StepResult
 from .torch_answers import Answers, DeviceAnswers, HostAnswers, OutputLayers, works_ahead
 from .torch_cache import PagedCache
 from .torch_cache_form import choose_cache_form
+from .torch_devices import checked_device
 from .torch_forward import (
     Forward,
     TiledForward,
@@ -79,15 +80,15 @@ class TorchRunner:
                 captured as CUDA graphs.
 
         Raises:
-            ConfigError: an unknown type, or a mode that the device does not have.
+            ConfigError: an unknown type or device, or a mode that the device does not have.
             CheckpointError: an adapter does not fit the model.
         """
-        self._device = torch.device(device)
+        if deterministic and device != "cpu":
+            raise ConfigError(f"the deterministic mode runs on cpu, not on {device}")
+        self._device = checked_device(device)
         if self._device.type == "cpu":
             keep_freed_memory()
         self._dtype = dtype_named(dtype or checkpoint.config.dtype)
-        if deterministic and self._device.type != "cpu":
-            raise ConfigError(f"the deterministic mode runs on cpu, not on {device}")
         stored = checkpoint.quantization
         self._cache_form = choose_cache_form(
             cache_dtype,
