@@ -36,17 +36,22 @@ from .torch_transfer import upload
 __all__ = [
     "Forward",
     "StepAttention",
+    "TileAttention",
     "TiledForward",
     "WholeForward",
     "attention_for",
     "has_kernels",
     "obstacle_to_graphs",
+    "tile_attention_for",
 ]
 
 _log = logging.getLogger("llmserve.engine")
 
 StepAttention: TypeAlias = Callable[[Batch, PagedCache, Scores], Attend]
 """Makes the attention of one step."""
+
+TileAttention: TypeAlias = Callable[[Batch, PagedCache, Scores, IntArray], Attend]
+"""Makes the attention of one tile, from the packed indices of its tokens."""
 
 _TILE_BYTES = 128
 """Bytes of one column of a tile. Two of the widest vectors: flat arrays of any width are then whole
@@ -103,6 +108,25 @@ def obstacle_to_graphs(config: ModelConfig, device: torch.device) -> str | None:
     return None
 
 
+def tile_attention_for(device: torch.device) -> TileAttention:
+    """How tiles of the deterministic mode attend on a device.
+
+    Raises:
+        ConfigError: on CUDA without Triton: what torch's own attention does there to a row that
+            has others beside it is not known.
+    """
+    if device.type == "cpu":
+        return TokenAttention
+    if not has_kernels(device):
+        raise ConfigError(
+            "the deterministic mode on CUDA needs triton; pip install 'llmserve[gpu]', or leave it "
+            "out"
+        )
+    from .torch_gpu_attention import GpuTokenAttention
+
+    return GpuTokenAttention
+
+
 class WholeForward:
     """All tokens of a step in one pass."""
 
@@ -139,8 +163,15 @@ class WholeForward:
 class TiledForward:
     """Tiles of R rows, the last of a step filled up with rows that are thrown away."""
 
-    def __init__(self, model: Transformer, adapters: LoraSet | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        adapters: LoraSet | None = None,
+        *,
+        attention: TileAttention = TokenAttention,
+    ) -> None:
         self._model = model
+        self._attention = attention
         model.fix_shapes()
         self._scores = Scores.of(model.config)
         self._adapters = adapters
@@ -153,7 +184,7 @@ class TiledForward:
         Tokens go by ascending position: what one reads, a sequence's own tokens and those of a
         prefix that another one computes in the same step, lies in its tile or an earlier one.
         """
-        assert fed is None, "a CPU's tokens are known to the host"
+        assert fed is None, "tokens are sorted by the host"
         order = np.argsort(batch.positions, kind="stable")
         tiles = [
             self._tile(batch, cache, order[start : start + self.num_rows])
@@ -163,7 +194,7 @@ class TiledForward:
         return torch.empty_like(hidden).index_copy_(0, cache.tensor(order), hidden)
 
     def _tile(self, batch: Batch, cache: PagedCache, tokens: IntArray) -> Tensor:
-        attend = TokenAttention(batch, cache, self._scores, tokens)
+        attend = self._attention(batch, cache, self._scores, tokens)
         token_ids = cache.tensor(self._filled(batch.token_ids[tokens]))
         positions = cache.tensor(self._filled(batch.positions[tokens]))
         adapt = self._adapt(batch, tokens)
@@ -209,10 +240,12 @@ class TiledForward:
             checked = [hidden] if config.head is not None else [hidden, self._model.logits(hidden)]
             for rows in checked:
                 if not ((rows == rows[:1]) | rows.isnan()).all():
+                    is_cpu = device.type == "cpu"
+                    where = f"with {torch.get_num_threads()} threads" if is_cpu else f"on {device}"
                     raise ConfigError(
-                        "the deterministic mode does not hold for this model on this machine with "
-                        f"{torch.get_num_threads()} threads: rows of one tile are rounded "
-                        "differently; try 1 thread"
+                        "the deterministic mode does not hold for this model on this machine "
+                        f"{where}: rows of one tile are rounded differently"
+                        f"{'; try 1 thread' if is_cpu else ''}"
                     )
 
     def _adaptations(self) -> list[Adapt | None]:
@@ -225,6 +258,8 @@ class TiledForward:
         count = len(adapters.names)
         return [adapters.for_step(rows * index, offsets) for index in range(count + 1)]
 
-    def _attend_own_value(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of a token that sees itself alone."""
+    def _attend_own_value(
+        self, layer_index: int, q: Tensor, k: Tensor, v: Tensor, *joined: object
+    ) -> Tensor:
+        """Attention of a token that sees itself alone, whatever is done to queries and keys."""
         return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)

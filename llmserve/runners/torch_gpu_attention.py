@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..model.layers import Rotation
 from ..model.scores import Scores
-from .protocol import Batch, IntArray
+from .protocol import Batch, GroupTables, IntArray
 from .torch_cache import PagedCache
 from .torch_transfer import upload
 from .torch_triton_attention import SPAN, TILE_FIELDS, TileReads, paged_attention, tile_tokens
 from .torch_triton_heads import HeadNorms, keep_heads
 
-__all__ = ["GpuAttention"]
+__all__ = ["GpuAttention", "GpuTokenAttention"]
 
 _MOST_IN_SPANS = 16
 """New tokens up to which a sequence is read in spans by many programs: a token and its drafts. More
@@ -77,6 +77,50 @@ class GpuAttention:
                     max_spans=int(arrays[3 * index + 4][:, 1].max(initial=0)),
                 )
             )
+
+
+class GpuTokenAttention(GpuAttention):
+    """`Attend` of the deterministic mode: each token of a tile is read as a sequence of its own.
+
+    A row then follows from its position and context alone, in a prefill too. The tile's first rows
+    are the tokens given; what rows behind them write and read is thrown away.
+    """
+
+    def __init__(self, batch: Batch, cache: PagedCache, scores: Scores, tokens: IntArray) -> None:
+        """`tokens` are packed indices, by ascending position."""
+        super().__init__(batch, cache, scores)
+        self._tokens = tokens
+
+    def _plan(self, q: Tensor, num_kv_heads: int) -> None:
+        self._batch = _each_alone(self._batch, self._cache, self._tokens, len(q))
+        super()._plan(q, num_kv_heads)
+
+
+def _each_alone(batch: Batch, cache: PagedCache, tokens: IntArray, num_rows: int) -> Batch:
+    """The tokens as so many sequences of one token, filled up with rows of padding."""
+
+    def filled(values: IntArray, padding: int = 0) -> IntArray:
+        widths = [(0, num_rows - len(values))] + [(0, 0)] * (values.ndim - 1)
+        return np.pad(values, widths, constant_values=padding)
+
+    sequences = np.searchsorted(batch.cu_seqlens, tokens, side="right") - 1
+    positions = filled(batch.positions[tokens])
+    return Batch(
+        token_ids=filled(batch.token_ids[tokens]),
+        positions=positions,
+        cu_seqlens=np.arange(num_rows + 1),
+        context_lens=positions + 1,
+        groups=[
+            GroupTables(
+                slot_mapping=filled(group.slot_mapping[tokens], spare),
+                block_tables=filled(group.block_tables[sequences]),
+                block_copies=np.empty((0, 2), dtype=np.int64),
+            )
+            for group, spare in zip(batch.groups, cache.spare_slots, strict=True)
+        ],
+        logits_indices=np.empty(0, dtype=np.int64),
+        sampling=[],
+    )
 
 
 def _tiles(batch: Batch, is_member: np.ndarray, most_tokens: int) -> IntArray:

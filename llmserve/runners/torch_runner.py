@@ -4,7 +4,7 @@ It computes the scratch-built Transformer with the paged cache as its attention.
 folders are dequantized at load: it shows what a quantized model answers, not how fast integers
 could be. On CUDA quantized weights stay as stored (`torch_integer_layers.py`), and elementwise
 operations are joined (`torch_gpu_layers.py`).
-In deterministic mode (CPUs) a token's logits do not depend, to the bit, on how it was batched.
+In deterministic mode a token's logits do not depend, to the bit, on how it was batched.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from .torch_forward import (
     attention_for,
     has_kernels,
     obstacle_to_graphs,
+    tile_attention_for,
 )
 from .torch_lora import LoraSet
 
@@ -71,8 +72,8 @@ class TorchRunner:
             checkpoint: An open model folder.
             dtype: `float32`, `bfloat16` or `float16`; None: as the folder says.
             device: `cpu`, `cuda` or `cuda:N`.
-            deterministic: Give every token the same bits whatever else is in its step. Slower;
-                on CPUs only.
+            deterministic: Give every token the same bits whatever else is in its step. Slower; on
+                CUDA it needs Triton.
             cache_dtype: Type of keys and values: `int8`, `fp8`, the arithmetic's, or `auto`: int8
                 where the folder asks for it, else the arithmetic's.
             adapters: LoRA adapters that requests may name.
@@ -83,8 +84,6 @@ class TorchRunner:
             ConfigError: an unknown type or device, or a mode that the device does not have.
             CheckpointError: an adapter does not fit the model.
         """
-        if deterministic and device != "cpu":
-            raise ConfigError(f"the deterministic mode runs on cpu, not on {device}")
         self._device = checked_device(device)
         if self._device.type == "cpu":
             keep_freed_memory()
@@ -118,13 +117,15 @@ class TorchRunner:
             )
         self._forward: Forward
         if deterministic:
-            self._forward = TiledForward(self._model, lora)
+            tile_attention = tile_attention_for(self._device)
+            self._forward = TiledForward(self._model, lora, attention=tile_attention)
         else:
             attention = attention_for(self._device)
             self._forward = WholeForward(self._model, lora, attention=attention)
             if not enforce_eager:
                 self._forward = with_graphs(self._model, self._forward, self._device)
-        self.overlaps = works_ahead(self._device)
+        # Sums of log-probabilities on a device may round by how many rows there are.
+        self.overlaps = works_ahead(self._device) and not deterministic
         """Whether `submit` only starts a step; else it computes it."""
         layers = OutputLayers(self._logits, self._model.scores)
         self._answers: Answers = HostAnswers(layers)

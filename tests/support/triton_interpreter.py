@@ -67,7 +67,8 @@ InterpreterBuilder.cast_impl = _cast
 def use_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on every torch runner computes with kernels, interpreted."""
     from llmserve.runners import torch_runner
-    from llmserve.runners.torch_gpu_attention import GpuAttention
+    from llmserve.runners.torch_gpu_attention import GpuAttention, GpuTokenAttention
 
     monkeypatch.setattr(torch_runner, "has_kernels", lambda device: True)
     monkeypatch.setattr(torch_runner, "attention_for", lambda device: GpuAttention)
+    monkeypatch.setattr(torch_runner, "tile_attention_for", lambda device: GpuTokenAttention)

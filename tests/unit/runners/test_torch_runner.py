@@ -186,8 +186,3 @@ def test_deterministic_logprobs_are_equal_to_the_bit(
         return found
 
     assert answers(**changes) == answers()
-
-
-def test_deterministic_mode_is_for_cpus(checkpoint: Checkpoint) -> None:
-    with pytest.raises(ConfigError, match="deterministic mode runs on cpu"):
-        TorchRunner(checkpoint, device="cuda", deterministic=True)
