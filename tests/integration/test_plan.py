@@ -23,7 +23,7 @@ def test_plan_is_made_and_checked(
     monkeypatch.setattr(plan, "PROBE_SHAPES", ((1, 4, 8), (4, 4, 2), (8, 4, 8)))
     monkeypatch.setattr(plan, "PROBE_S", 0.1)
     folder = make_model_folder(tmp_path / "m")
-    assert main(["plan", str(folder), "--slo", "e2el:2000", "--check", *SHORT, *LOAD]) == 0
+    assert main(["plan", str(folder), "--slo", "e2el:250", "--check", *SHORT, *LOAD]) == 0
     captured = capsys.readouterr()
     *table, last = captured.out.splitlines()
     document = json.loads(last)
