@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmserve.errors import ConfigError
+from llmserve.runners.torch_devices import checked_device
 
 from .recipe_fields import DeviceName
 
@@ -19,14 +20,12 @@ def training_device(name: DeviceName, *, local_rank: int = 0) -> torch.device:
     """The device of a process: with `cuda` the GPU that its place on this machine counts.
 
     Raises:
-        ConfigError: torch finds no such GPU.
+        ConfigError: torch finds no such GPU, or fewer than processes.
     """
     if name == "cpu":
         return torch.device("cpu")
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not found:
-        build = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
-        raise ConfigError(f"device cuda: torch finds no GPU{build}; train with device cpu")
+    checked_device(name)
+    found = torch.cuda.device_count()
     if local_rank >= found:
         raise ConfigError(
             f"device cuda: {local_rank + 1} processes or more on this machine, and torch finds "

@@ -60,7 +60,7 @@ def test_each_process_has_the_gpu_of_its_place(monkeypatch: pytest.MonkeyPatch) 
 
 def test_no_gpu_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(monkeypatch, 0)
-    with pytest.raises(ConfigError, match=r"finds no GPU.*train with device cpu"):
+    with pytest.raises(ConfigError, match=r"finds no CUDA devices.*compute on the CPU"):
         training_device("cuda")
 
 
