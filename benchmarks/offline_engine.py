@@ -39,6 +39,7 @@ class LlmEngine:
         """`num_cached` tokens at least have room in the cache, and 512 MiB of them."""
         self.config = Checkpoint.open(folder, verify=False).config
         """The model's."""
+        self._itemsize = 4 if (dtype or self.config.dtype) == "float32" else 2
         most = 2 * 4 * self.config.num_layers * self.config.kv_size * num_cached
         self.llm = LLM(
             folder,
@@ -69,8 +70,8 @@ class LlmEngine:
             return {}
         num_bytes = info.weight_bytes
         if info.runner == "torch" and not config.tie_word_embeddings:
-            itemsize = 4 if info.executed_form.endswith("float32") else 2
-            num_bytes -= itemsize * config.vocab_size * config.hidden_size  # one row is looked up
+            # One row of it is looked up.
+            num_bytes -= self._itemsize * config.vocab_size * config.hidden_size
         return {"weight_bytes": num_bytes, "token_bytes": info.cache_bytes_per_token}
 
     def prefill(self, prompt: list[int]) -> float:

@@ -24,7 +24,7 @@ MAX_SEQ_LEN = 256
 
 def make_model_folder(
     folder: Path, *, seed: int = 0, max_seq_len: int = MAX_SEQ_LEN, head: Head | None = None,
-    hidden_size: int = 32, intermediate_size: int = 48,
+    hidden_size: int = 32, intermediate_size: int = 48, tie_word_embeddings: bool = True,
 ) -> Path:  # fmt: skip
     """Write the model and return its folder."""
     tokenizer = Tokenizer.train("bpe", [TEXT] * 4, vocab_size=320)
@@ -39,6 +39,7 @@ def make_model_folder(
         max_seq_len=max_seq_len,
         bos_token_id=0,
         eos_token_ids=(0,),
+        tie_word_embeddings=tie_word_embeddings,
         head=head,
     )
     generator = np.random.default_rng(seed)
