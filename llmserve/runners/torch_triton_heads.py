@@ -3,7 +3,7 @@
 One kernel takes the heads of a step's tokens as the joined projection left them. Queries and keys
 are normalized head by head where the model does so, turned by their positions, and rounded; queries
 are put into an array of their own, keys and values into their slots of the paged cache, in its
-form. A token with a negative slot is computed and not kept: padding of a step's shape.
+form.
 
 Sources: RoPE arXiv 2104.09864, in the halves layout of `model/layers.py`; norms of queries and keys
 arXiv 2302.05442, section 3.1; eight bits as in `torch_cache_form.py`.
@@ -47,7 +47,7 @@ def keep_heads(
         k: [T, KV, D], likewise.
         v: As `k`.
         layer: The layer's pools, in the type of `q` or in eight bits.
-        slots: int64 [T]; a negative one keeps nothing.
+        slots: int64 [T].
         rotation: Turns of the tokens' queries and keys; None: they have none.
         norms: Norms of their heads; None: they have none.
 
@@ -126,7 +126,7 @@ def _kept(x, pool, scales, slot, heads, KV: tl.constexpr, D: tl.constexpr, WIDTH
     """Put heads [HEADS, WIDTH], already rounded to the arithmetic's type, into a slot."""
     dims = tl.arange(0, WIDTH)
     place = slot * KV + heads
-    is_head = (heads < KV) & (place >= 0)  # a negative slot's places of real heads are negative
+    is_head = heads < KV
     at = pool + place[:, None] * D + dims[None, :]
     is_value = is_head[:, None] & (dims < D)[None, :]
     if KIND == 0:

@@ -117,11 +117,11 @@ def test_every_float8_is_made() -> None:
 
 
 @pytest.mark.parametrize("form", [None, "int8"])
-def test_a_token_without_a_slot_is_not_kept(form: str | None) -> None:
+def test_no_other_slot_is_written(form: str | None) -> None:
     q, k, v = make_heads(2, 1, 8, torch.float32)
     cache = make_cache(1, 8, torch.float32, form)
-    keep_heads(q, k, v, cache.layers[0], torch.tensor([-1, 2, -1, -1, -1]))
+    keep_heads(q, k, v, cache.layers[0], SLOTS)
     for pool in filter(lambda pool: pool is not None, cache.layers[0]):
-        assert pool[2].any()
-        pool[2] = 0
+        assert pool[SLOTS].any()
+        pool[SLOTS] = 0
         assert not pool.any()
