@@ -143,7 +143,7 @@ def _add_peers(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_make_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", choices=("S", "M", "L"), required=True, help="see above")
+    parser.add_argument("--shape", choices=("S", "M", "L", "XL"), required=True, help="see above")
     parser.add_argument(
         "--out", metavar="FOLDER", type=Path, required=True, help="where to write the model"
     )

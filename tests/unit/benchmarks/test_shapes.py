@@ -84,14 +84,15 @@ def test_vocabulary_too_large_for_the_words_is_refused(
         make_model(SMALL, tmp_path / "model")
 
 
+@pytest.mark.parametrize("name", SHAPES)
 def test_command_writes_a_shape_and_replaces_only_when_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    small: dict[str, ModelConfig] = {"S": SMALL}
+    small: dict[str, ModelConfig] = {name: SMALL}
     monkeypatch.setattr(shapes, "SHAPES", small)
-    command = ["bench", "make-model", "--shape", "S", "--out", str(tmp_path / "S")]
+    command = ["bench", "make-model", "--shape", name, "--out", str(tmp_path / "made")]
     assert main(command) == 0
     assert "random weights" in capsys.readouterr().out
-    assert Checkpoint.open(tmp_path / "S").config == SMALL
+    assert Checkpoint.open(tmp_path / "made").config == SMALL
     assert main(command) == 2
     assert main([*command, "--overwrite", "--seed", "4"]) == 0
