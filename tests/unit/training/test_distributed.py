@@ -15,7 +15,11 @@ from support.training_runs import run_as_processes
 
 
 def test_one_of_several_ends_at_once_with_its_status() -> None:
-    statuses = run_as_processes(2, lambda processes: processes.leave(7))
+    def leave(processes: Processes) -> None:
+        processes.wait()  # else one may be gone while the other still connects to it
+        processes.leave(7)
+
+    statuses = run_as_processes(2, leave)
     assert [os.waitstatus_to_exitcode(status) for status in statuses] == [7, 7]
 
 
