@@ -42,6 +42,15 @@ def create_app(state: ServerState, swapper: Swapper) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # Newer versions have telemetry of their own: it looks for a receiver at every request, and
+        # would send one the bodies that it refused. Ours is `trace_export.py`.
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
     )
     routers = (
         openai_router(state),

@@ -50,6 +50,22 @@ def test_it_goes_under_the_callers_span(model_folder: Path) -> None:
     assert f"{whole.parent.span_id:016x}" == PARENT.split("-")[2]
 
 
+def test_nothing_else_exports_what_clients_wrote(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The web framework has telemetry of its own, with the bodies of refused requests."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+    exporter, provider = memory.InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    with local_server(model_folder) as server:
+        assert server.post("/v1/completions", {"prompt": "secret", "max_tokens": "x"}).status == 400
+    assert not exporter.get_finished_spans()
+
+
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
     monkeypatch.setitem(__import__("sys").modules, name, None)
