@@ -54,7 +54,7 @@ and named. A quantized model is written dequantized, so in f32, f16 or bf16. Mod
 shape, and tokenizers that llama.cpp has no equal of, are refused with the reason.
 
 The file is read back and compared with the model before it appears; its certificate lies beside it
-(X.certificate.json and X.reference.safetensors), and `llmserve verify X.gguf` checks it again.
+(X.certificate.json and X.reference.logits), and `llmserve verify X.gguf` checks it again.
 """
 
 _GGUF_EXAMPLES = """\

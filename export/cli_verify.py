@@ -22,7 +22,7 @@ named even if the manifest was rewritten. --against compares with the original's
 folder that is not quantized and holds no record is compared with its own training forward.
 
 Of a GGUF file, what its own tensors and header amount to is run in torch; X.certificate.json and
-X.reference.safetensors lie beside X.gguf.
+X.reference.logits lie beside X.gguf.
 
 Where nothing is wrong, certificate.json is written into the folder, and the server shows it at
 /v1/models. Exit code 1: something is wrong, and is named.

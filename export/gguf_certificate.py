@@ -2,7 +2,7 @@
 
 `X.certificate.json` beside `X.gguf` has the figures of every certificate, and in `record` what the
 file is held to: a sha256 for each tensor, the header's values, the original's configuration and the
-ids of some texts; `X.reference.safetensors` has the original's logits on them. The file's own
+ids of some texts; `X.reference.logits` has the original's logits on them. The file's own
 tensors, decoded, in the shape that its own header describes, are run in torch. They are what
 llama.cpp executes, up to its rounding of activations.
 """
@@ -310,7 +310,7 @@ def _write(
 
 
 def _logits_path(path: Path) -> Path:
-    return path.with_name(f"{path.name.removesuffix('.gguf')}.reference.safetensors")
+    return path.with_name(f"{path.name.removesuffix('.gguf')}.reference.logits")
 
 
 def _name(name: str) -> str:

@@ -85,7 +85,7 @@ def certify(
     the original and of the folder are in memory one at a time.
 
     Args:
-        folder: what was written; gets `reference.json`, `reference.safetensors` and
+        folder: what was written; gets `reference.json`, `reference.logits` and
             `certificate.json`.
         source: the original.
         weights: gives the folder's tensors in float32; None: they are read from the folder.

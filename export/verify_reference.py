@@ -1,7 +1,7 @@
 """What a folder is held to: hashes of its tensors, its configuration, and what the original said.
 
 Every export leaves two files in the folder that it writes. `reference.json` has a sha256 for each
-tensor, `config.json` as it was, and the ids of some texts; `reference.safetensors` the logits that
+tensor, `config.json` as it was, and the ids of some texts; `reference.logits` the logits that
 the original's training forward gave at places of them. So a folder can be verified alone, and a
 tensor that was changed is named even if the manifest was rewritten.
 """
@@ -50,7 +50,8 @@ EVALUATION_TEXT = "the model's evaluation text"
 OWN_TEXT = "text that the original wrote"
 """Where the folder has no other."""
 
-_LOGITS_FILE = "reference.safetensors"
+# In the format of safetensors, but not named so: vLLM takes every `*.safetensors` for weights.
+_LOGITS_FILE = "reference.logits"
 _FORMAT = "llmserve-reference-1"
 _NUM_WINDOWS = 8
 _WINDOW = 64  # tokens

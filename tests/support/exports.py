@@ -141,7 +141,7 @@ def main() -> None:
     check_left(out)
     sweep_stale(out.parent, out.name)
     left = {path.name for path in out.parent.iterdir()} - {out.name}
-    assert left <= {f"{out.name}.certificate.json", f"{out.name}.reference.safetensors"}, left
+    assert left <= {f"{out.name}.certificate.json", f"{out.name}.reference.logits"}, left
     print(f"killed {killed} times")
 
 

@@ -52,7 +52,7 @@ def test_folder_holds_graph_config_tokenizer_figures_and_manifest(
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {
         *("model.onnx", "config.json", "generation_config.json", "tokenizer.json"),
         *("tokenizer_config.json", "chat_template.jinja", "export.json", "lineage.json"),
-        *("genai_config.json", "manifest.json", "reference.json", "reference.safetensors"),
+        *("genai_config.json", "manifest.json", "reference.json", "reference.logits"),
         "certificate.json",
     }
     verify_manifest(tmp_path / "onnx")

@@ -57,7 +57,7 @@ def test_folder_holds_model_tokenizer_report_lineage_and_manifest(
         *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"),
         *("tokenizer_config.json", "chat_template.jinja", "quantization_report.json"),
         *("lineage.json", "training_log.jsonl", "manifest.json"),
-        *("reference.json", "reference.safetensors", "certificate.json"),
+        *("reference.json", "reference.logits", "certificate.json"),
     }
     assert files["tokenizer.json"] == (original / "tokenizer.json").read_bytes()
     assert json.loads(files["quantization_report.json"]) == json.loads(json.dumps(report.as_json()))
