@@ -76,13 +76,36 @@ class OutputProcessor:
 
     def push(self, output: RequestOutput) -> TextDelta:
         """Take the engine's next output for this choice. O(length of its text)."""
-        delta = TextDelta()
         if self._is_finished:
-            return delta
+            return TextDelta()
+        if len(output.token_ids) == 1 and output.finish_reason is None and not output.logprobs:
+            return self._push_one(output)
+        return self._push_all(output)
+
+    def _push_one(self, output: RequestOutput) -> TextDelta:
+        """A token in the middle of an answer, as nearly every output is; mostly shown at once."""
+        [token_id] = output.token_ids
+        text = self._detokenizer.push(token_id)
+        shown, stop = self._scanner.push(text)
+        self._num_settled += len(text)
+        is_held = stop is not None or len(shown) < len(text) or self._detokenizer.is_pending
+        if not is_held and not self._waiting:
+            self.num_tokens += 1
+            self._shown.append(text)
+            self._num_shown += len(text)
+            return TextDelta(text=text, token_ids=[token_id])
+        self._await_text(token_id, None)
+        delta = TextDelta()
+        self._end(delta, output, stop)
+        self._give_out(delta, shown)
+        return delta
+
+    def _push_all(self, output: RequestOutput) -> TextDelta:
+        delta = TextDelta()
         pieces: list[str] = []
         stop = None
         for token_id, logprobs in zip_longest(output.token_ids, output.logprobs):
-            text = "" if self._is_hidden(token_id, output) else self._detokenizer.push([token_id])
+            text = "" if self._is_hidden(token_id, output) else self._detokenizer.push(token_id)
             stop = self._scan(text, pieces)
             self._await_text(token_id, logprobs)
             if stop is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -162,6 +163,8 @@ class _Server:
     async def _serve(self, state: ServerState, swapper: Swapper, listener: socket.socket) -> None:
         listener.listen(BACKLOG)
         server = _Uvicorn(self._uvicorn_config(state, swapper))
+        gc.collect()
+        gc.freeze()  # modules, routes and schemas stay; collections look at requests alone
         self._announce(state, url_of(listener))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         reloading = asyncio.create_task(self._reload_when_told(state, swapper))

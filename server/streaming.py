@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from typing import Protocol
 
 from starlette.responses import Response
@@ -62,7 +61,9 @@ class EngineReply(Response, ABC):
         try:
             account.open()
             self._work.start()
-            await self._run(send)
+            # In a task of its own: each token resumes these few frames, not those of the whole
+            # application around them, whose memory is not in the caches between two steps.
+            await asyncio.create_task(self._run(send))
         except LLMServeError as error:  # nothing was sent yet
             await error_reply(self._limits, error)(scope, receive, send)
         finally:
@@ -128,21 +129,6 @@ class EventStream(EngineReply):
         self._include_usage = include_usage
 
     async def _run(self, send: Send) -> None:
-        headers = [
-            *(item for item in self.raw_headers if item[0] != b"content-length"),
-            (b"content-type", b"text/event-stream"),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),
-        ]
-        async with aclosing(self._events()) as events:
-            chunk = await anext(events)
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            async for chunk in events:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-
-    async def _events(self) -> AsyncGenerator[bytes]:
         """Raises what goes wrong before the first event; tells what goes wrong after it."""
         generation, reply = self._generation, self._reply
         has_begun = False
@@ -151,11 +137,25 @@ class EventStream(EngineReply):
                 updates = await generation.updates()
                 usage = generation.usage if reply.continuous_usage else None
                 if events := b"".join([reply.chunk(update, usage) for update in updates]):
-                    yield events
-                    has_begun = True
+                    if not has_begun:
+                        await self._send_head(send)
+                        has_begun = True
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
+            end = reply.closing(generation.usage, include_usage=self._include_usage)
         except LLMServeError as error:
             if not has_begun:
                 raise
-            yield reply.failure(error_body(self._limits, status_of(error), str(error)))
-            return
-        yield reply.closing(generation.usage, include_usage=self._include_usage)
+            end = reply.failure(error_body(self._limits, status_of(error), str(error)))
+        if not has_begun:
+            await self._send_head(send)
+        await send({"type": "http.response.body", "body": end, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _send_head(self, send: Send) -> None:
+        headers = [
+            *(item for item in self.raw_headers if item[0] != b"content-length"),
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})

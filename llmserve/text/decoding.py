@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import CheckpointError
 
-__all__ = ["DecoderSpec", "TextStream", "parse_decoder"]
+__all__ = ["DecoderSpec", "TextStream", "parse_decoder", "whole_piece"]
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _UTF8 = codecs.getincrementaldecoder("utf-8")
@@ -92,6 +92,16 @@ class DecoderSpec:
         return separator + token
 
 
+def whole_piece(piece: bytes | str) -> str | None:
+    """The characters of a token's piece; None where its bytes are not whole characters."""
+    if isinstance(piece, str):
+        return piece
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 class TextStream:
     """The text of a sequence of tokens, as far as it is settled.
 
@@ -109,6 +119,12 @@ class TextStream:
     def is_pending(self) -> bool:
         """Whether bytes of an unfinished character are kept back."""
         return bool(self._utf8.getstate()[0])
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a token of whole characters now adds exactly those: it is not the first, and
+        nothing is kept back or still to be stripped."""
+        return not (self._is_first or self._strips or self.is_pending)
 
     def push(self, token: str) -> str:
         """Take the next token and return the characters that it settles."""

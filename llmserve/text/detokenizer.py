@@ -32,17 +32,24 @@ class Detokenizer:
         last_first = tokenizer.text_tokens(reversed(prompt_token_ids))
         for token in reversed(list(islice(last_first, _TAIL))):
             self._stream.push(token)
+        # Nearly every token is whole characters after others like it: one look-up then.
+        self._is_plain = self._stream.is_plain
 
     @property
     def is_pending(self) -> bool:
         """Whether bytes of an unfinished character are kept back."""
-        return self._stream.is_pending
+        return not self._is_plain and self._stream.is_pending
 
-    def push(self, token_ids: Sequence[int]) -> str:
-        """Take the next ids and return the characters that they settle. O(1) per token."""
-        tokens = self._tokenizer.text_tokens(token_ids)
-        return "".join(map(self._stream.push, tokens))
+    def push(self, token_id: int) -> str:
+        """Take the next id and return the characters that it settles. O(1)."""
+        if self._is_plain and (text := self._tokenizer.whole_text(token_id)) is not None:
+            return text
+        text = "".join(map(self._stream.push, self._tokenizer.text_tokens((token_id,))))
+        self._is_plain = self._stream.is_plain
+        return text
 
     def flush(self) -> str:
         """Return what was kept back, unfinished bytes as U+FFFD; called at the end."""
-        return self._stream.flush()
+        text = self._stream.flush()
+        self._is_plain = self._stream.is_plain
+        return text

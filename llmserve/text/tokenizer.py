@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..strict_json import parse_json
 from .backend import encode_batch, encode_with_offsets, open_backend
-from .decoding import TextStream, parse_decoder
+from .decoding import TextStream, parse_decoder, whole_piece
 from .tokenizer_file import check_tokenizer_json
 from .tokenizer_folder import read_tokenizer_folder
 from .train import END_OF_TEXT, TokenizerKind, train_tokenizer
@@ -66,6 +66,7 @@ class Tokenizer:
         added = content.get("added_tokens", [])
         self.special_ids = frozenset(token["id"] for token in added if token.get("special"))
         self._tokens: dict[int, str | None] = {}
+        self._whole_texts: dict[int, str | None] = {}
         with _naming(folder / "tokenizer_config.json"):
             self.special_tokens = self._name_special_tokens(model_settings or {})
             self.bos_token_id = self._id_of("bos_token")
@@ -155,6 +156,22 @@ class Tokenizer:
             token = self._token(token_id)
             if token is not None:
                 yield token
+
+    def whole_text(self, token_id: int) -> str | None:
+        """What an id adds to a text that other tokens precede, if that is whole characters.
+
+        None for a part of a character. Empty for a special token and for an id without a token.
+        """
+        try:
+            return self._whole_texts[token_id]
+        except KeyError:
+            pass
+        text: str | None = ""
+        for token in self.text_tokens((token_id,)):
+            text = whole_piece(self._decoder.piece(token))
+        if 0 <= token_id < self.vocab_size:  # the cache stays as small as the vocabulary
+            self._whole_texts[token_id] = text
+        return text
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token adds to a text, which need not be whole characters.

@@ -121,7 +121,7 @@ def detokenize(folder: Path) -> Work:
     def answer(ids: list[int]) -> None:
         detokenizer = Detokenizer(tokenizer)
         for token_id in ids:
-            detokenizer.push([token_id])
+            detokenizer.push(token_id)
 
     def work() -> None:
         for ids in _token_ids(10, 500):

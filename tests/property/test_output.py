@@ -31,7 +31,7 @@ def tokens_until(tokenizer: Tokenizer, ids: list[int], num_chars: int) -> int:
     """How many of `ids` it takes until that many characters are settled."""
     stream, settled = Detokenizer(tokenizer), 0
     for count, token_id in enumerate(ids, start=1):
-        settled += len(stream.push([token_id]))
+        settled += len(stream.push(token_id))
         if settled >= num_chars:
             return count
     return len(ids)

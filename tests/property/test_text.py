@@ -35,21 +35,24 @@ def id_lists(draw: st.DrawFn, tokenizer: Tokenizer, max_size: int = 30) -> list[
     return [token_id for part in parts for token_id in part]
 
 
-@st.composite
-def splits(draw: st.DrawFn, ids: list[int]) -> list[list[int]]:
-    """`ids` in pieces."""
-    cuts = sorted(draw(st.lists(st.integers(0, len(ids)), max_size=len(ids))))
-    return [ids[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(ids)], strict=True)]
-
-
 def check_stream(tokenizer: Tokenizer, data: st.DataObject) -> None:
     """The pieces add up to the whole, with and without a prompt before them."""
     prompt = data.draw(st.one_of(st.just([]), id_lists(tokenizer)))
     ids = data.draw(id_lists(tokenizer))
     stream = Detokenizer(tokenizer, prompt)
-    pieces = [stream.push(piece) for piece in data.draw(splits(ids))]
-    settled = Detokenizer(tokenizer).push(prompt)
+    pieces = [stream.push(token_id) for token_id in ids]
+    settled = "".join(map(Detokenizer(tokenizer).push, prompt))
     assert settled + "".join(pieces) + stream.flush() == tokenizer.decode(prompt + ids)
+
+
+def check_settling(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    """Characters come with the very token that a stream of tokens says settles them."""
+    ids = data.draw(id_lists(tokenizer))
+    stream, slow = Detokenizer(tokenizer), tokenizer.open_stream()
+    for token_id in ids:
+        piece = "".join(map(slow.push, tokenizer.text_tokens([token_id])))
+        assert (stream.push(token_id), stream.is_pending) == (piece, slow.is_pending)
+    assert stream.flush() == slow.flush()
 
 
 @pytest.mark.parametrize("kind", range(4))
@@ -57,6 +60,13 @@ def check_stream(tokenizer: Tokenizer, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_pieces_add_up_to_the_whole(kind: int, data: st.DataObject) -> None:
     check_stream(all_tokenizers()[kind], data)
+
+
+@pytest.mark.parametrize("kind", range(4))
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_characters_come_as_soon_as_they_are_whole(kind: int, data: st.DataObject) -> None:
+    check_settling(all_tokenizers()[kind], data)
 
 
 @pytest.mark.shared
@@ -79,7 +89,7 @@ def test_no_piece_holds_half_a_character(kind: int, data: st.DataObject) -> None
     text = data.draw(texts).replace("\ufffd", "")
     ids = tokenizer.encode(text, add_special_tokens=False)
     stream = Detokenizer(tokenizer)
-    assert not any("\ufffd" in stream.push([token_id]) for token_id in ids)
+    assert not any("\ufffd" in stream.push(token_id) for token_id in ids)
 
 
 @pytest.mark.parametrize("kind", range(4))

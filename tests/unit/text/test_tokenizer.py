@@ -216,7 +216,7 @@ def test_real_checkpoint_decodes_its_known_text(stories260k: Path) -> None:
     assert len(text) == 464
     assert tokenizer.decode(ids) == text
     stream = Detokenizer(tokenizer, [1])
-    assert "".join([*(stream.push([token]) for token in ids), stream.flush()]) == text
+    assert "".join([*(stream.push(token) for token in ids), stream.flush()]) == text
 
 
 @pytest.mark.shared
