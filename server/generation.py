@@ -162,7 +162,10 @@ class Generation:
         """
         outputs = await self._mailbox.take()
         now = time.monotonic()
-        return [update for output in outputs for update in self._advance(output, now)]
+        updates: list[Update] = []
+        for output in outputs:
+            self._advance(output, now, updates)
+        return updates
 
     def close(self) -> None:
         """Abort what has not ended, and count it. Idempotent."""
@@ -175,18 +178,21 @@ class Generation:
             self._end(index, FinishReason.ABORT)
         self._observe_end()
 
-    def _advance(self, output: RequestOutput, now: float) -> list[Update]:
+    def _advance(self, output: RequestOutput, now: float, updates: list[Update]) -> None:
+        """Take an output, and add what it lets be shown."""
         prompt = self._prompts[output.request_id]
         index = prompt.index * self._params.n + output.choice_index
         if index not in self._open:
-            return []  # ended here a moment ago
-        self._check(index, output)
+            return  # ended here a moment ago
+        if output.finish_reason is not None:
+            self._check(index, output)
         update = self._take(index, output, now)
         if output.choice_index == 0:
             prompt.learn(output)
-        if self._params.prompt_logprobs is None:
-            return [] if update is None else [update]
-        return prompt.release(update)
+        if self._params.prompt_logprobs is not None:
+            updates += prompt.release(update)
+        elif update is not None:
+            updates.append(update)
 
     def _take(self, index: int, output: RequestOutput, now: float) -> Update | None:
         """What an output adds to its choice; None when there is nothing to show."""
