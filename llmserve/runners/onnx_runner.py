@@ -22,12 +22,13 @@ from ..errors import CheckpointError, ConfigError, EngineError
 from ..failpoints import hit
 from ..layouts import expected_tensors
 from ..strict_json import read_json
+from .host_sampling import HostSampler
 from .model_facts import fingerprint_of
 from .onnx_cache import GraphCache
 from .onnx_rows import RowTable
 from .onnx_session import EXPORT_FILE, OnnxGraph
 from .protocol import Batch, CacheGroup, IntArray, RunnerInfo, StepResult
-from .sampler import prompt_logprobs, sample
+from .sampler import prompt_logprobs
 
 __all__ = ["OnnxRunner"]
 
@@ -67,7 +68,7 @@ class OnnxRunner:
         _log.info("the onnx runner shares no prefixes: every sequence computes its own")
         self._graph = OnnxGraph(path, num_threads=threads)
         _check_shape(path, self._graph, checkpoint)
-        self._block_size = 0
+        self._sampler = HostSampler()
         self._cache: GraphCache | None = None
         self._rows = RowTable(0, 1)
         self._logits: dict[int, Floats] = {}
@@ -97,7 +98,7 @@ class OnnxRunner:
         self._forward(batch, self._cache)
         result = StepResult(token_ids=np.empty(0, np.int64))
         if batch.sampling:
-            result = sample(self._asked(batch.logits_indices), batch.sampling)
+            result = self._sampler.sample(self._asked(batch.logits_indices), batch.sampling)
         for wanted in batch.prompt_rows:
             asked = range(wanted.start, wanted.start + len(wanted.targets))
             entries = prompt_logprobs(self.logits(asked), wanted.targets, wanted.num_top)

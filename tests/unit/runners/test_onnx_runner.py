@@ -14,8 +14,10 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from llmserve import failpoints
 from llmserve.checkpoint import Checkpoint
 from llmserve.engine.config import SpeculationConfig
+from llmserve.engine.request import FinishReason, Request
 from llmserve.errors import CheckpointError, ConfigError
 from llmserve.export.export_onnx import export_onnx
 from llmserve.llm import LLM
@@ -60,9 +62,12 @@ def test_answers_are_torchs(model: Path, exported: Callable[[str], Path]) -> Non
     assert answers(exported("fp32"), "onnx") == answers(model, "torch")
 
 
-def test_seeded_draws_are_torchs(model: Path, exported: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("penalty", [1.0, 1.1])
+def test_seeded_draws_are_torchs(
+    model: Path, exported: Callable[[str], Path], penalty: float
+) -> None:
     params = SamplingParams(
-        max_tokens=12, temperature=0.8, top_p=0.9, seed=7, n=2, repetition_penalty=1.1
+        max_tokens=12, temperature=0.8, top_p=0.9, seed=7, n=2, repetition_penalty=penalty
     )
     found, wanted = (
         [[choice.token_ids for choice in answer.choices] for answer in answers(*one, params)]
@@ -109,6 +114,26 @@ def test_what_runs_is_said(exported: Callable[[str], Path]) -> None:
     assert runner.info.executed_form == ("int8 weights, int8 activations, int8 head (ONNX Runtime)")
     assert not runner.info.shares_blocks
     assert runner.info.weight_bytes == (exported("int8") / "model.onnx").stat().st_size
+
+
+def test_failed_step_ends_its_requests_and_no_others(
+    exported: Callable[[str], Path],
+) -> None:
+    with LLM(exported("fp32"), runner="onnx", threads=1) as llm:
+        wanted = llm.generate(PROMPTS, GREEDY)
+        llm.engine.add_request(
+            Request(request_id="a", prompt_token_ids=[5], sampling_params=GREEDY, seed=0)
+        )
+        llm.engine.step(0.0)
+        failpoints.arm("engine.forward=raise@1")
+        with pytest.raises(failpoints.FailpointError):
+            llm.engine.step(0.0)
+        failpoints.disarm_all()
+        llm.engine.fail_running("it failed")
+        (output,) = llm.engine.step(0.0)
+        assert output.finish_reason is FinishReason.ERROR
+        llm.engine.check()
+        assert llm.generate(PROMPTS, GREEDY) == wanted
 
 
 def test_graph_alone_chooses_the_runner(exported: Callable[[str], Path]) -> None:
