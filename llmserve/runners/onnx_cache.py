@@ -6,7 +6,9 @@ fifth of a step at 2,048 tokens of room for 120). So the room grows and shrinks 
 text: by doubling, so that what is copied is a few bytes for each one written. It is never a power
 of two, for then all rows would meet in the same lines of the processor's cache.
 
-Address space is reserved for rows of full length and becomes memory as it is written.
+Address space is reserved for rows of full length and becomes memory as it is written. The first
+rows lie in huge pages and keep their memory when they are given up, as far as the caller allows:
+most steps find their rows there, where nothing has to be cleared and few addresses looked up.
 
 Shapes: R rows, KV key heads, C tokens of room in a row, D values of a head.
 """
@@ -19,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
+from .huge_pages import HUGE_PAGE
 from .protocol import IntArray
 
 __all__ = ["GraphCache"]
@@ -33,12 +36,21 @@ class GraphCache:
     """Keys and values of every layer, [R, KV, C, D] each."""
 
     def __init__(
-        self, num_tensors: int, shape: tuple[int, int, int, int], *, is_growing: bool = False
+        self,
+        num_tensors: int,
+        shape: tuple[int, int, int, int],
+        *,
+        is_growing: bool = False,
+        num_kept: int = 0,
     ) -> None:
         """Reserve `num_tensors` tensors of at most `shape`; what was never written is zero.
 
-        Where the cache is growing, rows begin with little room, and `fit` is to be called before
-        tokens are added; else they have all of it.
+        Args:
+            num_tensors: Keys and values of each layer.
+            shape: [R, KV, C, D] of each.
+            is_growing: Whether rows begin with little room, and `fit` is called before tokens are
+                added; else they have all of it.
+            num_kept: Tokens that the first rows may hold memory for when they are nobody's.
 
         Raises `ConfigError` where so much address space is not to be had.
         """
@@ -52,6 +64,11 @@ class GraphCache:
                 "engine a shorter context or a smaller KV cache"
             ) from error
         self._num_rows, self._num_heads, self._most, self._head_dim = shape
+        kept = min(size, 4 * num_kept * self._num_heads * self._head_dim)
+        self._kept_bytes = kept // HUGE_PAGE * HUGE_PAGE
+        if self._kept_bytes and hasattr(mmap, "MADV_HUGEPAGE"):
+            for memory in self._memory:
+                memory.madvise(mmap.MADV_HUGEPAGE, 0, self._kept_bytes)
         room = self._room_for(0) if is_growing else self._most
         self.tensors: list[Floats] = [self._view(index, room) for index in range(num_tensors)]
 
@@ -74,7 +91,7 @@ class GraphCache:
         room = self._room_for(needed)
         for index, tensor in enumerate(self.tensors):
             kept = [tensor[row, :, : stored[row]].copy() for row in live]
-            self._memory[index].madvise(mmap.MADV_DONTNEED, 0, tensor.nbytes)
+            self._free(self._memory[index], 0, tensor.nbytes + mmap.PAGESIZE - 1)
             self.tensors[index] = tensor = self._view(index, room)
             for row, values in zip(live, kept, strict=True):
                 tensor[row, :, : values.shape[1]] = values
@@ -85,13 +102,11 @@ class GraphCache:
             tensor[target, :, :num_tokens] = tensor[source, :, :num_tokens]
 
     def forget(self, row: int) -> None:
-        """Give the memory of a row back to the system, whole pages of it."""
-        page, row_bytes = mmap.PAGESIZE, self.tensors[0][0].nbytes
-        start = -(-row * row_bytes // page) * page
-        length = (row + 1) * row_bytes // page * page - start
-        if length > 0:
-            for memory in self._memory:
-                memory.madvise(mmap.MADV_DONTNEED, start, length)
+        """Give the memory of a row back to the system, whole pages of it, or keep it for the next
+        one: then what it held stays to be overwritten."""
+        row_bytes = self.tensors[0][0].nbytes
+        for memory in self._memory:
+            self._free(memory, row * row_bytes, (row + 1) * row_bytes)
 
     def swap(self, one: int, other: int, num_tokens: int) -> None:
         """Exchange the first tokens of two rows."""
@@ -99,6 +114,14 @@ class GraphCache:
             kept = tensor[one, :, :num_tokens].copy()
             tensor[one, :, :num_tokens] = tensor[other, :, :num_tokens]
             tensor[other, :, :num_tokens] = kept
+
+    def _free(self, memory: mmap.mmap, start: int, stop: int) -> None:
+        """Whole pages of bytes `start`..`stop - 1` but those that are kept."""
+        page = mmap.PAGESIZE
+        start = max(-(-start // page) * page, self._kept_bytes)
+        stop = stop // page * page
+        if stop > start:
+            memory.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
     def _room_for(self, num_tokens: int) -> int:
         room = _LEAST_ROOM

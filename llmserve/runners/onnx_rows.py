@@ -38,12 +38,13 @@ class RowTable:
         self.released = []
         tables = batch.groups[0]
         firsts: list[int] = tables.block_tables[:, 0].tolist()
-        is_first_use = batch.positions % self._block_size == 0
-        taken = set((tables.slot_mapping[is_first_use] // self._block_size).tolist())
-        starts = batch.positions[batch.cu_seqlens[:-1]].tolist()
-        going_on = {block for block, start in zip(firsts, starts, strict=True) if start}
-        for block in (taken & self._row_of.keys()) - going_on:
-            self._release(block)
+        begun = tables.slot_mapping[tables.slot_mapping % self._block_size == 0]
+        if len(begun):
+            taken = set((begun // self._block_size).tolist())
+            starts = batch.positions[batch.cu_seqlens[:-1]].tolist()
+            going_on = {block for block, start in zip(firsts, starts, strict=True) if start}
+            for block in (taken & self._row_of.keys()) - going_on:
+                self._release(block)
         rows = [self._row_for(block) for block in firsts]
         self.lengths[rows] = batch.context_lens
         return rows

@@ -23,6 +23,7 @@ from ..failpoints import hit
 from ..layouts import expected_tensors
 from ..strict_json import read_json
 from .host_sampling import HostSampler
+from .huge_pages import collapse_into_huge_pages
 from .model_facts import fingerprint_of
 from .onnx_cache import GraphCache
 from .onnx_rows import RowTable
@@ -68,6 +69,7 @@ class OnnxRunner:
         _log.info("the onnx runner shares no prefixes: every sequence computes its own")
         self._graph = OnnxGraph(path, num_threads=threads)
         _check_shape(path, self._graph, checkpoint)
+        collapse_into_huge_pages()
         self._sampler = HostSampler()
         self._cache: GraphCache | None = None
         self._rows = RowTable(0, 1)
@@ -83,11 +85,14 @@ class OnnxRunner:
     def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
         """Reserve a row for each block, as long as all of them together or the model's context.
 
+        Half as much memory as the blocks stand for is kept when sequences end.
+
         Raises `ConfigError` where so much address space is not to be had.
         """
         (count,) = num_blocks
         length = min(count * block_size, self.info.max_seq_len)
-        self._cache = self._graph.new_cache(count, length, is_growing=True)
+        kept = count * block_size // 2
+        self._cache = self._graph.new_cache(count, length, is_growing=True, num_kept=kept)
         self._rows = RowTable(count, block_size)
 
     def submit(self, batch: Batch) -> None:
@@ -125,7 +130,9 @@ class OnnxRunner:
     def _forward(self, batch: Batch, cache: GraphCache) -> None:
         """Compute the step's logits: of single tokens all, of chunks those that are asked for."""
         starts = batch.cu_seqlens[:-1]
-        num_single = int(np.count_nonzero(np.diff(batch.cu_seqlens) == 1))
+        num_single = len(starts)
+        if num_single < batch.num_tokens:
+            num_single = int(np.count_nonzero(np.diff(batch.cu_seqlens) == 1))
         rows = self._rows.place(batch)
         for row in self._rows.released:
             cache.forget(row)
@@ -159,14 +166,17 @@ class OnnxRunner:
         """The first `count` sequences, with one token each, in one call."""
         self._gather(rows, count, cache)
         self._place_of = rows[:count]
-        order = np.argsort(self._place_of)
-        self._single = self._graph.run(
-            cache, 0, batch.token_ids[order, None], batch.positions[order, None],
-            batch.context_lens[order],
-        )[:, 0]  # fmt: skip
+        ids, positions = batch.token_ids[:count], batch.positions[:count]
+        lengths = batch.context_lens[:count]
+        if self._place_of != list(range(count)):
+            order = np.argsort(self._place_of)
+            ids, positions, lengths = ids[order], positions[order], lengths[order]
+        self._single = self._graph.run(cache, 0, ids[:, None], positions[:, None], lengths)[:, 0]
 
     def _gather(self, rows: list[int], count: int, cache: GraphCache) -> None:
         """Put the first `count` sequences in the first rows; `rows` is changed where they moved."""
+        if max(rows[:count]) < count:
+            return
         for row, other in self._rows.misplaced(rows[:count]):
             lengths = self._rows.lengths
             if lengths[other]:

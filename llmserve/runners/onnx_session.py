@@ -80,10 +80,13 @@ class OnnxGraph:
         """Layers with a cache."""
         return len(self._pasts) // 2
 
-    def new_cache(self, num_rows: int, num_tokens: int, *, is_growing: bool = False) -> GraphCache:
-        """A cache with room for `num_tokens` in each row, at once or as it is needed."""
+    def new_cache(
+        self, num_rows: int, num_tokens: int, *, is_growing: bool = False, num_kept: int = 0
+    ) -> GraphCache:
+        """A cache with room for `num_tokens` in each row, at once or as it is needed; `num_kept`
+        as in `GraphCache`."""
         shape = (num_rows, self.num_kv_heads, num_tokens, self.head_dim)
-        return GraphCache(len(self._pasts), shape, is_growing=is_growing)
+        return GraphCache(len(self._pasts), shape, is_growing=is_growing, num_kept=num_kept)
 
     def run(
         self, cache: GraphCache, first_row: int, ids: IntArray, positions: IntArray,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llmserve.errors import ConfigError
+from llmserve.runners.huge_pages import HUGE_PAGE
 from llmserve.runners.onnx_cache import GraphCache
 
 
@@ -75,3 +76,24 @@ def test_row_that_is_nobodys_holds_no_memory_of_an_earlier_layout() -> None:
     assert not tensor[0].any()
     assert tensor[1, 0, :144].all()
     assert not tensor[1, 0, 144:].any()
+
+
+def test_first_rows_keep_the_memory_that_they_may() -> None:
+    tokens = HUGE_PAGE // (4 * 2 * 8)  # of a huge page: 8 rows of 4,096
+    cache = GraphCache(1, (12, 2, 4096, 8), num_kept=tokens + 100)
+    (tensor,) = cache.tensors
+    tensor[:] = 1.0
+    for row in range(12):
+        cache.forget(row)
+    assert tensor[:8].all()
+    assert not tensor[8:].any()
+
+
+def test_kept_memory_holds_what_rows_hold_in_another_layout() -> None:
+    cache = GraphCache(1, (12, 2, 9000, 8), is_growing=True, num_kept=1 << 20)
+    cache.tensors[0][:] = 1.0
+    cache.tensors[0][3, :, :100] = 2.0
+    lengths = np.zeros(12, np.int64)
+    lengths[3] = 5000
+    cache.fit(lengths)
+    assert (cache.tensors[0][3, :, :100] == 2.0).all()
