@@ -85,13 +85,13 @@ class OnnxRunner:
     def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
         """Reserve a row for each block, as long as all of them together or the model's context.
 
-        Half as much memory as the blocks stand for is kept when sequences end.
+        A quarter of the memory that the blocks stand for is kept when sequences end.
 
         Raises `ConfigError` where so much address space is not to be had.
         """
         (count,) = num_blocks
         length = min(count * block_size, self.info.max_seq_len)
-        kept = count * block_size // 2
+        kept = count * block_size // 4
         self._cache = self._graph.new_cache(count, length, is_growing=True, num_kept=kept)
         self._rows = RowTable(count, block_size)
 
