@@ -199,7 +199,9 @@ class _Feed:
 
     def take(self, **output: Any) -> list[Update]:
         values = {"token_ids": [7], **output}
-        return self.generation._advance(RequestOutput("r", **values), 0.0)
+        updates: list[Update] = []
+        self.generation._advance(RequestOutput("r", **values), 0.0, updates)
+        return updates
 
 
 def test_siblings_wait_for_the_first_choice(server: LocalServer) -> None:
