@@ -2,9 +2,10 @@
 
 One budget of tokens serves decodes and prefill together (Sarathi-Serve, Agrawal et al. 2024,
 arXiv:2403.02310, section 4): every running sequence that decodes gets its one token first, what
-is left goes to prefill in chunks, in order of service, a block's tokens at the least. So a long
-prompt delays nobody's next token by more than one step of the budget's size. The further a chunk
-begins in its prompt, the more of the budget its tokens take: they attend to more.
+is left goes to prefill in chunks, in order of service: a block's tokens at the least, and no fewer
+than decode, for else a large model's batch never fills. So a long prompt delays nobody's next token
+by more than one step of the budget's size, or of twice as many tokens as decode anyway. The further
+a chunk begins in its prompt, the more of the budget its tokens take: they attend to more.
 
 When the pool is empty the newest sequence is preempted: its blocks are freed, and it waits with
 its tokens to be computed again, from whatever the prefix cache still has of them. The oldest is
@@ -89,15 +90,17 @@ class Scheduler:
         self.kv.begin_step()
         step = Step()
         self._schedule_decodes(step)
-        left = float(self.config.max_batched_tokens - len(step.decodes))
-        left -= self._continue_prefill(step, left)
-        left -= self._admit(step, left, now)
+        num_decodes = len(step.decodes)
+        left = self.config.max_batched_tokens - num_decodes
+        budget = float(max(left, num_decodes))
+        spent = self._continue_prefill(step, budget)
+        spent += self._admit(step, budget - spent, now)
         while step.is_empty and len(self.running) > 1:
             # Several prefills hold a windowed pool among them and none can go on.
             self._preempt(step, self.running.sequences[-1])
-            left -= self._continue_prefill(step, float(self.config.max_batched_tokens))
+            spent += self._continue_prefill(step, budget)
         if self.speculator is not None:
-            self.speculator.extend(step, self.kv, int(left))
+            self.speculator.extend(step, self.kv, int(left - spent))
         if self.policy.charges:
             self._charge(step)
         step.chunks.sort(key=lambda chunk: chunk.num_tokens > 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from llmserve.engine.engine import Engine
 from llmserve.engine.step import Step
 from llmserve.engine.watcher import Watcher
@@ -86,15 +88,34 @@ def test_step_never_exceeds_the_budget() -> None:
     assert max(sum(shares.values()) for shares in steps.shares) == 8
 
 
-def test_more_decodes_than_the_budget_all_go_on_and_prefill_gets_a_block() -> None:
-    engine, steps = make(num_blocks=64, max_batched_tokens=4, max_num_seqs=9)
+@pytest.mark.parametrize("weight", [1.0, 4.0])
+def test_more_decodes_than_the_budget_all_go_on_and_prefill_gets_as_many(weight: float) -> None:
+    engine, steps = make(
+        num_blocks=64, block_size=2, max_batched_tokens=4, max_num_seqs=9, far_token_weight=weight
+    )
     for order in range(8):
         add(engine, order, 1)
     while len(steps.shares) < 8:
         engine.step(0.0)
+    decodes = {f"r{order}": 1 for order in range(8)}
+    add(engine, 8, 30)
+    for _ in range(3):
+        engine.step(0.0)
+    starts = [0, 8, 8 + int(8 / (1 + (weight - 1) * 8 / (64 - 4 / weight)))]
+    taken = [starts[1] - starts[0], starts[2] - starts[1]]
+    assert steps.shares[-3:-1] == [decodes | {"r8": tokens} for tokens in taken]
+    assert steps.shares[-1]["r8"] <= taken[1] <= taken[0]
+
+
+def test_few_decodes_leave_prefill_a_block() -> None:
+    engine, steps = make(num_blocks=64, block_size=4, max_batched_tokens=3, max_num_seqs=9)
+    for order in range(3):
+        add(engine, order, 1)
+    while len(steps.shares) < 3:
+        engine.step(0.0)
     add(engine, 8, 30)
     engine.step(0.0)
-    assert steps.shares[-1] == {f"r{order}": 1 for order in range(8)} | {"r8": 4}
+    assert steps.shares[-1] == {f"r{order}": 1 for order in range(3)} | {"r8": 4}
 
 
 def test_lower_priority_number_is_admitted_first() -> None:
