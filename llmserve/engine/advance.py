@@ -69,27 +69,28 @@ class Advance:
             sequences = [sequences[index] for index in kept.tolist()]
             if logprobs is not None:
                 logprobs = [logprobs[index] for index in kept.tolist()]
-        ends = self._scheduler.running.append_one(rows, tokens)
-        first = len(outputs)
+        self._scheduler.running.append_one(rows, tokens)
+        first, ended = len(outputs), []
         for sequence, token_id in zip(sequences, tokens.tolist(), strict=True):
             sequence.token_ids.append(token_id)
-            outputs.append(
-                RequestOutput(
-                    sequence.request_id,
-                    sequence.choice_index,
-                    [token_id],
-                    [],
-                    None,
-                    None,
-                    sequence.num_cached_tokens or 0,
-                    sequence.scheduled_time,
-                )
+            output = RequestOutput(
+                sequence.request_id,
+                sequence.choice_index,
+                [token_id],
+                [],
+                None,
+                None,
+                sequence.num_cached_tokens or 0,
+                sequence.scheduled_time,
             )
+            outputs.append(output)
+            if sequence.end_after(token_id) is not None:
+                ended.append((sequence, output))
         if logprobs is not None:
             for output, entry in zip(outputs[first:], logprobs, strict=False):
                 output.logprobs = [] if entry is None else [entry]
-        for index in np.flatnonzero(ends).tolist():
-            self._end_at(sequences[index], outputs[first + index])
+        for sequence, output in ended:
+            self._end_at(sequence, output)
         return outputs
 
     def _good_decodes(

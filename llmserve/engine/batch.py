@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,15 +16,15 @@ from .step import Chunk, Step
 
 __all__ = ["build_batch"]
 
+Wanted = TypeVar("Wanted", PromptRows, HiddenSum, HeadRows)
+
 
 def build_batch(step: Step, running: RunningTable, kv: KVCache, block_size: int) -> Batch:
     """Pack the tokens of one step: the decodes by whole columns, the chunks one after another."""
     chunks, rows = step.chunks, step.decode_rows
-    positions = running.num_computed[rows]
-    if step.fed_rows is not None:  # the token of the step under way is not counted yet
-        positions = positions + 1
+    context_lens = step.decode_lengths
+    positions = context_lens - 1
     token_ids = running.last_token[rows]
-    context_lens = positions + 1
     row_of_token, offsets = rows, np.arange(len(rows) + 1)
     if chunks:
         lengths = np.ones(len(rows), dtype=np.int64)
@@ -47,10 +49,10 @@ def build_batch(step: Step, running: RunningTable, kv: KVCache, block_size: int)
         logits_indices=_logits_indices(step, offsets),
         sampling=_sampling_rows(step),
         fed_rows=step.fed_rows,
-        adapter_ids=_adapter_ids(running.adapter_id[rows]),
-        prompt_rows=list(chain.from_iterable(map(_prompt_rows, chunks, _starts(step, offsets)))),
-        hidden_sums=list(chain.from_iterable(map(_hidden_sums, chunks, _starts(step, offsets)))),
-        head_rows=list(chain.from_iterable(map(_head_rows, chunks, _starts(step, offsets)))),
+        adapter_ids=_adapter_ids(running, rows),
+        prompt_rows=_wanted(_prompt_rows, step, offsets),
+        hidden_sums=_wanted(_hidden_sums, step, offsets),
+        head_rows=_wanted(_head_rows, step, offsets),
     )
 
 
@@ -66,10 +68,14 @@ def _positions(chunk: Chunk) -> IntArray:
     return np.arange(chunk.start, chunk.start + chunk.num_tokens)
 
 
-def _starts(step: Step, offsets: IntArray) -> list[int]:
-    """Packed index of each chunk's first token."""
+def _wanted(
+    ask: Callable[[Chunk, int], list[Wanted]], step: Step, offsets: IntArray
+) -> list[Wanted]:
+    """What the chunks want beside tokens; `ask` takes a chunk and its first packed index."""
+    if not step.chunks:
+        return []
     starts: list[int] = offsets[len(step.decodes) : -1].tolist()
-    return starts
+    return list(chain.from_iterable(map(ask, step.chunks, starts)))
 
 
 def _logits_indices(step: Step, offsets: IntArray) -> IntArray:
@@ -107,7 +113,10 @@ def _row_after(chunk: Chunk, num_drafts: int) -> SamplingRow:
     )
 
 
-def _adapter_ids(ids: IntArray) -> IntArray | None:
+def _adapter_ids(running: RunningTable, rows: IntArray) -> IntArray | None:
+    if not running.num_with_adapter:
+        return None
+    ids = running.adapter_id[rows]
     return ids if ids.any() else None
 
 

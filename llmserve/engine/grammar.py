@@ -10,14 +10,14 @@ Shapes: V vocabulary. Bit i % 32 of word i // 32 stands for the token i.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ..runners.protocol import MaskArray, SamplingRow
+from ..runners.protocol import MaskArray
 
 if TYPE_CHECKING:
     from .step import Step
@@ -94,14 +94,7 @@ class Constraint:
 def constrain(step: Step) -> None:
     """Give every row of `step` that a grammar rules the mask of the token to be drawn."""
     drawing = (chunk.sequence for chunk in step.chunks if chunk.num_draws)
-    for sequences in (step.decodes, drawing):
-        _set_masks(
-            (sequence.constraint, sequence.sampling)
-            for sequence in sequences
-            if sequence.constraint is not None
-        )
-
-
-def _set_masks(rows: Iterable[tuple[Constraint, SamplingRow]]) -> None:
-    for constraint, row in rows:
-        row.allowed_mask = constraint.mask_after(row.token_ids)
+    for sequence in chain(step.decodes, drawing):
+        if sequence.constraint is not None:
+            mask = sequence.constraint.mask_after(sequence.token_ids)
+            sequence.sampling.allowed_mask = mask

@@ -134,7 +134,7 @@ class GroupCache:
 
     def pack(self, rows: IntArray, slot_mapping: IntArray) -> GroupTables:
         """The group's share of a batch over `rows`."""
-        width = int(self.num_blocks[rows].max()) if len(rows) else 0
+        width = max(self.num_blocks[rows].tolist(), default=0)
         return GroupTables(
             slot_mapping=slot_mapping,
             block_tables=self.tables[rows, :width],
@@ -254,14 +254,14 @@ class KVCache:
         for group in self.groups:
             group.grow(row, num_tokens)
 
-    def release_windows(self, rows: IntArray, positions: IntArray) -> None:
-        """Give back what no query of `rows` at or after their `positions` can see."""
+    def release_windows(self, rows: IntArray, lengths: IntArray) -> None:
+        """Give back what nobody sees: the next query of each row is its `lengths`-th token."""
         for group in self.groups:
             if group.window is None:
                 continue
-            first = np.maximum(positions - group.window + 1, 0) // self._block_size
+            first = np.maximum(lengths - group.window, 0) // self._block_size
             for index in np.flatnonzero(first > group.num_released[rows]).tolist():
-                group.release_before(int(rows[index]), int(positions[index]))
+                group.release_before(int(rows[index]), int(lengths[index]) - 1)
 
     def seal(self, sequence: Sequence, num_computed: int) -> None:
         """Let the blocks that `num_computed` tokens fill be found by others."""

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..runners.protocol import IntArray, RunnerInfo
+from ..runners.protocol import RunnerInfo
 from .config import EngineConfig
 from .kv_cache import KVCache, PrefixHit
 from .policy import Policy
@@ -124,17 +124,17 @@ class Scheduler:
         if not all(under_way.decodes[n].is_foreseeable for n in live):
             return None
         rows = under_way.decode_rows[live]
-        goes_on = self.running.num_tokens[rows] + 1 < self.running.max_len[rows]
+        goes_on = self.running.num_computed[rows] + 2 < self.running.max_len[rows]
         if len(self.policy) and not (self.running.is_full and goes_on.all()):
             return None
         rows = rows[goes_on]
         lengths = self.running.num_computed[rows] + 2
-        self.kv.release_windows(rows, lengths - 1)
+        self.kv.release_windows(rows, lengths)
         if not len(rows) or not self.kv.extend(rows, lengths):
             return None
         places = np.array(live, dtype=np.int64)[goes_on]
         decodes = [under_way.decodes[n] for n in places.tolist()]
-        step = Step(decodes=decodes, decode_rows=rows, fed_rows=places)
+        step = Step(decodes=decodes, decode_rows=rows, decode_lengths=lengths, fed_rows=places)
         if self.policy.charges:
             self._charge(step)
         return step
@@ -150,28 +150,24 @@ class Scheduler:
     def _schedule_decodes(self, step: Step) -> None:
         kv, running = self.kv, self.running
         while True:
-            rows = self._decode_rows()
+            rows = running.decode_rows
             lengths = running.num_computed[rows] + 1
-            kv.release_windows(rows, lengths - 1)
-            if kv.extend(rows, lengths):
+            kv.release_windows(rows, lengths)
+            # What decodes has blocks for all that is computed: only here is one full, or lacking.
+            edges = (lengths % self.config.block_size < 2).nonzero()[0]
+            if not len(edges) or kv.extend(rows[edges], lengths[edges]):
                 break
             self._preempt(step, running.sequences[-1])
-        by_row = running.by_row
-        step.decode_rows = rows
-        step.decodes = [by_row[row] for row in rows.tolist()]
-        for index in np.flatnonzero(lengths % self.config.block_size == 0).tolist():
-            self._seal(step.decodes[index], int(lengths[index]))
-
-    def _decode_rows(self) -> IntArray:
-        rows = self.running.rows
-        return rows[self.running.is_decoding[rows]]
+        step.decodes, step.decode_rows, step.decode_lengths = running.decoding, rows, lengths
+        for index in edges.tolist():
+            length = int(lengths[index])
+            if length % self.config.block_size == 0:
+                self._seal(step.decodes[index], length)
 
     def _continue_prefill(self, step: Step, budget: float) -> float:
         """Chunks for the running sequences that do not decode; what is spent of the budget."""
-        rows, spent = self.running.rows, 0.0
-        for row in rows[~self.running.is_decoding[rows]].tolist():
-            sequence = self.running.by_row[row]
-            assert sequence is not None, "a row in use is empty"
+        spent = 0.0
+        for sequence in self.running.prefilling:
             spent += self._take(step, sequence, budget - spent)
         return spent
 
@@ -182,7 +178,7 @@ class Scheduler:
         weight = self._weight_at(start)
         num_tokens = self._affordable(step, budget / weight)
         one = np.array([row], dtype=np.int64)
-        self.kv.release_windows(one, np.array([start], dtype=np.int64))
+        self.kv.release_windows(one, np.array([start + 1], dtype=np.int64))
         stop = min(len(sequence.token_ids), start + num_tokens, self.kv.most_tokens(row))
         if stop <= start:
             return 0.0

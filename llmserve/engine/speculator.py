@@ -97,6 +97,7 @@ class Speculator:
             else:
                 kv.trim(sequence.row, num_tokens)
         step.decode_rows = step.decode_rows[is_plain]
+        step.decode_lengths = step.decode_lengths[is_plain]
         step.decodes = [step.decodes[place] for place in np.flatnonzero(is_plain).tolist()]
 
 

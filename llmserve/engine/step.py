@@ -53,7 +53,9 @@ class Step:
     decodes: list[Sequence] = field(default_factory=list)
     """One token to compute and one to draw, each."""
     decode_rows: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    """Their rows in the running table."""
+    """Their rows in the running table, ..."""
+    decode_lengths: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """... and their tokens that are in the cache after it."""
     chunks: list[Chunk] = field(default_factory=list)
     """Those of one token first."""
     preempted: list[Sequence] = field(default_factory=list)

@@ -1,7 +1,8 @@
 """Drawing tokens from logits in the host's memory: in C++ where it is built, else in numpy.
 
 Both give the same tokens, to the bit (docs/sampling.md); C++ takes a tenth of the time for a row
-that is drawn by chance, and none less where all are greedy.
+that is drawn by chance, and no less where all rows just take their likeliest: numpy finds that in
+one pass, and logits are seldom in this core's cache.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..native.kernels import choose_path, load_kernels
-from .native_sampling import DrawnRows, pack_rows
+from .native_sampling import DrawnRows, are_plainly_greedy, pack_rows
 from .protocol import SamplingRow, StepResult
-from .sampler import sample
+from .sampler import likeliest, sample
 
 __all__ = ["HostSampler"]
 
@@ -29,8 +30,10 @@ class HostSampler:
 
     def sample(self, logits: npt.NDArray[np.float32], rows: list[SamplingRow]) -> StepResult:
         """One token for each row of `logits` [R, V]; the logits are left as they are. O(R V)."""
-        # The likeliest is found in one pass, and logits are seldom in this core's cache.
-        if self._kernels is None or all(row.params.is_greedy for row in rows):
+        if are_plainly_greedy(rows):
+            token_ids, is_finite = likeliest(logits)
+            return StepResult(token_ids=token_ids, is_finite=None if is_finite.all() else is_finite)
+        if self._kernels is None:
             return sample(logits, rows)
         packed = pack_rows(rows)
         drawn = DrawnRows(packed, logits.shape[1])

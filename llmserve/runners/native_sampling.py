@@ -29,7 +29,7 @@ from .protocol import (
     TokenLogprobs,
 )
 
-__all__ = ["DrawnRows", "LogprobArrays", "PackedRows", "pack_rows"]
+__all__ = ["DrawnRows", "LogprobArrays", "PackedRows", "are_plainly_greedy", "pack_rows"]
 
 _NO_LOGPROBS = -1
 _ALL_ALLOWED = -1
@@ -64,9 +64,7 @@ def pack_rows(rows: list[SamplingRow]) -> PackedRows:
     edits: list[bytes | array[int]] = []
     num_logprobs, logprob_rows = _NO_LOGPROBS, []
     for index, row in enumerate(rows):
-        state = row.runner_state
-        if state is None:
-            state = row.runner_state = _RowState(row)
+        state = _state_of(row)
         constants.append(state.constants)
         positions.append(len(row.token_ids))
         if state.is_plain:
@@ -77,6 +75,21 @@ def pack_rows(rows: list[SamplingRow]) -> PackedRows:
             num_logprobs = max(num_logprobs, state.num_logprobs)
             logprob_rows.append(index)
     return PackedRows(b"".join(constants), positions, b"".join(edits), num_logprobs, logprob_rows)
+
+
+def are_plainly_greedy(rows: list[SamplingRow]) -> bool:
+    """Whether each row takes the likeliest token of its logits as they are, and no more of them.
+
+    O(R). Keeps in each row's `runner_state` what does not change.
+    """
+    return all(_state_of(row).is_plainly_greedy for row in rows)
+
+
+def _state_of(row: SamplingRow) -> _RowState:
+    state: _RowState | None = row.runner_state
+    if state is None:
+        state = row.runner_state = _RowState(row)
+    return state
 
 
 class LogprobArrays:
@@ -129,7 +142,7 @@ class DrawnRows:
 class _RowState:
     """What is kept with a row from step to step."""
 
-    __slots__ = ("constants", "edits", "is_plain", "num_logprobs")
+    __slots__ = ("constants", "edits", "is_plain", "is_plainly_greedy", "num_logprobs")
 
     def __init__(self, row: SamplingRow) -> None:
         params = row.params
@@ -149,6 +162,7 @@ class _RowState:
         )
         self.edits = _RowEdits(row) if _has_edits(row) else None
         self.is_plain = self.edits is None and params.logprobs is None
+        self.is_plainly_greedy = self.is_plain and params.is_greedy
 
 
 def _has_edits(row: SamplingRow) -> bool:

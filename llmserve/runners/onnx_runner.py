@@ -79,6 +79,8 @@ class OnnxRunner:
         """[B, V], of the tokens that are their sequences' only ones."""
         self._place_of: list[int] = []
         """Packed index of such a token → its place among them."""
+        self._is_in_order = False
+        """Whether these are the same."""
         self._result: StepResult | None = None
         self.info = _describe(checkpoint, path, self._graph)
 
@@ -157,8 +159,7 @@ class OnnxRunner:
 
     def _asked(self, indices: IntArray) -> Floats:
         """Logits [R, V] of the tokens asked for; not copied where they are all, in their order."""
-        count = len(self._place_of)
-        if not self._logits and len(indices) == count and self._place_of == list(range(count)):
+        if not self._logits and self._is_in_order and len(indices) == len(self._place_of):
             return self._single
         return np.stack([self._logits_at(index) for index in indices.tolist()])
 
@@ -168,7 +169,8 @@ class OnnxRunner:
         self._place_of = rows[:count]
         ids, positions = batch.token_ids[:count], batch.positions[:count]
         lengths = batch.context_lens[:count]
-        if self._place_of != list(range(count)):
+        self._is_in_order = self._place_of == list(range(count))
+        if not self._is_in_order:
             order = np.argsort(self._place_of)
             ids, positions, lengths = ids[order], positions[order], lengths[order]
         self._single = self._graph.run(cache, 0, ids[:, None], positions[:, None], lengths)[:, 0]

@@ -26,7 +26,7 @@ from .token_weights import (
     weights_at,
 )
 
-__all__ = ["prompt_logprobs", "sample", "unpack_mask"]
+__all__ = ["likeliest", "prompt_logprobs", "sample", "unpack_mask"]
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -35,9 +35,7 @@ Ids = npt.NDArray[np.int64]
 def sample(logits: Floats, rows: list[SamplingRow]) -> StepResult:
     """One token for each row of `logits` [R, V]; the logits are left as they are. O(R V)."""
     assert logits.shape[1] <= MAX_VOCAB_SIZE
-    token_ids = logits.argmax(axis=1).astype(np.int64, copy=False)
-    # NaN wins argmax, so the largest value tells whether a row can be used at all.
-    is_finite = np.isfinite(logits[np.arange(len(rows)), token_ids])
+    token_ids, is_finite = likeliest(logits)
     token_ids[~is_finite] = 0
     wants_logprobs = False
     for index, row in enumerate(rows):
@@ -57,6 +55,13 @@ def sample(logits: Floats, rows: list[SamplingRow]) -> StepResult:
     return StepResult(
         token_ids=token_ids, is_finite=None if is_finite.all() else is_finite, logprobs=logprobs
     )
+
+
+def likeliest(logits: Floats) -> tuple[Ids, BoolArray]:
+    """Id [R] of the largest of each row of `logits` [R, V], and whether the row can be used."""
+    token_ids = logits.argmax(axis=1).astype(np.int64, copy=False)
+    # NaN wins argmax, so the largest value tells.
+    return token_ids, np.isfinite(logits[np.arange(len(token_ids)), token_ids])
 
 
 def prompt_logprobs(logits: Floats, targets: list[int], num_top: int) -> list[TokenLogprobs]:

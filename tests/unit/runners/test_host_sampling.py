@@ -67,3 +67,18 @@ def test_rows_that_cannot_be_used_are_told() -> None:
     found = HostSampler().sample(logits, make_rows())
     assert found.is_finite is not None
     assert found.is_finite.tolist() == [True, False, True, True]
+
+
+def test_plainly_greedy_rows_take_the_likeliest() -> None:
+    logits = make_logits()
+    logits[2, 50] = np.nan
+    params = SamplingParams(temperature=0.0)
+    rows = [
+        SamplingRow(params=params, seed=0, choice_index=0, token_ids=[5], num_prompt_tokens=1)
+        for _ in logits
+    ]
+    found, wanted = HostSampler().sample(logits, rows), sample(logits, rows)
+    assert found.is_finite is not None
+    assert wanted.is_finite is not None
+    assert found.is_finite.tolist() == wanted.is_finite.tolist() == [True, True, False, True]
+    assert found.token_ids[found.is_finite].tolist() == wanted.token_ids[wanted.is_finite].tolist()
