@@ -77,8 +77,8 @@ def _add_step_arguments(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--max-num-batched-tokens", type=int, metavar="TOKENS",
-        help="most tokens in one step; prompts get as many as decode, whatever it says "
-        "(default: what --max-step-ms allows)",
+        help="most tokens in one step, but as many decodes and as many prompt tokens as there are "
+        "requests (default: what --max-step-ms allows)",
     )  # fmt: skip
     group.add_argument(
         "--scheduling-policy", choices=("fcfs", "priority", "fair"), default="fcfs",

@@ -69,8 +69,8 @@ class EngineConfig:
     """Most tokens of one sequence, prompt and answer together; each pool holds at least one."""
     max_batched_tokens: int = 512
     """Most tokens in one step, decodes and prefill chunks together. Every decode goes on all the
-    same, and prefill always gets a block's tokens and as many as decode: where many do, a step may
-    have twice their number."""
+    same, and prefill always gets a block's tokens, and one for each sequence that runs or waits, up
+    to `max_num_seqs`: a step may have twice that many."""
     far_token_weight: float = 1.0
     """What a token of the last chunk of `max_seq_len` takes of that number, as it attends to most;
     a token of a prompt's first chunk takes 1, those of others by their chunk's start. 1 or more."""

@@ -2,10 +2,11 @@
 
 One budget of tokens serves decodes and prefill together (Sarathi-Serve, Agrawal et al. 2024,
 arXiv:2403.02310, section 4): every running sequence that decodes gets its one token first, what
-is left goes to prefill in chunks, in order of service: a block's tokens at the least, and no fewer
-than decode, for else a large model's batch never fills. So a long prompt delays nobody's next token
-by more than one step of the budget's size, or of twice as many tokens as decode anyway. The further
-a chunk begins in its prompt, the more of the budget its tokens take: they attend to more.
+is left goes to prefill in chunks, in order of service: a block's tokens at the least, and one for
+each sequence that runs or waits, for else a large model's batch never fills. So a long prompt
+delays nobody's next token by more than one step of the budget's size, or of twice as many tokens
+as decode when the batch is full. The further a chunk begins in its prompt, the more of the budget
+its tokens take: they attend to more.
 
 When the pool is empty the newest sequence is preempted: its blocks are freed, and it waits with
 its tokens to be computed again, from whatever the prefix cache still has of them. The oldest is
@@ -90,9 +91,8 @@ class Scheduler:
         self.kv.begin_step()
         step = Step()
         self._schedule_decodes(step)
-        num_decodes = len(step.decodes)
-        left = self.config.max_batched_tokens - num_decodes
-        budget = float(max(left, num_decodes))
+        left = self.config.max_batched_tokens - len(step.decodes)
+        budget = float(max(left, self._least_prefill()))
         spent = self._continue_prefill(step, budget)
         spent += self._admit(step, budget - spent, now)
         while step.is_empty and len(self.running) > 1:
@@ -186,6 +186,11 @@ class Scheduler:
         self._seal(sequence, stop)
         step.chunks.append(Chunk(sequence, start, stop))
         return weight * (stop - start)
+
+    def _least_prefill(self) -> int:
+        """What prefill gets of a step whatever decodes take: with a token for each of a full batch
+        the batch fills, as long as prompts are no longer than what is written after them."""
+        return min(len(self.running) + len(self.policy), self.config.max_num_seqs)
 
     def _affordable(self, step: Step, num_tokens: float) -> int:
         """Tokens of a chunk; a step's first has a block's at least: else prompts would crawl while

@@ -120,15 +120,22 @@ MUTANTS = (
     Mutant(
         "budget: a step may have one token more",
         "llmserve/engine/scheduler.py",
-        "self.config.max_batched_tokens - num_decodes\n",
-        "self.config.max_batched_tokens - num_decodes + 1\n",
+        "self.config.max_batched_tokens - len(step.decodes)\n",
+        "self.config.max_batched_tokens - len(step.decodes) + 1\n",
         ENGINE_TESTS,
     ),
     Mutant(
         "budget: many decodes leave prompts a block alone",
         "llmserve/engine/scheduler.py",
-        "float(max(left, num_decodes))",
+        "float(max(left, self._least_prefill()))",
         "float(left)",
+        ENGINE_TESTS,
+    ),
+    Mutant(
+        "budget: who waits does not count",
+        "llmserve/engine/scheduler.py",
+        "len(self.running) + len(self.policy)",
+        "len(self.running)",
         ENGINE_TESTS,
     ),
     Mutant(

@@ -91,20 +91,30 @@ def test_step_never_exceeds_the_budget() -> None:
 @pytest.mark.parametrize("weight", [1.0, 4.0])
 def test_more_decodes_than_the_budget_all_go_on_and_prefill_gets_as_many(weight: float) -> None:
     engine, steps = make(
-        num_blocks=64, block_size=2, max_batched_tokens=4, max_num_seqs=9, far_token_weight=weight
+        num_blocks=64, block_size=2, max_batched_tokens=4, max_num_seqs=8, far_token_weight=weight
     )
-    for order in range(8):
+    for order in range(7):
         add(engine, order, 1)
-    while len(steps.shares) < 8:
+    while len(steps.shares) < 7:
         engine.step(0.0)
-    decodes = {f"r{order}": 1 for order in range(8)}
+    decodes = {f"r{order}": 1 for order in range(7)}
     add(engine, 8, 30)
-    for _ in range(3):
-        engine.step(0.0)
-    starts = [0, 8, 8 + int(8 / (1 + (weight - 1) * 8 / (64 - 4 / weight)))]
-    taken = [starts[1] - starts[0], starts[2] - starts[1]]
-    assert steps.shares[-3:-1] == [decodes | {"r8": tokens} for tokens in taken]
-    assert steps.shares[-1]["r8"] <= taken[1] <= taken[0]
+    engine.step(0.0)
+    engine.step(0.0)
+    second = int(8 / (1 + (weight - 1) * 8 / (64 - 4 / weight)))
+    assert steps.shares[-2:] == [decodes | {"r8": 8}, decodes | {"r8": second}]
+
+
+def test_who_waits_makes_prefill_larger_up_to_a_full_batch() -> None:
+    """Four run or wait at first, of which 3 tokens of budget would never make a batch."""
+    engine, steps = make(num_blocks=64, block_size=2, max_batched_tokens=3, max_num_seqs=5)
+    for order in range(4):
+        add(engine, order, 9)
+    engine.step(0.0)
+    for order in range(4, 9):
+        add(engine, order, 9)
+    engine.step(0.0)
+    assert steps.shares == [{"r0": 4}, {"r0": 5}]
 
 
 def test_few_decodes_leave_prefill_a_block() -> None:
