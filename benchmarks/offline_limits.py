@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,10 +18,23 @@ from llmserve.runners.native_runner import default_threads
 
 from .kernels_matrices import Pool, cache_size
 
-__all__ = ["MemoryRate", "busy_process"]
+__all__ = ["MemoryRate", "busy_process", "wait_for_spinning"]
 
 _POOL_BYTES = 256 << 20
 _SPIN = "print(flush=True)\nwhile True: pass"
+
+
+SPIN_S = 0.3
+"""Longer than any engine's threads go on spinning after its work: ONNX Runtime's 35 ms, measured;
+Intel's OpenMP 200 ms unless it is told otherwise."""
+
+
+def wait_for_spinning() -> None:
+    """Let the threads of the engine that had its turn come to rest: they keep a core from the next.
+
+    How long they spin nobody tells, so this is a time and not a sign.
+    """
+    time.sleep(SPIN_S)
 
 
 class MemoryRate:

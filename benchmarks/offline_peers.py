@@ -2,7 +2,8 @@
 
 Every engine is loaded once, in a process of its own (llama.cpp's programs load anew each time).
 Within a repeat all of them take turns at each measurement, so that a change of the machine's speed
-meets all; medians and ranges are reported, and ratios are taken within a repeat. Measured are
+meets all, each after a rest in which the threads of the one before end their spinning; medians and
+ranges are reported, and ratios are taken within a repeat. Measured are
 
 - prefill: prompt tokens per second from a prompt of 512 to its first token;
 - decode: tokens per second of N sequences together, each after a prompt of its own whose time does
@@ -29,7 +30,7 @@ from llmserve.checkpoint import Checkpoint
 
 from .machine import command_line, machine, versions
 from .offline_contenders import Contender, OfflineOptions, contenders
-from .offline_limits import MemoryRate, busy_process
+from .offline_limits import MemoryRate, busy_process, wait_for_spinning
 
 __all__ = [
     "OfflineRounds",
@@ -110,11 +111,14 @@ class OfflineRounds:
         *,
         vocab_size: int,
         memory_rate: Callable[[], float | None] | None = None,
+        rest: Callable[[], None] = wait_for_spinning,
     ) -> None:
-        """`memory_rate` tells the bytes a second now; None: `MemoryRate`."""
+        """`memory_rate` tells the bytes a second now; None: `MemoryRate`. `rest` comes before each
+        measurement."""
         self._rows, self._options = rows, options
         self._prompts = _Prompts(np.random.default_rng(options.seed), vocab_size)
         self._num_taken = 0
+        self._rest = rest
         self._memory_rate = memory_rate or MemoryRate(options.threads).take
         self.memory_rates: list[float] = []
         """Bytes a second read from memory, before each round; none without our kernels."""
@@ -139,6 +143,7 @@ class OfflineRounds:
             if is_busy and is_warm_up:
                 continue  # the same without company has warmed it up
             for row in self._rows:
+                self._rest()
                 with busy_process() if is_busy else nullcontext():
                     rate = _measure(row.contender, self._prompts, self._options, count)
                 yield name, row, rate

@@ -28,7 +28,9 @@ OPTIONS = OfflineOptions(
 def measure_rows(
     rows: list[OfflineRow], options: OfflineOptions, *, vocab_size: int
 ) -> OfflineRounds:
-    rounds = OfflineRounds(rows, options, vocab_size=vocab_size, memory_rate=lambda: 3e10)
+    rounds = OfflineRounds(
+        rows, options, vocab_size=vocab_size, memory_rate=lambda: 3e10, rest=lambda: None
+    )
     for _ in range(options.repeats):
         rounds.take()
     return rounds
@@ -141,3 +143,15 @@ def test_table_shows_every_row_with_its_range() -> None:
 def test_ours_are_told_by_their_name(engine: str) -> None:
     assert OfflineRow(scheme="int8", contender=Scripted(engine, [], 1.0)).is_ours
     assert not OfflineRow(scheme="int8", contender=Scripted("transformers", [], 1.0)).is_ours
+
+
+def test_a_rest_comes_before_each_measurement() -> None:
+    """Else threads of one engine that still spin keep a core from the next."""
+    calls: list[Any] = []
+    rests: list[int] = []
+    rounds = OfflineRounds(
+        rows_of(calls), OPTIONS, vocab_size=100, memory_rate=lambda: None,
+        rest=lambda: rests.append(len(calls)),
+    )  # fmt: skip
+    rounds.take()
+    assert rests == list(range(len(calls)))
