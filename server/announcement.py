@@ -99,6 +99,8 @@ def _prefixes(service: Service) -> str:
 def _steps(service: Service) -> str:
     config, settings = service.card.config, service.model.settings.engine
     text = f"up to {config.max_batched_tokens} tokens"
+    if config.max_batched_tokens < 2 * config.max_num_seqs:
+        text += " or two for each request"
     if config.far_token_weight > 1.0:
         far = round(config.max_batched_tokens / config.far_token_weight)
         text += f", {far} at the end of a long prompt"

@@ -84,6 +84,14 @@ def test_it_says_how_the_size_of_a_step_was_found(
     assert said["steps"] == f"up to 384 tokens: {measured} ms measured, 50 ms asked"
 
 
+def test_it_says_where_many_requests_make_a_step_larger(server: LocalServer) -> None:
+    config = server.service.card.config
+    config = replace(config, max_batched_tokens=2 * config.max_num_seqs - 1, full_step_s=None)
+    said = lines(with_card(server, replace(server.service.card, config=config)))
+    asked = f"up to {config.max_batched_tokens} tokens or two for each request"
+    assert said["steps"] == f"{asked}, as asked"
+
+
 def test_it_tells_of_policy_guesses_and_recording(model_folder: Path, tmp_path: Path) -> None:
     log = str(tmp_path / "steps.log")
     engine = {
