@@ -22,9 +22,7 @@ __all__ = ["MemoryRate", "busy_process", "wait_for_spinning"]
 
 _POOL_BYTES = 256 << 20
 _SPIN = "print(flush=True)\nwhile True: pass"
-
-
-SPIN_S = 0.3
+_REST_S = 0.3
 """Longer than any engine's threads go on spinning after its work: ONNX Runtime's 35 ms, measured;
 Intel's OpenMP 200 ms unless it is told otherwise."""
 
@@ -34,7 +32,7 @@ def wait_for_spinning() -> None:
 
     How long they spin nobody tells, so this is a time and not a sign.
     """
-    time.sleep(SPIN_S)
+    time.sleep(_REST_S)
 
 
 class MemoryRate:
