@@ -91,6 +91,7 @@ def fit_cost_model(
             max_num_seqs=max_num_seqs,
             max_batched_tokens=max_batched_tokens,
             has_prefix_cache=False,
+            most_rounds_s=0.0,
         ),
     )
     start_s = clock()

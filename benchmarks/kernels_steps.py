@@ -98,10 +98,10 @@ class Runnable:
         )  # fmt: skip
         step, handle = self._machine.kernels.step, self.handle
         if self._filled_rows < sum(lengths):
-            step(handle, *arrays, self._vocab_size, sampling)  # makes the buffers
+            step(handle, *arrays, self._vocab_size, sampling, 1, b"")  # makes the buffers
             self._fill(sum(lengths))
         start_s = time.perf_counter()
-        step(handle, *arrays, self._vocab_size, sampling)
+        step(handle, *arrays, self._vocab_size, sampling, 1, b"")
         return (time.perf_counter() - start_s) / self.count
 
     def _fill(self, num_rows: int) -> None:

@@ -81,20 +81,24 @@ class LlmEngine:
         return time.perf_counter() - start_s
 
     def decode(self, prompts: Prompts, num_tokens: int) -> float:
-        """Seconds of `num_tokens` steps once every prompt has its first token."""
+        """Seconds of `num_tokens` tokens of each prompt once all have their first one.
+
+        The last step may bring more; then it is their share of the time.
+        """
         # One prompt's first token comes while others still wait: room for what it gets meanwhile.
         ids = self._start(prompts, num_tokens + len(prompts) + 1)
-        made = 0
+        made, wanted = 0, len(prompts) * num_tokens
         start_s = time.perf_counter()
-        for _ in range(num_tokens):
-            made += sum(self._step().values())
-        seconds = time.perf_counter() - start_s
+        while made < wanted:
+            came = self._step()
+            made += sum(came.values())
+            if len(came) < len(prompts):
+                raise EngineError(f"a step of {len(prompts)} brought tokens of {len(came)}")
+        seconds = (time.perf_counter() - start_s) * wanted / made
         for request_id in ids:
             self.llm.engine.abort(request_id)
         while self.llm.engine.has_work:
             self._step()
-        if made != len(prompts) * num_tokens:
-            raise EngineError(f"{made} tokens came in {num_tokens} steps of {len(prompts)}")
         return seconds
 
     def _start(self, prompts: Prompts, num_tokens: int) -> list[str]:
@@ -119,7 +123,7 @@ class LlmEngine:
         for output in outputs:
             if output.finish_reason not in (None, FinishReason.LENGTH, FinishReason.ABORT):
                 raise EngineError(f"a request ended as {output.finish_reason}: {output.error}")
-        return {output.request_id: len(output.token_ids) for output in outputs}
+        return {output.request_id: len(output.token_ids) for output in outputs if output.token_ids}
 
 
 def _parse() -> argparse.Namespace:

@@ -31,6 +31,9 @@ Prompt = str | Sequence[int]
 Message = dict[str, str]
 Progress = Callable[[int, int], None]
 
+_MOST_ROUNDS_S = 0.02
+"""Of one step: whoever reads along sees fifty pieces a second."""
+
 
 class LLM:
     """A loaded model for use without a server. Close it, or use it as a context manager.
@@ -129,6 +132,7 @@ class LLM:
                 max_num_seqs=max_num_seqs,
                 max_batched_tokens=max_batched_tokens,
                 has_prefix_cache=prefix_cache,
+                most_rounds_s=_MOST_ROUNDS_S,
                 speculation=speculation,
             ),
             draft_runner=self._draft_runner,

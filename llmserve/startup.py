@@ -45,6 +45,9 @@ class EngineOptions:
     """Who is served first."""
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
     """Shares of tenants under the policy `fair`."""
+    most_rounds_s: float = 0.002
+    """Time that a step of several rounds of decoding may take: about what nobody notices who reads
+    along, or waits to be let in."""
     speculation: SpeculationConfig | None = None
     """How tokens are guessed ahead; None: not at all."""
 
@@ -76,7 +79,9 @@ def plan_engine(
     """The sizes; runs the runner for a moment where something has to be measured."""
     most = options.max_batched_tokens
     config = _plan(runner, options, most or MOST_TOKENS, draft_runner)
-    config = dataclasses.replace(config, far_token_weight=options.far_token_weight)
+    config = dataclasses.replace(
+        config, far_token_weight=options.far_token_weight, most_rounds_s=options.most_rounds_s
+    )
     if most is None:
         found = calibrate(runner, config, max_step_s=options.max_step_s, clock=time.perf_counter)
         if found.full_step_s > options.max_step_s:
@@ -88,6 +93,7 @@ def plan_engine(
         config = dataclasses.replace(
             _plan(runner, options, found.max_batched_tokens, draft_runner),
             far_token_weight=found.far_token_weight,
+            most_rounds_s=options.most_rounds_s,
             step_cost=found.step_cost,
             full_step_s=found.full_step_s,
         )

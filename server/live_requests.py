@@ -185,7 +185,8 @@ class LiveRequests:
             self._close_choice(live, choice_index)
 
     def deliver(self, outputs: Sequence[RequestOutput]) -> None:
-        """Pass the engine's outputs on. Those of choices that have ended here are dropped."""
+        """Pass the engine's outputs on, token by token: a reader sees one at a time. Those of
+        choices that have ended here are dropped."""
         for output in outputs:
             live = self._live.get(output.request_id)
             if live is None or output.choice_index not in live.open_choices:
@@ -198,7 +199,8 @@ class LiveRequests:
             self._note_first_output(live)
             if output.finish_reason is not None:
                 self._close_choice(live, output.choice_index)
-            live.mailbox.put(output)
+            for one in output.singly():
+                live.mailbox.put(one)
 
     def expire(self, now: float) -> None:
         """End as `timeout` what no engine has and whose deadline has passed (`time.monotonic`)."""

@@ -37,6 +37,8 @@ class Advance:
     def apply(self, step: Step, result: StepResult) -> list[RequestOutput]:
         """Outputs of a step, decodes first. A sequence that ended meanwhile is passed over."""
         num_decodes = len(step.decodes)
+        if step.num_rounds > 1:
+            return self._advance_rounds(step, result)
         num_rows = num_decodes + sum(chunk.num_draws for chunk in step.chunks)
         if len(result.token_ids) != num_rows:
             raise EngineError(
@@ -92,6 +94,39 @@ class Advance:
         for sequence, output in ended:
             self._end_at(sequence, output)
         return outputs
+
+    def _advance_rounds(self, step: Step, result: StepResult) -> list[RequestOutput]:
+        """Several tokens of each decode, up to the one that ends it."""
+        count = len(step.decodes)
+        num_rounds, rest = divmod(len(result.token_ids), count)
+        if rest or not 1 <= num_rounds <= step.num_rounds:
+            raise EngineError(
+                f"the runner returned {len(result.token_ids)} tokens; from 1 to {step.num_rounds} "
+                f"rounds of {count} were asked for"
+            )
+        drawn: list[list[int]] = result.token_ids.reshape(num_rounds, count).T.tolist()
+        if result.is_finite is not None:
+            is_finite = result.is_finite.reshape(num_rounds, count).T
+            drawn = [ids[: int(row.sum())] for ids, row in zip(drawn, is_finite, strict=True)]
+        return [
+            self._take_rounds(sequence, ids) if ids else self._fail(sequence)
+            for sequence, ids in zip(step.decodes, drawn, strict=True)
+            if sequence.finish_reason is None
+        ]
+
+    def _take_rounds(self, sequence: Sequence, token_ids: list[int]) -> RequestOutput:
+        """Append what was drawn, up to the end; what is unusable behind it is found again."""
+        output = _output(sequence)
+        for token_id in token_ids:
+            sequence.token_ids.append(token_id)
+            output.token_ids.append(token_id)
+            if sequence.end_after(token_id) is not None:
+                break
+        self._scheduler.running.settle(sequence)
+        self._scheduler.settle_rounds(sequence)
+        if sequence.end_after(output.token_ids[-1]) is not None:
+            self._end_at(sequence, output)
+        return output
 
     def _good_decodes(
         self, step: Step, result: StepResult, outputs: list[RequestOutput]

@@ -48,6 +48,7 @@ def build_batch(step: Step, running: RunningTable, kv: KVCache, block_size: int)
         ],
         logits_indices=_logits_indices(step, offsets),
         sampling=_sampling_rows(step),
+        num_rounds=step.num_rounds,
         fed_rows=step.fed_rows,
         adapter_ids=_adapter_ids(running, rows),
         prompt_rows=_wanted(_prompt_rows, step, offsets),

@@ -82,6 +82,9 @@ class EngineConfig:
     """Who is served first: by arrival; by `Request.priority`; by tenants' shares."""
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
     """Policy `fair`: shares of tenants; one that is not named weighs 1."""
+    most_rounds_s: float = 0.0
+    """Seconds that a step of several rounds of decoding may take, by what the last one took; 0:
+    every step is one round."""
     speculation: SpeculationConfig | None = None
     """How tokens are guessed ahead; None: not at all."""
     step_cost: StepCost | None = None
@@ -96,6 +99,8 @@ class EngineConfig:
             _check_count(name, getattr(self, name))
         if not 1.0 <= self.far_token_weight < float("inf"):
             raise ConfigError(f"far_token_weight must be 1 or more, got {self.far_token_weight!r}")
+        if not 0.0 <= self.most_rounds_s < float("inf"):
+            raise ConfigError(f"most_rounds_s must be 0 or more, got {self.most_rounds_s!r}")
         if not self.num_blocks:
             raise ConfigError("num_blocks needs a number for each cache group")
         for count in self.num_blocks:

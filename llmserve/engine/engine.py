@@ -337,6 +337,8 @@ class Engine:
         result = self._runner.collect()
         step = self._in_flight.popleft()
         self._watcher.collected(result)
+        if step.num_rounds > 1:  # it may have stopped before the last one
+            self._num_decode_tokens += len(result.token_ids) - len(step.decodes)
         return self._advance.apply(step, result)
 
     def _expire(self, now: float) -> None:

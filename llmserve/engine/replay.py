@@ -26,6 +26,7 @@ from ..runners.protocol import (
     StepResult,
     TokenLogprobs,
 )
+from ..runners.rounds import repeat
 from .drafting import DraftRequest
 from .engine import Engine
 from .grammar import Grammar, Matcher
@@ -250,14 +251,18 @@ class _RecordedRunner:
         self.info = info
         if inner is not None:
             # When steps are chosen is the engine's decision then, whatever computes them now.
-            self.info = changed(inner.info, feeds_tokens=info.feeds_tokens)
+            self.info = changed(
+                inner.info, feeds_tokens=info.feeds_tokens, repeats_decodes=info.repeats_decodes
+            )
         self.overlaps = overlaps
         self._outcome = outcome
         self._inner = inner
         self._batches: deque[Batch] = deque()
         self._drawn: IntArray = np.empty(0, dtype=np.int64)
+        self._block_size = 1
 
     def allocate_cache(self, num_blocks: tuple[int, ...], block_size: int) -> None:
+        self._block_size = block_size
         if self._inner is not None:
             self._inner.allocate_cache(num_blocks, block_size)
 
@@ -275,10 +280,15 @@ class _RecordedRunner:
             return _result(record, batch)
         if batch.fed_rows is not None:
             batch = changed(batch, token_ids=self._drawn[batch.fed_rows], fed_rows=None)
-        self._inner.submit(batch)
-        result = self._inner.collect()
+        result = repeat(self._compute, batch, self._block_size)
         self._drawn = result.token_ids
         return result
+
+    def _compute(self, batch: Batch) -> StepResult:
+        """One round, which every runner takes."""
+        assert self._inner is not None
+        self._inner.submit(batch)
+        return self._inner.collect()
 
     def close(self) -> None:
         self._batches.clear()

@@ -99,7 +99,8 @@ class RequestOutput:
     choice_index: int
     """0..n-1."""
     token_ids: list[int] = field(default_factory=list)
-    """New ids, in order; several when drafts were accepted, none when it ended without one."""
+    """New ids, in order; several when drafts were accepted or the step had several rounds, none
+    when it ended without one."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """One entry per new id where `logprobs` was asked for, else empty."""
     finish_reason: FinishReason | None = None
@@ -121,3 +122,26 @@ class RequestOutput:
     """For a request with `scoring`: [tokens scored, labels], on its only output."""
     error_param: str | None = None
     """For `FinishReason.ERROR` where the request itself is to blame: its field at fault, or ''."""
+
+    def singly(self) -> list[RequestOutput]:
+        """The same in outputs of one token each: of the prompt with the first, the end with the
+        last."""
+        if len(self.token_ids) < 2:
+            return [self]
+        outputs = [
+            RequestOutput(
+                self.request_id,
+                self.choice_index,
+                [token_id],
+                self.logprobs[place : place + 1],
+                num_cached_tokens=self.num_cached_tokens,
+                scheduled_time=self.scheduled_time,
+            )
+            for place, token_id in enumerate(self.token_ids)
+        ]
+        outputs[0].prompt_logprobs = self.prompt_logprobs
+        last = outputs[-1]
+        last.finish_reason, last.stop_token_id = self.finish_reason, self.stop_token_id
+        last.error, last.error_param = self.error, self.error_param
+        last.vector, last.scores = self.vector, self.scores
+        return outputs

@@ -24,6 +24,7 @@ SortKey = tuple[float, ...]
 class _Split:
     decoding: list[Sequence]
     decode_rows: IntArray
+    are_repeatable: bool
     prefilling: list[Sequence]
 
 
@@ -64,6 +65,11 @@ class RunningTable:
     def decode_rows(self) -> IntArray:
         """Their rows."""
         return self._parts().decode_rows
+
+    @property
+    def are_repeatable(self) -> bool:
+        """Whether they all may draw several tokens in one step, and there are some."""
+        return self._parts().are_repeatable
 
     @property
     def prefilling(self) -> list[Sequence]:
@@ -121,7 +127,8 @@ class RunningTable:
             for sequence in self.sequences:
                 (decoding if self.is_decoding[sequence.row] else prefilling).append(sequence)
             rows = np.array([sequence.row for sequence in decoding], dtype=np.int64)
-            self._split = _Split(decoding, rows, prefilling)
+            are_repeatable = bool(decoding) and all(one.is_repeatable for one in decoding)
+            self._split = _Split(decoding, rows, are_repeatable, prefilling)
         return self._split
 
     def check(self) -> None:

@@ -23,6 +23,7 @@ from ..runners.protocol import RunnerInfo
 from .config import EngineConfig
 from .kv_cache import KVCache, PrefixHit
 from .policy import Policy
+from .rounds import RoundClock
 from .running import RunningTable
 from .sequence import Sequence
 from .speculator import Speculator
@@ -67,6 +68,7 @@ class Scheduler:
         self.running = RunningTable(config.max_num_seqs, policy.sort_key)
         self.prefix = PrefixStats()
         self.num_preemptions = 0
+        self._rounds = RoundClock(config) if info.repeats_decodes and config.most_rounds_s else None
         last_chunk = config.max_batched_tokens / config.far_token_weight
         self._last_start = max(1.0, config.max_seq_len - last_chunk)
         self.num_waiting_tokens = 0
@@ -89,6 +91,8 @@ class Scheduler:
     def schedule(self, now: float) -> Step:
         """Choose the next step's work and allocate its blocks."""
         self.kv.begin_step()
+        if self._rounds is not None:
+            self._rounds.tick(now)
         step = Step()
         self._schedule_decodes(step)
         left = self.config.max_batched_tokens - len(step.decodes)
@@ -101,10 +105,28 @@ class Scheduler:
             spent += self._continue_prefill(step, budget)
         if self.speculator is not None:
             self.speculator.extend(step, self.kv, int(left - spent))
+        if self._rounds is not None:
+            self._repeat(step, self._rounds)
         if self.policy.charges:
             self._charge(step)
         step.chunks.sort(key=lambda chunk: chunk.num_tokens > 1)
         return step
+
+    def _repeat(self, step: Step, rounds: RoundClock) -> None:
+        """Let the decodes draw several tokens, if nothing else is to be done meanwhile.
+
+        Nobody reads a prompt or waits who could be let in, nobody reaches its length on the way,
+        and there are blocks for all. Who ends by a token is computed in vain from there on.
+        """
+        running = self.running
+        is_alone = not step.chunks and (running.is_full or not len(self.policy))
+        count = rounds.most(len(step.decodes)) if is_alone and self.speculator is None else 1
+        if count > 1 and running.are_repeatable:
+            rows, lengths = step.decode_rows, step.decode_lengths
+            count = min(count, int((running.max_len[rows] - lengths).min()))
+            if self.kv.extend(rows, lengths + (count - 1)):
+                step.num_rounds = count
+        rounds.note(step)
 
     def schedule_ahead(self, under_way: Step) -> Step | None:
         """The decodes that follow `under_way`, before it is known what that draws.
@@ -239,6 +261,10 @@ class Scheduler:
             if self.config.has_prefix_cache and is_first and sequence.takes_hits:
                 self.prefix.note(sequence.num_prompt_tokens, hit, self.config.block_size)
 
+    def settle_rounds(self, sequence: Sequence) -> None:
+        """Offer the blocks that a sequence has filled in several rounds."""
+        self._seal(sequence, len(sequence.token_ids) - 1)
+
     def settle_drafts(self, chunk: Chunk, num_accepted: int) -> None:
         """Note which drafts were right; give back the others' blocks, and offer those now full."""
         assert self.speculator is not None, "there are drafts, but nobody who made them"
@@ -271,7 +297,8 @@ class Scheduler:
 
     def _charge(self, step: Step) -> None:
         used = np.zeros(len(self._tenants))
-        np.add.at(used, self.running.tenant_id[step.decode_rows], DECODE_WEIGHT)
+        weight = DECODE_WEIGHT * step.num_rounds
+        np.add.at(used, self.running.tenant_id[step.decode_rows], weight)
         for chunk in step.chunks:
             used[self.running.tenant_id[chunk.sequence.row]] += chunk.num_tokens
         self.policy.charge(_nonzero(self._tenants, used.tolist()))

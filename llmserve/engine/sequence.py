@@ -58,6 +58,9 @@ class Sequence:
     is_foreseeable: bool = field(init=False)
     """Whether a token can be drawn before the host knows the one before it: no grammar and no
     penalty looks at it."""
+    is_repeatable: bool = field(init=False)
+    """Whether several can be drawn in one step: nothing about it changes on the way, and nothing
+    but ids is told."""
     request_id: str = field(init=False)
     sampling: SamplingRow = field(init=False)
     """How its next token is to be drawn; lives as long as the sequence."""
@@ -66,6 +69,9 @@ class Sequence:
         self.request_id = self.request.request_id
         params = self.request.sampling_params
         self.is_foreseeable = self.constraint is None and not params.has_penalties
+        self.is_repeatable = (
+            self.is_foreseeable and params.logprobs is None and not params.min_tokens
+        )
         self.sampling = SamplingRow(
             params=params,
             seed=self.request.seed,

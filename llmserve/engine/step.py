@@ -60,6 +60,8 @@ class Step:
     """Those of one token first."""
     preempted: list[Sequence] = field(default_factory=list)
     """Sequences that had to give up their blocks for it."""
+    num_rounds: int = 1
+    """Tokens that each decode may draw, one after another; above 1 there are no chunks."""
     fed_rows: IntArray | None = None
     """Where the step was chosen before the result of the last one was known, and has nothing but
     decodes: the place of each among those of the last step."""
@@ -72,7 +74,8 @@ class Step:
     @property
     def num_tokens(self) -> int:
         """Tokens computed."""
-        return len(self.decodes) + sum(chunk.num_tokens for chunk in self.chunks)
+        num_decoded = len(self.decodes) * self.num_rounds
+        return num_decoded + sum(chunk.num_tokens for chunk in self.chunks)
 
     @property
     def sequences(self) -> list[Sequence]:

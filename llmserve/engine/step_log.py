@@ -106,7 +106,8 @@ def work_record(step: Step) -> Record:
     is_ahead = step.fed_rows is not None
     ends = [len(sequence.token_ids) + is_ahead for sequence in step.decodes]
     work: list[Any] = [
-        [sequence.uid, end - 1, end, []] for sequence, end in zip(step.decodes, ends, strict=True)
+        [sequence.uid, end - 1, end + step.num_rounds - 1, []]
+        for sequence, end in zip(step.decodes, ends, strict=True)
     ]
     work += [[c.sequence.uid, c.start, c.stop, c.draft_ids] for c in step.chunks]
     return ["work", work, [sequence.uid for sequence in step.preempted]]

@@ -34,6 +34,7 @@ from .protocol import (
     StepResult,
     TokenLogprobs,
 )
+from .rounds import repeat
 from .sampler import unpack_mask
 
 __all__ = ["Context", "FakeRunner", "next_token"]
@@ -111,6 +112,9 @@ class FakeRunner:
         hit("engine.forward")
         if self._step_s:
             time.sleep(self._step_s)
+        self._result = repeat(self._compute, batch, self._block_size)
+
+    def _compute(self, batch: Batch) -> StepResult:
         for cache, group in zip(self._caches, batch.groups, strict=True):
             blocks = cache.reshape(-1, self._block_size)
             blocks[group.block_copies[:, 1]] = blocks[group.block_copies[:, 0]]
@@ -118,7 +122,7 @@ class FakeRunner:
         rows = zip(batch.logits_indices.tolist(), batch.sampling, strict=True)
         tokens = [self._draw(batch, index, row) for index, row in rows]
         is_finite = np.array([token is not None for token in tokens], dtype=np.bool_)
-        self._result = StepResult(
+        return StepResult(
             token_ids=np.array([token or 0 for token in tokens], dtype=np.int64),
             is_finite=None if is_finite.all() else is_finite,
             logprobs=[

@@ -7,6 +7,7 @@ one pass, and logits are seldom in this core's cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy.typing as npt
 
 from ..native.kernels import choose_path, load_kernels
 from .native_sampling import DrawnRows, are_plainly_greedy, pack_rows
-from .protocol import SamplingRow, StepResult
+from .protocol import IntArray, SamplingRow, StepResult
+from .rounds import rows_after
 from .sampler import likeliest, sample
 
 __all__ = ["HostSampler"]
@@ -28,21 +30,30 @@ class HostSampler:
         self._kernels = cast(Any, load_kernels())
         self._path = None if self._kernels is None else choose_path()
 
-    def sample(self, logits: npt.NDArray[np.float32], rows: list[SamplingRow]) -> StepResult:
-        """One token for each row of `logits` [R, V]; the logits are left as they are. O(R V)."""
+    def sample(
+        self,
+        logits: npt.NDArray[np.float32],
+        rows: list[SamplingRow],
+        drawn: Sequence[IntArray] = (),
+    ) -> StepResult:
+        """One token for each row of `logits` [R, V]; the logits are left as they are. O(R V).
+
+        `drawn`: the ids [R] of earlier rounds of the same step, which `rows` do not have yet; such
+        rows ask for nothing that hangs on them but their place.
+        """
         if are_plainly_greedy(rows):
             token_ids, is_finite = likeliest(logits)
             return StepResult(token_ids=token_ids, is_finite=None if is_finite.all() else is_finite)
         if self._kernels is None:
-            return sample(logits, rows)
-        packed = pack_rows(rows)
-        drawn = DrawnRows(packed, logits.shape[1])
+            return sample(logits, rows_after(rows, drawn) if drawn else rows)
+        packed = pack_rows(rows, num_ahead=len(drawn))
+        made = DrawnRows(packed, logits.shape[1])
         if packed.edits:  # which are made in place
             logits = logits.copy()
-        out = drawn.logprobs
+        out = made.logprobs
         self._kernels.sample(
             self._path, logits, packed.constants, packed.positions, packed.edits,
-            drawn.token_ids, drawn.is_usable,
+            made.token_ids, made.is_usable,
             out.logprobs, out.num_top, out.top_ids, out.top_logprobs,
         )  # fmt: skip
-        return drawn.result()
+        return made.result()

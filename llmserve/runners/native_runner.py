@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from array import array
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -37,12 +38,14 @@ from .protocol import (
     StepResult,
     TokenLogprobs,
 )
+from .rounds import common_ends
 
 __all__ = ["NativeRunner", "default_threads"]
 
 _PROMPT_SLICE = 64
 """Rows of logits made at once for the log-probabilities of a prompt."""
 _FIRST_ROTARY_ROWS = 4096
+_NO_ENDS = array("q")
 _CACHE_SLACK_BYTES = 256  # that kernels may read behind the last block
 _CACHE_KINDS = {"float32": Number.FLOAT32, "bfloat16": Number.BFLOAT16, "int8": Number.INT8}
 _CACHE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -156,14 +159,18 @@ class NativeRunner:
         if not self._cache:
             raise EngineError("the runner has no cache yet: call allocate_cache first")
         hit("engine.forward")
-        self._grow_rotary(int(batch.context_lens.max()))
+        self._grow_rotary(int(batch.context_lens.max()) + batch.num_rounds - 1)
         packed = drawn = None
         if batch.sampling:
             packed = pack_rows(batch.sampling)
-            drawn = DrawnRows(packed, self._config.vocab_size)
-        self._kernels.step(
-            self._handle, *_arrays(batch), self._config.vocab_size, _sampling(packed, drawn)
-        )
+            drawn = DrawnRows(packed, self._config.vocab_size, batch.num_rounds)
+        ends = _NO_ENDS if batch.num_rounds == 1 else array("q", common_ends(batch.sampling))
+        num_rounds = self._kernels.step(
+            self._handle, *_arrays(batch), self._config.vocab_size, _sampling(packed, drawn),
+            batch.num_rounds, ends,
+        )  # fmt: skip
+        if drawn is not None and num_rounds < batch.num_rounds:
+            drawn.keep(num_rounds * len(batch.sampling))
         result = StepResult(token_ids=np.empty(0, np.int64)) if drawn is None else drawn.result()
         result.prompt_logprobs = [self._prompt_logprobs(rows) for rows in batch.prompt_rows]
         result.hidden_sums = [
@@ -270,6 +277,7 @@ class NativeRunner:
             weight_bytes=self._model.weight_bytes,
             fingerprint=fingerprint_of(checkpoint, adapters),
             hidden_size=config.hidden_size,
+            repeats_decodes=True,
             head=None if config.head is None else config.head.kind,
             labels=() if config.head is None else config.head.labels,
             adapters=tuple(adapter.name for adapter in adapters),

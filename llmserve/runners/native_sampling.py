@@ -54,8 +54,9 @@ class PackedRows:
     """The rows that ask."""
 
 
-def pack_rows(rows: list[SamplingRow]) -> PackedRows:
-    """Pack the rows as they are now. Keeps in each row's `runner_state` what does not change.
+def pack_rows(rows: list[SamplingRow], *, num_ahead: int = 0) -> PackedRows:
+    """Pack the rows as they are now, or will be `num_ahead` tokens on. Keeps in each row's
+    `runner_state` what does not change.
 
     O(R), and for a row with penalties, bias or masks O(its ids).
     """
@@ -66,7 +67,7 @@ def pack_rows(rows: list[SamplingRow]) -> PackedRows:
     for index, row in enumerate(rows):
         state = _state_of(row)
         constants.append(state.constants)
-        positions.append(len(row.token_ids))
+        positions.append(len(row.token_ids) + num_ahead)
         if state.is_plain:
             continue
         if state.edits is not None:
@@ -119,13 +120,18 @@ class LogprobArrays:
 class DrawnRows:
     """Where the C++ sampler writes what it drew in one step."""
 
-    def __init__(self, packed: PackedRows, vocab_size: int) -> None:
-        """Room for the rows of `packed`, with the log-probabilities that they ask for."""
+    def __init__(self, packed: PackedRows, vocab_size: int, num_rounds: int = 1) -> None:
+        """Room for the rows of `packed`, with the log-probabilities that they ask for: of
+        `num_rounds` rounds only where they ask for none."""
         num_rows = len(packed.positions)
-        self.token_ids: IntArray = np.empty(num_rows, dtype=np.int64)
-        self.is_usable: BoolArray = np.empty(num_rows, dtype=np.bool_)
+        self.token_ids: IntArray = np.empty(num_rows * num_rounds, dtype=np.int64)
+        self.is_usable: BoolArray = np.empty(num_rows * num_rounds, dtype=np.bool_)
         self.logprobs = LogprobArrays(num_rows, max(packed.num_logprobs, 0), vocab_size)
         self._logprob_rows = packed.logprob_rows
+
+    def keep(self, count: int) -> None:
+        """Forget all but the first `count` ids: no more were drawn."""
+        self.token_ids, self.is_usable = self.token_ids[:count], self.is_usable[:count]
 
     def result(self) -> StepResult:
         """What was written, as the engine takes it."""

@@ -29,6 +29,7 @@ from .onnx_cache import GraphCache
 from .onnx_rows import RowTable
 from .onnx_session import EXPORT_FILE, OnnxGraph
 from .protocol import Batch, CacheGroup, IntArray, RunnerInfo, StepResult
+from .rounds import Ends, join_rounds
 from .sampler import prompt_logprobs
 
 __all__ = ["OnnxRunner"]
@@ -106,6 +107,8 @@ class OnnxRunner:
         result = StepResult(token_ids=np.empty(0, np.int64))
         if batch.sampling:
             result = self._sampler.sample(self._asked(batch.logits_indices), batch.sampling)
+        if batch.num_rounds > 1:
+            result = self._repeat(batch, result, self._cache)
         for wanted in batch.prompt_rows:
             asked = range(wanted.start, wanted.start + len(wanted.targets))
             entries = prompt_logprobs(self.logits(asked), wanted.targets, wanted.num_top)
@@ -151,6 +154,23 @@ class OnnxRunner:
             tokens = slice(int(starts[sequence]), int(batch.cu_seqlens[sequence + 1]))
             self._logits |= self._run_one(batch, tokens, rows[sequence], wanted, cache)
 
+    def _repeat(self, batch: Batch, first: StepResult, cache: GraphCache) -> StepResult:
+        """The rounds after the first: the same rows of the cache, a token further each time."""
+        results, drawn, ends = [first], [first.token_ids], Ends(batch.sampling)
+        longest = int(batch.context_lens.max())
+        for ahead in range(1, batch.num_rounds):
+            if results[-1].is_finite is not None or ends.are_met(drawn[-1]):
+                break
+            lengths = batch.context_lens + ahead
+            self._rows.lengths[self._place_of] = lengths
+            if longest + ahead > cache.room:
+                cache.fit(self._rows.lengths)
+            self._call_singles(drawn[-1], batch.positions + ahead, lengths, cache)
+            logits = self._asked(batch.logits_indices)
+            results.append(self._sampler.sample(logits, batch.sampling, drawn))
+            drawn.append(results[-1].token_ids)
+        return join_rounds(results)
+
     def _logits_at(self, index: int) -> Floats:
         if index < len(self._place_of):
             row: Floats = self._single[self._place_of[index]]
@@ -167,9 +187,14 @@ class OnnxRunner:
         """The first `count` sequences, with one token each, in one call."""
         self._gather(rows, count, cache)
         self._place_of = rows[:count]
-        ids, positions = batch.token_ids[:count], batch.positions[:count]
-        lengths = batch.context_lens[:count]
         self._is_in_order = self._place_of == list(range(count))
+        ids, positions = batch.token_ids[:count], batch.positions[:count]
+        self._call_singles(ids, positions, batch.context_lens[:count], cache)
+
+    def _call_singles(
+        self, ids: IntArray, positions: IntArray, lengths: IntArray, cache: GraphCache
+    ) -> None:
+        """One token of each sequence that has a place, [B] by sequence."""
         if not self._is_in_order:
             order = np.argsort(self._place_of)
             ids, positions, lengths = ids[order], positions[order], lengths[order]
@@ -238,5 +263,6 @@ def _describe(checkpoint: Checkpoint, path: Path, graph: OnnxGraph) -> RunnerInf
         num_parameters=sum(int(np.prod(shape)) for shape in expected_tensors(config).values()),
         weight_bytes=sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
         fingerprint=fingerprint_of(checkpoint, ()),
+        repeats_decodes=True,
         shares_blocks=False,
     )

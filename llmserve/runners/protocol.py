@@ -134,6 +134,10 @@ class Batch:
     """[T] for each token, the row of the step under way that draws it: it is known to the runner
     alone, which has yet to compute it, and `token_ids` means nothing. None: all are known. A row's
     place in its sequence is then that of its packed token plus 1, not `SamplingRow.position`."""
+    num_rounds: int = 1
+    """Tokens to draw for each sequence, one after another. Above 1 every sequence has one token,
+    each has a row of logits, in the same order, and the tables have blocks for all rounds; the
+    arrays describe the first. Rows then ask for nothing that hangs on tokens drawn meanwhile."""
     adapter_ids: IntArray | None = None
     """[S] 0: the base model; i: entry i - 1 of `RunnerInfo.adapters`. None: all 0."""
     prompt_rows: list[PromptRows] = field(default_factory=list)
@@ -160,9 +164,12 @@ class TokenLogprobs:
 class StepResult:
     """The outcome of one batch."""
 
-    token_ids: IntArray  # [R] in the order of `logits_indices`
+    token_ids: IntArray
+    """[R] in the order of `logits_indices`; where the batch has several rounds, [N R], round by
+    round: N is from 1 to `Batch.num_rounds`, fewer where the runner found a reason to stop."""
     is_finite: BoolArray | None = None
-    """[R] False where a row held NaN or no finite logit: its id means nothing. None: all True."""
+    """As long: False where a row held NaN or no finite logit, its id means nothing. None: all True.
+    Only the last round may have one that is False."""
     logprobs: list[TokenLogprobs | None] | None = None
     """R entries, None for rows that did not ask; None: no row asked."""
     prompt_logprobs: list[list[TokenLogprobs]] = field(default_factory=list)
@@ -213,6 +220,8 @@ class RunnerInfo:
     feeds_tokens: bool = False
     """Whether a step may be submitted while another one is under way whose tokens it goes on from
     (`Batch.fed_rows`)."""
+    repeats_decodes: bool = False
+    """Whether it takes batches of several rounds."""
     shares_blocks: bool = True
     """Whether sequences may hold the same block; False: no prefix cache, each computes its own."""
     adapters: tuple[str, ...] = ()

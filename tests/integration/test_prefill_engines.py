@@ -91,8 +91,11 @@ def test_a_trace_tells_of_both_engines_and_no_hit_is_made_up(folder: Path) -> No
         (again,) = json.loads(post(url, {**body, "prompt": ids(98)})[1])["choices"]
     assert again["finish_reason"] == "length"
     kinds = [step["kind"] for step in trace["steps"]]
-    assert kinds == [*["prefill"] * 2, *["handover"] * 2, "prefill", *["decode"] * 4]
-    assert [step["tokens"] for step in trace["steps"][:5]] == [64, 32, 96, 96, 4]
+    assert kinds[:5] == [*["prefill"] * 2, *["handover"] * 2, "prefill"]
+    assert set(kinds[5:]) == {"decode"}
+    tokens = [step["tokens"] for step in trace["steps"]]
+    assert tokens[:5] == [64, 32, 96, 96, 4]
+    assert sum(tokens[5:]) == 4
     assert trace["cached_tokens"] == 0, "what was handed over had to be computed"
     assert trace["finish_reasons"] == ["length"]
     assert trace["output_tokens"] == 5

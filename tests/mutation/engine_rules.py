@@ -215,6 +215,49 @@ MUTANTS = (
         "            pass\n",
         ENGINE_TESTS,
     ),
+    Mutant(
+        "rounds: who could be let in waits for all of them",
+        "llmserve/engine/scheduler.py",
+        "not step.chunks and (running.is_full or not len(self.policy))",
+        "not step.chunks",
+        ENGINE_TESTS,
+    ),
+    Mutant(
+        "rounds: on beyond a sequence's length",
+        "llmserve/engine/scheduler.py",
+        "(running.max_len[rows] - lengths).min()",
+        "(running.max_len[rows] - lengths).max()",
+        ENGINE_TESTS,
+    ),
+    Mutant(
+        "rounds: what follows an end is given out",
+        "llmserve/engine/advance.py",
+        "            if sequence.end_after(token_id) is not None:\n                break\n"
+        "        self._scheduler.running.settle(sequence)\n",
+        "        self._scheduler.running.settle(sequence)\n",
+        ENGINE_TESTS,
+    ),
+    Mutant(
+        "rounds: the blocks that they fill are nobody's",
+        "llmserve/engine/scheduler.py",
+        "        self._seal(sequence, len(sequence.token_ids) - 1)\n\n    def settle_drafts",
+        "        pass\n\n    def settle_drafts",
+        ENGINE_TESTS,
+    ),
+    Mutant(
+        "rounds: more sequences get as many as fewer did",
+        "llmserve/engine/rounds.py",
+        "self._known is None or num_sequences > self._known[0]",
+        "self._known is None",
+        ENGINE_TESTS,
+    ),
+    Mutant(
+        "rounds: a tenant pays for one",
+        "llmserve/engine/scheduler.py",
+        "DECODE_WEIGHT * step.num_rounds",
+        "DECODE_WEIGHT",
+        ENGINE_TESTS,
+    ),
 )
 
 

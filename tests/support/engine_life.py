@@ -74,11 +74,13 @@ class Setting:
     overlaps: bool
     feeds_tokens: bool = False
     """Whether the engine may choose decodes ahead."""
+    repeats_decodes: bool = False
+    """Whether a step may have several rounds of them."""
 
 
 def random_setting(seed: int) -> Setting:
     """A small engine, every feature on or off; pools hold one sequence and little more."""
-    rng = random.Random(seed)
+    rng, rounds = random.Random(seed), random.Random(seed + 1)
     windows = rng.choice([(None,), (None,), (rng.randint(1, 20),), (None, rng.randint(1, 20))])
     block_size = rng.choice([1, 2, 4, 8])
     max_batched_tokens = rng.randint(4, 24)
@@ -101,6 +103,7 @@ def random_setting(seed: int) -> Setting:
             is_always_on=rng.random() < 0.7,
         )
     config = EngineConfig(
+        most_rounds_s=rounds.choice([0.0, 2.5, 7.0]),
         num_blocks=tuple(count + rng.randint(0, 30) for count in pools),
         block_size=block_size,
         max_seq_len=MAX_SEQ_LEN,
@@ -111,7 +114,13 @@ def random_setting(seed: int) -> Setting:
         speculation=speculation,
     )
     overlaps = rng.random() < 0.5
-    return Setting(config, windows, overlaps, feeds_tokens=overlaps and rng.random() < 0.7)
+    return Setting(
+        config,
+        windows,
+        overlaps,
+        feeds_tokens=overlaps and rng.random() < 0.7,
+        repeats_decodes=not overlaps,
+    )
 
 
 def answer(
@@ -158,7 +167,11 @@ class EngineLife:
             CacheGroup(num_layers=1, window=window, bytes_per_token=8)
             for window in self.setting.windows
         )
-        info = make_info(cache_groups=groups, feeds_tokens=self.setting.feeds_tokens)
+        info = make_info(
+            cache_groups=groups,
+            feeds_tokens=self.setting.feeds_tokens,
+            repeats_decodes=self.setting.repeats_decodes,
+        )
         kind = OverlappingRunner if self.setting.overlaps else FakeRunner
         config = self.setting.config
         drafter = make_drafter(info, config)

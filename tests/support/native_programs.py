@@ -97,7 +97,9 @@ def run_program(
     if rotary is not None:
         kernels.set_rope_table(handle, 0, address_of(rotary))
     arrays = _step_arrays(parts, cache.block_size if cache else 16, token_ids, rows)
-    kernels.step(handle, *arrays[:5], (arrays[5:8],) * len(program.windows), arrays[8], 1, None)
+    kernels.step(
+        handle, *arrays[:5], (arrays[5:8],) * len(program.windows), arrays[8], 1, None, 1, b""
+    )
     num_tokens = sum(part.length for part in parts)
     return Run(handle, program, num_tokens, len(rows), (cache, rotary, arrays))
 

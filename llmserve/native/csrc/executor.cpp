@@ -150,7 +150,7 @@ void Executor::reserve(int64_t num_tokens, int64_t num_rows) {
   }
 }
 
-void Executor::step(const StepInput& input, const SampleStep& sampling) {
+int64_t Executor::step(const StepInput& input, const SampleStep& sampling, const Rounds& rounds) {
   input_ = input;
   sampling_ = sampling;
   row_indices_ = input.row_indices;
@@ -159,7 +159,56 @@ void Executor::step(const StepInput& input, const SampleStep& sampling) {
   copy_blocks(input);
   plan_attention();
   run(true, true);
+  has_ended_.assign(static_cast<size_t>(rounds.count > 1 ? num_rows_ : 0), 0);
+  int64_t done = 1;
+  for (; done < rounds.count && goes_on(rounds); ++done) {
+    advance();
+    plan_attention();
+    run(true, true);
+  }
   sampling_.rows = nullptr;
+  return done;
+}
+
+// Whether there is something to draw after the round that was just computed.
+bool Executor::goes_on(const Rounds& rounds) {
+  const int64_t* last = rounds.ends + rounds.num_ends;
+  bool is_over = true;
+  for (int64_t row = 0; row < num_rows_; ++row) {
+    if (!sampling_.is_usable[row]) return false;
+    uint8_t& has_ended = has_ended_[static_cast<size_t>(row)];
+    has_ended |= std::find(rounds.ends, last, sampling_.token_ids[row]) != last;
+    is_over &= has_ended != 0;
+  }
+  return !is_over;
+}
+
+// Makes what was drawn the input of the next round.
+void Executor::advance() {
+  const size_t count = static_cast<size_t>(input_.num_seqs);
+  if (input_.positions != positions_.data()) {
+    positions_.assign(input_.positions, input_.positions + count);
+    context_lens_.assign(input_.context_lens, input_.context_lens + count);
+    round_slots_.resize(input_.groups.size());
+  }
+  for (size_t s = 0; s < count; ++s) ++positions_[s], ++context_lens_[s];
+  const int64_t block_size = layers_[0].block_size;
+  for (size_t g = 0; g < round_slots_.size(); ++g) {
+    GroupInput& group = input_.groups[g];
+    round_slots_[g].resize(count);
+    for (size_t s = 0; s < count; ++s) {
+      const int64_t* table = group.block_tables + static_cast<int64_t>(s) * group.table_width;
+      round_slots_[g][s] =
+          table[positions_[s] / block_size] * block_size + positions_[s] % block_size;
+    }
+    group.slots = round_slots_[g].data();
+  }
+  input_.token_ids = sampling_.token_ids;
+  input_.positions = positions_.data();
+  input_.context_lens = context_lens_.data();
+  sampling_.token_ids += num_rows_;
+  sampling_.is_usable += num_rows_;
+  for (SampleRow& row : *sampling_.rows) ++row.position;
 }
 
 void Executor::head(const int64_t* row_indices, int64_t num_rows) {

@@ -117,11 +117,19 @@ struct StepInput {
 
 // How the rows become tokens, and where these go; width: log-probabilities kept for each row.
 struct SampleStep {
-  const std::vector<SampleRow>* rows;
+  std::vector<SampleRow>* rows;
   int64_t* token_ids;
   uint8_t* is_usable;
   RowLogprobs logprobs;
   int64_t width;
+};
+
+// Several rounds of decoding: every sequence has one token and one row, and tables have blocks for
+// all rounds. Ids and whether they are usable are written round by round.
+struct Rounds {
+  int64_t count;       // 1: nothing of this
+  const int64_t* ends;  // ids that end every sequence
+  int64_t num_ends;
 };
 
 class Executor {
@@ -135,13 +143,15 @@ class Executor {
   void set_cache(std::vector<LayerCache> layers);
   void set_rope_table(int64_t index, const float* table);
 
-  // The whole step; the logits of its rows, edited, are then in the last buffer.
-  void step(const StepInput& input, const SampleStep& sampling);
+  // The whole step; the logits of its rows, edited, are then in the last buffer. Returns the rounds
+  // that were computed: no more once a row cannot be used or every sequence has met its end.
+  int64_t step(const StepInput& input, const SampleStep& sampling, const Rounds& rounds);
   // The head once more, for other rows of the last step.
   void head(const int64_t* row_indices, int64_t num_rows);
   // The head as far as its norm: the final hidden states of rows of the last step.
   void hidden(const int64_t* row_indices, int64_t num_rows);
 
+  int64_t block_size() const { return layers_.empty() ? 0 : layers_[0].block_size; }
   const Buffer& buffer(int64_t index) const { return buffers_[static_cast<size_t>(index)]; }
 
  private:
@@ -161,6 +171,8 @@ class Executor {
   HeadTiles head_tiles() const;
   void reserve(int64_t num_tokens, int64_t num_rows);
   void copy_blocks(const StepInput& input);
+  bool goes_on(const Rounds& rounds);
+  void advance();
   void plan_attention();
   void plan_sequence(int64_t group, int64_t sequence, bool is_split);
   void run(bool has_tokens, bool has_head);
@@ -219,6 +231,10 @@ class Executor {
   std::vector<int64_t> expert_start_;
   int64_t token_room_ = 0, row_room_ = 0;
   StepInput input_{};
+  // Of the rounds after the first, by sequence; slots by cache group as well.
+  std::vector<int64_t> positions_, context_lens_;
+  std::vector<std::vector<int64_t>> round_slots_;
+  std::vector<uint8_t> has_ended_;
   const int64_t* row_indices_ = nullptr;
   int64_t num_rows_ = 0;
   uint64_t step_ = 0;

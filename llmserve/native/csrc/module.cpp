@@ -203,14 +203,15 @@ PyObject* buffer_view(Executor* executor, int64_t index, int64_t rows) {
 
 // step(executor, token_ids, positions, cu_seqlens, context_lens, row_indices,
 //      ((slots, tables, copies), ...), adapter_ids or None, vocab_size,
-//      (constants, positions, edits, ids, is_usable, logprob, num_top, top_ids, top_logprobs))
+//      (constants, positions, edits, ids, is_usable, logprob, num_top, top_ids, top_logprobs),
+//      num_rounds, ends): rounds computed; ids and is_usable have room for all of them
 PyObject* step(PyObject*, PyObject* args) {
   PyObject *capsule, *groups, *sampling, *adapters;
-  View ids, positions, offsets, lengths, rows, adapter_ids;
-  long long vocab_size;
-  if (!PyArg_ParseTuple(args, "Oy*y*y*y*y*OOLO", &capsule, ids.raw(), positions.raw(),
+  View ids, positions, offsets, lengths, rows, adapter_ids, ends;
+  long long vocab_size, num_rounds;
+  if (!PyArg_ParseTuple(args, "Oy*y*y*y*y*OOLOLy*", &capsule, ids.raw(), positions.raw(),
                         offsets.raw(), lengths.raw(), rows.raw(), &groups, &adapters, &vocab_size,
-                        &sampling))
+                        &sampling, &num_rounds, ends.raw()))
     return nullptr;
   if (adapters != Py_None && !adapter_ids.get(adapters)) return nullptr;
   Executor* executor = executor_of(capsule);
@@ -230,6 +231,10 @@ PyObject* step(PyObject*, PyObject* args) {
   if (positions.count<int64_t>() != input.num_tokens ||
       offsets.count<int64_t>() != input.num_seqs + 1 || input.num_seqs < 1)
     return fail("the step's arrays do not fit each other");
+  if (num_rounds < 1 || (num_rounds > 1 && (sampling == Py_None ||
+                                            input.num_tokens != input.num_seqs ||
+                                            input.num_rows != input.num_seqs)))
+    return fail("several rounds are for sequences with one token and one row each");
   const Py_ssize_t num_groups = PyTuple_Size(groups);
   if (num_groups < 0) return nullptr;
   std::vector<View> views(static_cast<size_t>(3 * num_groups));
@@ -244,6 +249,9 @@ PyObject* step(PyObject*, PyObject* args) {
     input.groups.push_back({view[0].as<int64_t>(), view[1].as<int64_t>(),
                             view[1].count<int64_t>() / input.num_seqs, view[2].as<int64_t>(),
                             view[2].count<int64_t>() / 2});
+    const int64_t room = input.groups.back().table_width * executor->block_size();
+    for (int64_t s = 0; num_rounds > 1 && s < input.num_seqs; ++s)
+      if (input.positions[s] + num_rounds > room) return fail("a table has no block for a round");
   }
   std::vector<SampleRow> how;
   std::vector<View> buffers(9);
@@ -259,8 +267,9 @@ PyObject* step(PyObject*, PyObject* args) {
                             buffers[1].as<int64_t>(), static_cast<size_t>(input.num_rows),
                             buffers[2].as<int32_t>(), static_cast<size_t>(buffers[2].count<int32_t>())};
     const int64_t count = input.num_rows;
-    if (buffers[1].count<int64_t>() != count || buffers[3].count<int64_t>() != count ||
-        buffers[4].count<uint8_t>() != count || buffers[5].count<double>() != count ||
+    if (buffers[1].count<int64_t>() != count ||
+        buffers[3].count<int64_t>() != count * num_rounds ||
+        buffers[4].count<uint8_t>() != count * num_rounds || buffers[5].count<double>() != count ||
         buffers[6].count<int32_t>() != count)
       return fail("the buffers of the rows do not have the same number of rows");
     const char* fault = decode_rows(packed, vocab_size, how);
@@ -273,8 +282,10 @@ PyObject* step(PyObject*, PyObject* args) {
       if (sample.width < std::min<int64_t>(row.num_logprobs, vocab_size))
         return fail("a row asks for more log-probabilities than its buffer holds");
   }
-  if (!unlocked([&] { executor->step(input, sample); })) return nullptr;
-  Py_RETURN_NONE;
+  const Rounds rounds{num_rounds, ends.as<int64_t>(), ends.count<int64_t>()};
+  int64_t done = 0;
+  if (!unlocked([&] { done = executor->step(input, sample, rounds); })) return nullptr;
+  return PyLong_FromLongLong(done);
 }
 
 // head(executor, row_indices, buffer): logits of other rows of the last step

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llmserve import llm as llm_module
 from llmserve.benchmarks import offline_engine as module
 from llmserve.benchmarks.offline_engine import LlmEngine
 from llmserve.errors import EngineError
@@ -101,5 +102,29 @@ def test_run_that_loses_a_token_is_an_error(
         return list(step(now))
 
     monkeypatch.setattr(engine.llm.engine, "step", aborting)
-    with pytest.raises(EngineError, match="tokens came in 6 steps of 2"):
+    with pytest.raises(EngineError, match="a step of 2 brought tokens of 1"):
         engine.decode(prompts, 6)
+
+
+def test_tokens_that_come_together_take_their_share_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The native runner draws several in a step: of the last one's, those beyond count as more."""
+    monkeypatch.setattr(llm_module, "_MOST_ROUNDS_S", 1e9)
+    native = LlmEngine(str(make_model_folder(tmp_path / "model")), runner="native")
+    made: list[int] = []
+    step = native.llm.engine.step
+
+    def counting(now: float) -> list[object]:
+        outputs = step(now)
+        made.append(sum(len(output.token_ids) for output in outputs))
+        return list(outputs)
+
+    monkeypatch.setattr(native.llm.engine, "step", counting)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: float(len(made)))
+    seconds = native.decode([[5] * 8, [6] * 8], 20)
+    native.llm.close()
+    timed = made[1:]  # the first step is the prompts'
+    assert max(timed) > 2
+    num_steps = next(n for n in range(len(timed) + 1) if sum(timed[:n]) >= 40)
+    assert seconds == num_steps * 40 / sum(timed[:num_steps])

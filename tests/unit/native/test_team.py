@@ -54,7 +54,7 @@ class Chain:
         kernels = load_kernels()
         assert kernels is not None
         arrays: Any = run.kept[2]
-        kernels.step(run.handle, *arrays[:5], (arrays[5:8],), arrays[8], 1, None)
+        kernels.step(run.handle, *arrays[:5], (arrays[5:8],), arrays[8], 1, None, 1, b"")
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,13 +16,16 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from llmserve import failpoints
+from llmserve import llm as llm_module
 from llmserve.checkpoint import Checkpoint
 from llmserve.engine.config import SpeculationConfig
 from llmserve.engine.request import FinishReason, Request
 from llmserve.errors import CheckpointError, ConfigError
 from llmserve.export.export_onnx import export_onnx
 from llmserve.llm import LLM
+from llmserve.runners import host_sampling
 from llmserve.runners.onnx_runner import OnnxRunner
+from llmserve.runners.protocol import Batch
 from llmserve.runners.registry import load_runner
 from llmserve.sampling import SamplingParams
 from support.models import make_model_folder
@@ -97,6 +101,55 @@ def test_answers_do_not_depend_on_the_batch(exported: Callable[[str], Path], sch
     assert squeezed == together
     with LLM(exported(scheme), runner="onnx", threads=1) as llm:
         assert [llm.generate([prompt], GREEDY)[0] for prompt in PROMPTS] == together
+
+
+@pytest.mark.parametrize("has_kernels", [True, False])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rounds_in_one_step_change_no_token(
+    exported: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    temperature: float,
+    has_kernels: bool,
+) -> None:
+    """Over the places where rows of the cache get more room, and where one sequence ends early."""
+    if not has_kernels:
+        monkeypatch.setattr(host_sampling, "load_kernels", lambda: None)
+    params = [
+        SamplingParams(max_tokens=length, temperature=temperature, seed=length, ignore_eos=True)
+        for length in (150, 20, 30)
+    ]
+    found, num_steps = [], []
+    for seconds in (0.0, 1e9):
+        monkeypatch.setattr(llm_module, "_MOST_ROUNDS_S", seconds)
+        with LLM(exported("int8"), runner="onnx", threads=1) as llm:
+            found.append(llm.generate(PROMPTS[:3], params))
+            num_steps.append(llm.engine.stats().num_steps)
+    assert found[0] == found[1]
+    assert num_steps[1] < num_steps[0] / 4
+
+
+def test_rounds_end_with_the_sequences(
+    exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm_module, "_MOST_ROUNDS_S", 1e9)
+    drawn: list[int] = []
+    submit = OnnxRunner.submit
+
+    def note(runner: OnnxRunner, batch: Batch) -> None:
+        submit(runner, batch)
+        assert runner._result is not None
+        drawn.append(len(runner._result.token_ids))
+
+    with LLM(exported("fp32"), runner="onnx", threads=1) as llm:
+        drawn_by_chance = SamplingParams(max_tokens=24, temperature=1.0, seed=1, ignore_eos=True)
+        (whole,) = llm.generate(PROMPTS[3:4], drawn_by_chance)
+        ids = whole.choices[0].token_ids
+        place = next(n for n in range(4, 24) if ids[n] not in ids[:n])
+        monkeypatch.setattr(OnnxRunner, "submit", note)
+        params = dataclasses.replace(drawn_by_chance, stop_token_ids=(ids[place],))
+        (ended,) = llm.generate(PROMPTS[3:4], params)
+    assert ended.choices[0].token_ids == ids[: place + 1]
+    assert sum(drawn) == place + 1
 
 
 def test_guesses_change_no_token(exported: Callable[[str], Path]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -32,12 +33,20 @@ STREAMS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def singly(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Events that were sent together, as messages of their own."""
+    events = message.get("body", b"").split(b"\n\n")
+    if len(events) < 3:  # the last one ends there, too
+        return [message]
+    return [{**message, "body": event + b"\n\n"} for event in events[:-1]]
+
+
 class LostError(Exception):
     """The server is gone."""
 
 
 class Cluster:
-    """A door to one server that is lost after so many lists of messages, once for each number."""
+    """A door to one server that is lost after so many events, once for each number."""
 
     def __init__(self, server: LocalServer, *losses: int, keys: KeyRing | None = None) -> None:
         self.replica = ClusterReplica(server.state)
@@ -53,7 +62,7 @@ class Cluster:
         left = self.losses.pop(0) if self.losses else None
         async with aclosing(self.replica.answer(request)) as answer:
             async for messages in answer:
-                for message in messages:
+                for message in chain.from_iterable(map(singly, messages)):
                     if left == 0:
                         raise LostError
                     left = None if left is None else left - 1

@@ -101,7 +101,7 @@ def test_every_engine_option_of_the_settings_reaches_the_engine() -> None:
         speculation=SpeculationConfig(method="ngram"),
     )
     options = engine_options(asked)
-    for name in type(options).__dataclass_fields__:
+    for name in options.__dataclass_fields__.keys() - {"most_rounds_s"}:  # nobody's to choose
         assert getattr(options, name) == getattr(asked, name), name
 
 

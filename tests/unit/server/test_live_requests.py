@@ -7,6 +7,7 @@ import pytest
 from llmserve.engine.request import FinishReason, Request, RequestOutput
 from llmserve.errors import EngineDeadError, OverloadedError
 from llmserve.limits import Limits
+from llmserve.runners.protocol import TokenLogprobs
 from llmserve.sampling import SamplingParams
 from llmserve.server.live_requests import DrainRate, LiveRequests
 from llmserve.server.mailbox import Mailbox
@@ -69,6 +70,39 @@ def test_outputs_reach_the_mailbox_and_are_remembered() -> None:
     assert table.live.is_idle
     assert table.live.num_sequences == 0
     assert table.live.num_waiting_tokens == 0
+
+
+def test_tokens_that_come_together_are_read_one_by_one() -> None:
+    table = Table()
+    table.submit(request("a"))
+    told = [TokenLogprobs(-float(token_id), ()) for token_id in (7, 8, 9)]
+    table.live.deliver(
+        [
+            RequestOutput(
+                "a",
+                0,
+                [7, 8, 9],
+                told,
+                FinishReason.STOP,
+                9,
+                4,
+                0.5,
+                prompt_logprobs=told[:1],
+            )
+        ]
+    )
+    first, second, last = table.taken()
+    assert [one.token_ids for one in (first, second, last)] == [[7], [8], [9]]
+    assert [one.logprobs for one in (first, second, last)] == [told[:1], told[1:2], told[2:]]
+    assert (first.prompt_logprobs, second.prompt_logprobs, last.prompt_logprobs) == (
+        told[:1],
+        [],
+        [],
+    )
+    assert first.finish_reason is second.finish_reason is second.stop_token_id is None
+    assert (last.finish_reason, last.stop_token_id) == (FinishReason.STOP, 9)
+    assert {(one.num_cached_tokens, one.scheduled_time) for one in (first, last)} == {(4, 0.5)}
+    assert table.live.is_idle
 
 
 def test_outputs_after_the_end_are_dropped() -> None:
