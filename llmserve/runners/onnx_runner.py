@@ -29,7 +29,7 @@ from .onnx_cache import GraphCache
 from .onnx_rows import RowTable
 from .onnx_session import EXPORT_FILE, OnnxGraph
 from .protocol import Batch, CacheGroup, IntArray, RunnerInfo, StepResult
-from .rounds import Ends, join_rounds
+from .rounds import run_rounds
 from .sampler import prompt_logprobs
 
 __all__ = ["OnnxRunner"]
@@ -106,9 +106,7 @@ class OnnxRunner:
         self._forward(batch, self._cache)
         result = StepResult(token_ids=np.empty(0, np.int64))
         if batch.sampling:
-            result = self._sampler.sample(self._asked(batch.logits_indices), batch.sampling)
-        if batch.num_rounds > 1:
-            result = self._repeat(batch, result, self._cache)
+            result = self._draw(batch, self._cache)
         for wanted in batch.prompt_rows:
             asked = range(wanted.start, wanted.start + len(wanted.targets))
             entries = prompt_logprobs(self.logits(asked), wanted.targets, wanted.num_top)
@@ -154,22 +152,21 @@ class OnnxRunner:
             tokens = slice(int(starts[sequence]), int(batch.cu_seqlens[sequence + 1]))
             self._logits |= self._run_one(batch, tokens, rows[sequence], wanted, cache)
 
-    def _repeat(self, batch: Batch, first: StepResult, cache: GraphCache) -> StepResult:
-        """The rounds after the first: the same rows of the cache, a token further each time."""
-        results, drawn, ends = [first], [first.token_ids], Ends(batch.sampling)
+    def _draw(self, batch: Batch, cache: GraphCache) -> StepResult:
+        """The tokens of a step whose first round has its logits."""
         longest = int(batch.context_lens.max())
-        for ahead in range(1, batch.num_rounds):
-            if results[-1].is_finite is not None or ends.are_met(drawn[-1]):
-                break
-            lengths = batch.context_lens + ahead
-            self._rows.lengths[self._place_of] = lengths
-            if longest + ahead > cache.room:
-                cache.fit(self._rows.lengths)
-            self._call_singles(drawn[-1], batch.positions + ahead, lengths, cache)
+
+        def draw(drawn: list[IntArray]) -> StepResult:
+            if ahead := len(drawn):  # the same rows of the cache, a token further
+                lengths = batch.context_lens + ahead
+                self._rows.lengths[self._place_of] = lengths
+                if longest + ahead > cache.room:
+                    cache.fit(self._rows.lengths)
+                self._call_singles(drawn[-1], batch.positions + ahead, lengths, cache)
             logits = self._asked(batch.logits_indices)
-            results.append(self._sampler.sample(logits, batch.sampling, drawn))
-            drawn.append(results[-1].token_ids)
-        return join_rounds(results)
+            return self._sampler.sample(logits, batch.sampling, drawn)
+
+        return draw([]) if batch.num_rounds == 1 else run_rounds(draw, batch)
 
     def _logits_at(self, index: int) -> Floats:
         if index < len(self._place_of):

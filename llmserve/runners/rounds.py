@@ -12,24 +12,38 @@ import numpy as np
 
 from .protocol import Batch, GroupTables, IntArray, SamplingRow, StepResult
 
-__all__ = ["Ends", "common_ends", "join_rounds", "next_round", "repeat", "rows_after"]
+__all__ = ["Ends", "common_ends", "join_rounds", "next_round", "repeat", "rows_after", "run_rounds"]
 
 _NO_COPIES: IntArray = np.empty((0, 2), dtype=np.int64)
 
 
 def repeat(compute: Callable[[Batch], StepResult], batch: Batch, block_size: int) -> StepResult:
-    """All rounds of `batch` by `compute`, which takes one at a time: the simplest right way.
+    """All rounds of `batch` by `compute`, which takes one at a time: the simplest right way."""
+    current = dataclasses.replace(batch, num_rounds=1)
 
-    They stop as those of every runner: behind a row that cannot be used, or once all have ended.
+    def following(drawn: list[IntArray]) -> StepResult:
+        nonlocal current
+        if drawn:
+            current = next_round(current, drawn[-1], block_size)
+        return compute(current)
+
+    return run_rounds(following, batch)
+
+
+def run_rounds(compute: Callable[[list[IntArray]], StepResult], batch: Batch) -> StepResult:
+    """The rounds of `batch` until there is a reason to stop: a row that cannot be used, or every
+    sequence's end.
+
+    `compute` gives a round's result from the ids [S] that each round before it drew.
     """
-    results = [compute(dataclasses.replace(batch, num_rounds=1))]
+    results: list[StepResult] = []
+    drawn: list[IntArray] = []
     ends = Ends(batch.sampling)
-    for _ in range(1, batch.num_rounds):
-        drawn = results[-1].token_ids
-        if results[-1].is_finite is not None or ends.are_met(drawn):
+    for _ in range(batch.num_rounds):
+        results.append(compute(drawn))
+        drawn.append(results[-1].token_ids)
+        if results[-1].is_finite is not None or ends.are_met(drawn[-1]):
             break
-        batch = next_round(batch, drawn, block_size)
-        results.append(compute(batch))
     return join_rounds(results)
 
 
