@@ -24,6 +24,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlmEngine]:
 
 @pytest.fixture
 def steps(engine: LlmEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    return count_steps(engine, monkeypatch)
+
+
+def count_steps(engine: LlmEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tokens that came in each step; the clock is the number of steps."""
     made: list[int] = []
     step = engine.llm.engine.step
@@ -112,16 +116,7 @@ def test_tokens_that_come_together_take_their_share_of_the_time(
     """The native runner draws several in a step: of the last one's, those beyond count as more."""
     monkeypatch.setattr(llm_module, "_MOST_ROUNDS_S", 1e9)
     native = LlmEngine(str(make_model_folder(tmp_path / "model")), runner="native")
-    made: list[int] = []
-    step = native.llm.engine.step
-
-    def counting(now: float) -> list[object]:
-        outputs = step(now)
-        made.append(sum(len(output.token_ids) for output in outputs))
-        return list(outputs)
-
-    monkeypatch.setattr(native.llm.engine, "step", counting)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: float(len(made)))
+    made = count_steps(native, monkeypatch)
     seconds = native.decode([[5] * 8, [6] * 8], 20)
     native.llm.close()
     timed = made[1:]  # the first step is the prompts'
