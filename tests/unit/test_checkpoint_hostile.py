@@ -31,8 +31,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refuse(folder: Path, match: str) -> None:
-    """Opening fails with one line, in under a second and with less than 20 MB."""
-    start = time.monotonic()
+    """Opening fails with one line, in under a second of work and with less than 20 MB."""
+    # Processor time, not the clock's: another process may hold the cores for longer than that.
+    start = time.process_time()
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError, match=match) as caught:
@@ -41,7 +42,7 @@ def refuse(folder: Path, match: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 20 << 20
-    assert time.monotonic() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(str(folder))
 
