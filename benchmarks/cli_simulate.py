@@ -57,8 +57,8 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "--cost-model",
         metavar="COSTS",
         required=True,
-        help="base_ms=..,token_us=..,seq_us=..,context_ns=..,pair_ns=.. (what is left out is 0), "
-        "a JSON file with these names, or fit:MODEL_FOLDER to time that model here",
+        help="base_ms=..,token_us=..,seq_us=..,context_ns=..,pair_ns=..,step_ms=.. (what is left "
+        "out is 0), a JSON file with these names, or fit:MODEL_FOLDER to time that model here",
     )
     group.add_argument(
         "--save-cost-model", metavar="FILE", type=Path, help="fit: keep the costs, as JSON"

@@ -2,7 +2,9 @@
 
 The engine makes the steps, from a few loads of growing size: prompts in chunks, decodes of one to
 many sequences at short and long contexts, and both together. What is timed is the engine's whole
-step, scheduling included: with a small model that is a third of it. Each load is run several times,
+step, scheduling included: with a small model that is a third of it. Where the runner takes several
+rounds in a step, some of the steps have them: that tells what is paid once from what each round
+costs, in the runner too, whose threads sleep between two steps. Each load is run several times,
 and each of its steps counts with its shortest time: what else a machine does can only add. The fit
 minimizes relative errors, so that short steps count as much as long ones, and keeps every
 coefficient at 0 or above.
@@ -18,7 +20,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from llmserve.engine.engine import Engine
+from llmserve.engine.config import EngineConfig
 from llmserve.engine.request import Request
 from llmserve.errors import ConfigError, EngineError
 from llmserve.runners.protocol import Batch, Runner, StepResult
@@ -36,6 +38,8 @@ NUM_SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXT_SHARES = (0.1, 0.4, 0.8)
 LONGEST_PROMPT = 2048
 STEPS_TOGETHER = 8
+"""Steps in which a load's sequences decode together. Of every so many steps of a load the last one
+has several rounds, where it only decodes and the runner takes them."""
 ROUNDING = 1e-12
 REPEATS = 3
 
@@ -78,35 +82,34 @@ def fit_cost_model(
 ) -> CostFit:
     """Time `runner` under the loads that the limits allow, and fit.
 
-    Loads come in growing size; the last one is that during which `max_s` seconds have passed. The
-    runner's cache is allocated, so it is not to be used for anything else afterwards.
+    Several rounds in a step are timed where the runner takes them. Loads come in growing size; the
+    last one is that during which `max_s` seconds have passed. The runner's cache is allocated, so
+    it is not to be used for anything else afterwards.
 
     Raises:
         ConfigError: the model's context is too short to be timed.
     """
-    noting = _NotingRunner(runner)
-    engine = start_engine(
-        noting,
+    engine = _TimedEngine(
+        runner,
         EngineOptions(
             max_num_seqs=max_num_seqs,
             max_batched_tokens=max_batched_tokens,
             has_prefix_cache=False,
-            most_rounds_s=0.0,
         ),
+        clock,
     )
     start_s = clock()
     rows: list[tuple[int, ...]] = []
     seconds: list[float] = []
-    loads = _loads(engine)
+    loads = _loads(engine.config)
     if not loads:
         raise ConfigError(
             f"a context of {engine.config.max_seq_len} tokens is too short to time steps in"
         )
-    loads[0].run(engine, clock)  # first calls allocate
+    engine.run(loads[0])  # first calls allocate
     for load in loads:
-        noting.features = []
-        runs = [load.run(engine, clock) for _ in range(REPEATS)]
-        rows += noting.features[: len(runs[0])]
+        runs = [engine.run(load) for _ in range(REPEATS)]
+        rows += engine.features
         seconds += np.min(runs, axis=0).tolist()
         if clock() - start_s > max_s:
             break
@@ -149,38 +152,77 @@ class _Load:
     input_len: int
     output_len: int
 
-    def run(self, engine: Engine, clock: Clock) -> list[float]:
-        """Seconds of each step."""
+    def requests(self) -> Iterator[Request]:
+        """All of them."""
         params = SamplingParams(max_tokens=self.output_len, ignore_eos=True, temperature=0.0)
         for index in range(self.num_sequences):
             # Which ids they are does not matter to the time; 0 is in every vocabulary.
-            request = Request(
+            yield Request(
                 request_id=f"fit-{index}",
                 prompt_token_ids=[0] * self.input_len,
                 sampling_params=params,
                 seed=0,
             )
-            engine.add_request(request)
-        seconds = []
-        while engine.has_work:
-            start_s = clock()
-            outputs = engine.step(start_s)
-            seconds.append(clock() - start_s)
-            if error := next((output.error for output in outputs if output.error), None):
-                raise EngineError(f"the model cannot be timed: {error}")
+
+
+class _TimedEngine:
+    """An engine whose steps are timed, and whose rounds are the same in each run of a load.
+
+    How many rounds a step has follows from the time that the engine is told, so it is told one that
+    has nothing to do with the clock.
+    """
+
+    def __init__(self, runner: Runner, options: EngineOptions, clock: Clock) -> None:
+        self._noting = _NotingRunner(runner)
+        self._engine = start_engine(self._noting, options)
+        self._clock = clock
+        self._told_s = 0.0
+
+    @property
+    def config(self) -> EngineConfig:
+        """The engine's sizes."""
+        return self._engine.config
+
+    @property
+    def features(self) -> list[tuple[int, ...]]:
+        """Of each step of the last run."""
+        return self._noting.features
+
+    def run(self, load: _Load) -> list[float]:
+        """Seconds of each step of `load`."""
+        for request in load.requests():
+            self._engine.add_request(request)
+        self._noting.features = []
+        seconds: list[float] = []
+        while self._engine.has_work:
+            seconds.append(
+                self._step(may_repeat=len(seconds) % STEPS_TOGETHER == STEPS_TOGETHER - 1)
+            )
+        return seconds
+
+    def _step(self, *, may_repeat: bool) -> float:
+        """Seconds of a step: of as many rounds as can be, or of one."""
+        if not may_repeat:
+            # So long that no round of the step before fits a second time.
+            self._told_s += self.config.block_size * self.config.most_rounds_s
+        start_s = self._clock()
+        outputs = self._engine.step(self._told_s)
+        seconds = self._clock() - start_s
+        if error := next((output.error for output in outputs if output.error), None):
+            raise EngineError(f"the model cannot be timed: {error}")
         return seconds
 
 
-def _loads(engine: Engine) -> list[_Load]:
+def _loads(config: EngineConfig) -> list[_Load]:
     """Loads for short and long contexts and one to many sequences, the lightest first."""
-    config = engine.config
     longest = min(config.max_seq_len, LONGEST_PROMPT)
     loads = []
     for count in NUM_SEQUENCES:
         for share in CONTEXT_SHARES:
             input_len = max(1, int(longest * share))
-            # The first has to last until the last one's prompt is computed.
-            output_len = STEPS_TOGETHER + count * input_len // config.max_batched_tokens
+            # The first has to last until the last one's prompt is computed, and then through the
+            # steps together, the last of which draws more than a token.
+            output_len = 2 * STEPS_TOGETHER + count * input_len // config.max_batched_tokens
             if count <= config.max_num_seqs and input_len + output_len <= config.max_seq_len:
                 loads.append(_Load(count, input_len, output_len))
     return sorted(loads, key=lambda load: load.num_sequences * load.input_len)
@@ -192,16 +234,17 @@ def _fit(rows: FloatArray, seconds: FloatArray) -> CostFit:
     predicted = rows @ coefficients
     errors = np.abs(predicted / seconds - 1)
     fields = (field for field, _ in UNITS.values())
-    most = rows.max(axis=0).astype(np.int64).tolist()
+    # Of one round: the first column counts them.
+    most = dict(zip(UNITS, (rows / rows[:, :1]).max(axis=0).astype(np.int64).tolist(), strict=True))
     return CostFit(
         cost=CostModel(**dict(zip(fields, coefficients.tolist(), strict=True))),
         num_steps=len(rows),
         median_error=float(np.median(errors)),
         p90_error=float(np.percentile(errors, 90)),
         total_error=float(predicted.sum() / seconds.sum() - 1),
-        most_tokens=most[1],
-        most_sequences=most[2],
-        most_context=most[3],
+        most_tokens=most["token_us"],
+        most_sequences=most["seq_us"],
+        most_context=most["context_ns"],
     )
 
 
@@ -209,7 +252,7 @@ def non_negative_least_squares(columns: FloatArray, target: FloatArray) -> Float
     """The x >= 0 with the least |columns @ x - target|, found by trying every set of columns.
 
     The best x solves the plain problem over those columns where it is above 0 (the conditions of
-    Karush, Kuhn and Tucker), so with five columns there are 31 sets to try.
+    Karush, Kuhn and Tucker), so with six columns there are 63 sets to try.
     """
     scale = np.linalg.norm(columns, axis=0)
     scale[scale == 0] = 1.0

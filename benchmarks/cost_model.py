@@ -1,12 +1,18 @@
 """What a step takes, as a sum: the one thing that a simulation knows about model and machine.
 
-    seconds = base + token * T + sequence * S + context * C + pair * P
+    seconds = step + the sum over its rounds of
+              base + token * T + sequence * S + context * C + pair * P
 
-T tokens computed in the step, S sequences in it, C context tokens whose keys and values are read,
+T tokens computed in a round, S sequences in it, C context tokens whose keys and values are read,
 once for each sequence, P pairs of a query and a key. A decode's cost is reading (C), that of a long
 prompt's chunk is arithmetic (P): on a GPU a pair is some hundred times cheaper than a read, so
 one coefficient cannot serve both. Vidur (Agrawal et al. 2024, arXiv:2405.05465, section 4) splits
 a step the same way, with a learned curve for each part.
+
+A step is one round, but for steps of decodes alone, which may draw several tokens for each sequence
+(`llmserve/engine/rounds.py`). They share what the engine does for a step, and what the runner does
+before and after its arithmetic. What either does for each sequence is counted with the rounds:
+beside their arithmetic it could not be seen in the steps measured.
 """
 
 from __future__ import annotations
@@ -35,8 +41,10 @@ UNITS = {
     "seq_us": ("sequence_s", 1e-6),
     "context_ns": ("context_s", 1e-9),
     "pair_ns": ("pair_s", 1e-9),
+    "step_ms": ("step_s", 1e-3),
 }
-"""Name outside → field and its unit in seconds."""
+"""Name outside → field and its unit in seconds. Of two that a fit cannot tell apart the first one
+carries the cost: in steps of one round alone, the base of the round."""
 
 EXAMPLE = "base_ms=10,token_us=20,seq_us=5,context_ns=40,pair_ns=1"
 PROVENANCE = "measured"
@@ -47,15 +55,17 @@ class CostModel:
     """Coefficients in seconds, none below 0 and at least one above: time goes on in every step."""
 
     base_s: float = 0.0
-    """Of a step, whatever is in it."""
+    """Of a round, whatever is in it."""
     token_s: float = 0.0
     """For each token computed."""
     sequence_s: float = 0.0
-    """For each sequence of the step."""
+    """For each sequence of a round."""
     context_s: float = 0.0
     """For each token of context, new ones included, of each sequence."""
     pair_s: float = 0.0
     """For each token computed and each token that it attends to, itself included."""
+    step_s: float = 0.0
+    """Of a step, however many rounds it has."""
 
     def __post_init__(self) -> None:
         for name, (field, unit) in UNITS.items():
@@ -86,15 +96,19 @@ class CostModel:
         return {name: getattr(self, field) / unit for name, (field, unit) in UNITS.items()}
 
 
-def features(batch: Batch) -> tuple[int, int, int, int, int]:
-    """1, T, S, C and P of a step. O(1) numpy calls."""
-    num_tokens = len(batch.token_ids)
+def features(batch: Batch) -> tuple[int, int, int, int, int, int]:
+    """What the coefficients are multiplied by, in their order. O(1) numpy calls."""
+    num_rounds, num_tokens = batch.num_rounds, batch.num_tokens
+    num_sequences = len(batch.context_lens)
+    # Each round attends to one token more than the one before: 0 + 1 + 2 + ... for each sequence.
+    grown = num_sequences * (num_rounds * (num_rounds - 1) // 2)
     return (
+        num_rounds,
+        num_rounds * num_tokens,
+        num_rounds * num_sequences,
+        num_rounds * int(batch.context_lens.sum()) + grown,
+        num_rounds * (int(batch.positions.sum()) + num_tokens) + grown,
         1,
-        num_tokens,
-        len(batch.context_lens),
-        int(batch.context_lens.sum()),
-        int(batch.positions.sum()) + num_tokens,
     )
 
 

@@ -84,6 +84,7 @@ def _fitted_engine(options: PlanOptions) -> tuple[str, SimulatedEngine, CostFit]
         num_blocks=config.num_blocks[0],
         max_num_seqs=seqs,
         max_batched_tokens=tokens,
+        repeats_decodes=runner.info.repeats_decodes,
     )
     return runner.info.executed_form, simulated, fit
 

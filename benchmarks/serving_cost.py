@@ -2,10 +2,11 @@
 
     seconds of a served step = engine * (1 + slowdown) + step + token * T + request * R
 
-`engine` is what the step takes alone (`cost_model.py`), T the tokens that it draws, R the requests
-that enter with it. A step's message, each token's event on its way through API process, socket and
-client, and each request's parsing cost processor time, which on few cores is the engine's; where
-its threads wait for one another beside other processes, the step itself takes longer.
+`engine` is what the step takes alone (`cost_model.py`), T the tokens that it draws in all its
+rounds, R the requests that enter with it. A step's message, each token's event on its way through
+API process, socket and client, and each request's parsing cost processor time, which on few cores
+is the engine's; where its threads wait for one another beside other processes, the step itself
+takes longer.
 
 The coefficients come from short closed loops over HTTP: what these took beyond the simulated engine
 is a sum over the same counts, so non-negative least squares finds it. The counts depend on the
@@ -28,7 +29,7 @@ from .simulator import SimulatedEngine, simulate
 
 __all__ = ["MeasuredLoop", "ServedSteps", "ServingCost", "ServingFit", "fit_serving_cost"]
 
-ROUNDS = 8
+ITERATIONS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class ServingCost:
     step_s: float = 0.0
     """For each step."""
     token_s: float = 0.0
-    """For each token drawn."""
+    """For each token drawn: they are events of their own also where a step draws several."""
     request_s: float = 0.0
     """For each request."""
 
@@ -68,7 +69,7 @@ class ServedSteps:
     def seconds(self, batch: Batch) -> float:
         """Of one step."""
         engine_s = self.engine.seconds(batch)
-        num_tokens = len(batch.logits_indices)
+        num_tokens = len(batch.logits_indices) * batch.num_rounds
         # A sequence whose first position is computed has just entered.
         num_entered = int((batch.positions[batch.cu_seqlens[:-1]] == 0).sum())
         before_s, steps, tokens, entered = self.counts
@@ -115,7 +116,7 @@ def fit_serving_cost(
     duration, so that short ones count as much as long ones.
     """
     serving = ServingCost()
-    for _ in range(ROUNDS):
+    for _ in range(ITERATIONS):
         counts = np.array([_counts(engine, cost, serving, item.loop) for item in measured])
         seconds = np.array([item.duration_s for item in measured])
         found = non_negative_least_squares(

@@ -42,6 +42,8 @@ def run_simulations(options: SimulationOptions) -> int:
 
 
 def _play(options: SimulationOptions, trace: Trace, cost: CostModel) -> None:
+    # Rounds save what a step costs once; costs without that may be those of a GPU, which has none.
+    repeats_decodes = cost.step_s > 0
     size = trace.size(options.block_size)
     engines = [
         SimulatedEngine(
@@ -52,6 +54,7 @@ def _play(options: SimulationOptions, trace: Trace, cost: CostModel) -> None:
             max_batched_tokens=options.max_batched_tokens,
             policy=options.policy,
             has_prefix_cache=options.has_prefix_cache,
+            repeats_decodes=repeats_decodes,
         )
         for num_blocks in options.num_blocks
     ]

@@ -20,6 +20,7 @@ from llmserve.engine.engine import Engine, EngineStats
 from llmserve.engine.request import FinishReason, Request
 from llmserve.errors import ConfigError, DataError, EngineError
 from llmserve.sampling import SamplingParams
+from llmserve.startup import EngineOptions
 
 from .traces import TraceRequest, TraceSize
 from .virtual_runner import StepLaw, VirtualClock, VirtualRunner
@@ -61,6 +62,9 @@ class SimulatedEngine:
     """Who is served first."""
     has_prefix_cache: bool = True
     """Whether blocks are shared between requests with equal beginnings."""
+    repeats_decodes: bool = True
+    """Whether a step of decodes alone may have several rounds: as many as a server's may, by the
+    virtual time."""
 
     def config_for(self, trace: RecordedTraffic, size: TraceSize) -> EngineConfig:
         """The engine's sizes for a trace.
@@ -87,6 +91,7 @@ class SimulatedEngine:
             max_num_seqs=self.max_num_seqs,
             policy=self.policy,
             has_prefix_cache=self.has_prefix_cache and has_hits,
+            most_rounds_s=EngineOptions().most_rounds_s,
         )
 
     def _enough_blocks(self, trace: RecordedTraffic, size: TraceSize) -> int:
@@ -163,7 +168,12 @@ def simulate(
     start_s = time.perf_counter()
     clock = VirtualClock()
     config = simulated.config_for(trace, size)
-    runner = VirtualRunner(simulated.cost, clock, max_seq_len=size.max_len)
+    runner = VirtualRunner(
+        simulated.cost,
+        clock,
+        max_seq_len=size.max_len,
+        repeats_decodes=simulated.repeats_decodes,
+    )
     run = _Run(trace, Engine(runner, config), clock, max_concurrency or math.inf)
     run.play(on_progress)
     return Simulation(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+
 from llmserve.errors import EngineError
 from llmserve.runners.protocol import Batch, CacheGroup, RunnerInfo, StepResult
 
@@ -21,7 +23,7 @@ class StepLaw(Protocol):
     """What steps take."""
 
     def seconds(self, batch: Batch) -> float:
-        """Of one step, asked once for each."""
+        """Of one step with all its rounds, asked once for each."""
         ...
 
 
@@ -49,8 +51,15 @@ class VirtualRunner:
 
     overlaps = False
 
-    def __init__(self, cost: StepLaw, clock: VirtualClock, *, max_seq_len: int) -> None:
-        """Steps advance `clock` by what `cost` says."""
+    def __init__(
+        self,
+        cost: StepLaw,
+        clock: VirtualClock,
+        *,
+        max_seq_len: int,
+        repeats_decodes: bool = True,
+    ) -> None:
+        """Steps advance `clock` by what `cost` says; `repeats_decodes` as in `RunnerInfo`."""
         self.info = RunnerInfo(
             vocab_size=NUM_TOKEN_IDS,
             max_seq_len=max_seq_len,
@@ -61,6 +70,7 @@ class VirtualRunner:
             cache_dtype="none",
             num_parameters=0,
             weight_bytes=0,
+            repeats_decodes=repeats_decodes,
         )
         self.busy_s = 0.0
         """Time spent in steps."""
@@ -79,7 +89,8 @@ class VirtualRunner:
         self.busy_s += seconds
         self._clock.advance(seconds)
         self.most_sequences = max(self.most_sequences, len(batch.context_lens))
-        self._result = StepResult(token_ids=batch.token_ids[batch.logits_indices])
+        drawn = batch.token_ids[batch.logits_indices]
+        self._result = StepResult(token_ids=np.tile(drawn, batch.num_rounds))
 
     def collect(self) -> StepResult:
         """The outcome of the last `submit`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.benchmarks import plan
+from llmserve.benchmarks.plan_options import PlanOptions
 from llmserve.cli import main
 from support.models import make_model_folder
 
@@ -37,6 +38,24 @@ def test_plan_is_made_and_checked(
     # More sequences than the server takes are no load to fit to.
     assert [load["max_concurrency"] for load in document["serving_loads"]] == [1, 4]
     assert "timing the engine's steps" in captured.err
+
+
+@pytest.mark.parametrize(("runner", "repeats_decodes"), [("native", True), ("torch", False)])
+def test_steps_have_several_rounds_where_the_planned_runner_takes_them(
+    tmp_path: Path, runner: str, repeats_decodes: bool
+) -> None:
+    options = PlanOptions(
+        model=make_model_folder(tmp_path / "m"),
+        slos_ms={"e2el": 250.0},
+        input_len=4,
+        output_len=4,
+        max_num_seqs=2,
+        runner=runner,
+        fit_s=0.01,
+    )
+    _, simulated, fit = plan._fitted_engine(options)
+    assert simulated.repeats_decodes == repeats_decodes
+    assert repeats_decodes or fit.cost.step_s == 0
 
 
 @pytest.mark.parametrize(

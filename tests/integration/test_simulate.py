@@ -55,6 +55,16 @@ def test_sweep_has_a_run_for_each_size(mooncake: str, capsys: pytest.CaptureFixt
     assert sum(line.lstrip().startswith(("4 ", "8 ", "unbounded ")) for line in table) == 3
 
 
+def test_rounds_are_played_where_the_costs_say_what_a_step_pays_once(
+    mooncake: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for costs in ("base_ms=0.2", "base_ms=0.1,step_ms=0.1"):
+        _, document = simulate(capsys, "--trace", mooncake, "--cost-model", costs)
+        found.append(document["runs"][0]["num_steps"])
+    assert found[0] > found[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -14,9 +14,12 @@ from llmserve.errors import ConfigError
 from llmserve.runners.protocol import Batch
 
 
-def virtual(cost: CostModel, *, max_seq_len: int = 512) -> tuple[VirtualRunner, VirtualClock]:
+def virtual(
+    cost: CostModel, *, max_seq_len: int = 512, repeats_decodes: bool = True
+) -> tuple[VirtualRunner, VirtualClock]:
     clock = VirtualClock()
-    return VirtualRunner(cost, clock, max_seq_len=max_seq_len), clock
+    runner = VirtualRunner(cost, clock, max_seq_len=max_seq_len, repeats_decodes=repeats_decodes)
+    return runner, clock
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,8 @@ def virtual(cost: CostModel, *, max_seq_len: int = 512) -> tuple[VirtualRunner, 
         "base_ms=5,token_us=100",
         "token_us=20,pair_ns=3",
         "base_ms=8,context_ns=40",
+        "base_ms=0.05,token_us=7,context_ns=20,step_ms=0.1",
+        "token_us=7,seq_us=1,pair_ns=3,step_ms=30",
     ],
 )
 def test_costs_of_a_runner_that_has_them_are_found(text: str) -> None:
@@ -40,8 +45,18 @@ def test_costs_of_a_runner_that_has_them_are_found(text: str) -> None:
     assert max(fit.median_error, fit.p90_error, abs(fit.total_error)) < 1e-6
 
 
+def test_cost_of_a_step_is_the_rounds_where_every_step_has_one() -> None:
+    cost = parse_cost_model("base_ms=2,token_us=30,step_ms=1")
+    runner, clock = virtual(cost, repeats_decodes=False)
+    fit = fit_cost_model(
+        runner, max_num_seqs=8, max_batched_tokens=128, clock=lambda: clock.now_s, max_s=1e9
+    )
+    assert (fit.cost.base_s, fit.cost.step_s) == (pytest.approx(3e-3), 0.0)
+    assert fit.cost.token_s == pytest.approx(30e-6)
+
+
 class DisturbedRunner(VirtualRunner):
-    """One in twenty of its steps is held up by something else on the machine."""
+    """One in ten of its steps is held up by something else on the machine."""
 
     def __init__(self, cost: CostModel, clock: VirtualClock) -> None:
         super().__init__(cost, clock, max_seq_len=100)
@@ -51,19 +66,20 @@ class DisturbedRunner(VirtualRunner):
 
     def submit(self, batch: Batch) -> None:
         super().submit(batch)
-        if self._rng.random() < 0.05:
+        if self._rng.random() < 0.1:
             self.clock.advance(0.5)
             self.num_disturbed += 1
 
 
 def test_what_disturbs_one_repeat_does_not_count() -> None:
     clock = VirtualClock()
-    runner = DisturbedRunner(parse_cost_model("base_ms=2,token_us=30"), clock)
+    runner = DisturbedRunner(parse_cost_model("base_ms=2,token_us=30,step_ms=1"), clock)
     fit = fit_cost_model(
         runner, max_num_seqs=1, max_batched_tokens=8, clock=lambda: clock.now_s, max_s=1e9
     )
     assert runner.num_disturbed > 5
     assert fit.cost.base_s == pytest.approx(2e-3)
+    assert fit.cost.step_s == pytest.approx(1e-3)
     assert fit.cost.token_s == pytest.approx(30e-6)
 
 

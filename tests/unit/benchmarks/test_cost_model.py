@@ -19,7 +19,7 @@ from llmserve.errors import ConfigError
 from llmserve.runners.protocol import Batch
 
 
-def make_batch(*spans: tuple[int, int]) -> Batch:
+def make_batch(*spans: tuple[int, int], num_rounds: int = 1) -> Batch:
     """A step that computes the tokens `start`..`stop - 1` of each sequence."""
     lengths = [stop - start for start, stop in spans]
     return Batch(
@@ -30,6 +30,7 @@ def make_batch(*spans: tuple[int, int]) -> Batch:
         groups=[],
         logits_indices=np.cumsum(lengths) - 1,
         sampling=[],
+        num_rounds=num_rounds,
     )
 
 
@@ -40,7 +41,20 @@ BATCH = make_batch((9, 10), (0, 1), (4, 7))
 def test_features_are_counted_as_defined() -> None:
     contexts = 10 + 1 + 7
     pairs = 10 + 1 + (5 + 6 + 7)
-    assert features(BATCH) == (1, 5, 3, contexts, pairs)
+    assert features(BATCH) == (1, 5, 3, contexts, pairs, 1)
+
+
+@pytest.mark.parametrize("num_rounds", [1, 2, 5])
+def test_rounds_have_the_features_of_as_many_steps_in_one(num_rounds: int) -> None:
+    """A sequence of 10 tokens and one of 3, whose next tokens are drawn."""
+    steps = [
+        features(make_batch((9 + number, 10 + number), (2 + number, 3 + number)))
+        for number in range(num_rounds)
+    ]
+    *of_rounds, num_steps = np.sum(steps, axis=0).tolist()
+    assert num_steps == num_rounds
+    batch = make_batch((9, 10), (2, 3), num_rounds=num_rounds)
+    assert features(batch) == (*of_rounds, 1)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +65,8 @@ def test_features_are_counted_as_defined() -> None:
         ("seq_us=7", 3 * 7e-6),
         ("context_ns=100", 18 * 100e-9),
         ("pair_ns=2", 29 * 2e-9),
-        ("base_ms=1,token_us=1,seq_us=1,context_ns=1,pair_ns=1", 1e-3 + 8e-6 + 47e-9),
+        ("step_ms=4", 4e-3),
+        ("base_ms=1,token_us=1,seq_us=1,context_ns=1,pair_ns=1,step_ms=2", 3e-3 + 8e-6 + 47e-9),
     ],
 )
 def test_step_costs_the_sum_of_its_parts(text: str, seconds: float) -> None:
@@ -59,8 +74,10 @@ def test_step_costs_the_sum_of_its_parts(text: str, seconds: float) -> None:
 
 
 def test_text_is_read_back() -> None:
-    cost = CostModel(base_s=0.0105, token_s=1.5e-5, sequence_s=2e-6, context_s=4e-8, pair_s=1e-9)
-    assert str(cost) == "base_ms=10.5,token_us=15,seq_us=2,context_ns=40,pair_ns=1"
+    cost = CostModel(
+        base_s=0.0105, token_s=1.5e-5, sequence_s=2e-6, context_s=4e-8, pair_s=1e-9, step_s=3e-4
+    )
+    assert str(cost) == "base_ms=10.5,token_us=15,seq_us=2,context_ns=40,pair_ns=1,step_ms=0.3"
     assert parse_cost_model(str(cost)).coefficients == pytest.approx(cost.coefficients)
 
 
@@ -79,7 +96,10 @@ def test_file_is_read_back_with_all_digits(tmp_path: Path) -> None:
         ("", "is like base_ms=10"),
         ("base_ms=1,base_ms=2", "each name once"),
         ("base_ms=ten", "base_ms must be a number"),
-        ("base_s=1", "names base_s; known: base_ms, token_us, seq_us, context_ns, pair_ns"),
+        (
+            "base_s=1",
+            "names base_s; known: base_ms, token_us, seq_us, context_ns, pair_ns, step_ms",
+        ),
         ("base_ms=-1", "below 0, got base_ms=-1"),
         ("token_us=nan", "below 0, got token_us=nan"),
         ("token_us=inf", "got token_us=inf"),

@@ -17,6 +17,8 @@ from llmserve.benchmarks.serving_cost import (
 from llmserve.benchmarks.simulator import SimulatedEngine, simulate
 
 ENGINE = CostModel(base_s=1e-3, token_s=1e-5, context_s=1e-8)
+SMALL_ENGINE = CostModel(base_s=2e-5, token_s=1e-5, context_s=1e-8, step_s=1e-4)
+"""Its steps have several rounds."""
 SIMULATED = SimulatedEngine(cost=ENGINE, block_size=16, max_num_seqs=8, max_batched_tokens=64)
 # Prompts of several lengths, or the engine's own time could not be told from requests and tokens.
 LOOPS = [
@@ -26,14 +28,15 @@ LOOPS = [
 ]
 
 
-def duration_s(serving: ServingCost, loop: ClosedLoop) -> float:
-    engine = replace(SIMULATED, cost=ServedSteps(ENGINE, serving))
+def duration_s(serving: ServingCost, loop: ClosedLoop, cost: CostModel = ENGINE) -> float:
+    engine = replace(SIMULATED, cost=ServedSteps(cost, serving))
     requests = loop.requests
     size = requests.size(16)
     simulation = simulate(requests, size, engine, max_concurrency=loop.max_concurrency)
     return simulation.duration_s
 
 
+@pytest.mark.parametrize("engine", [ENGINE, SMALL_ENGINE])
 @pytest.mark.parametrize(
     "serving",
     [
@@ -43,9 +46,11 @@ def duration_s(serving: ServingCost, loop: ClosedLoop) -> float:
         ServingCost(step_s=5e-4, request_s=1e-3),
     ],
 )
-def test_costs_of_a_server_that_has_them_are_found(serving: ServingCost) -> None:
-    measured = [MeasuredLoop(loop=loop, duration_s=duration_s(serving, loop)) for loop in LOOPS]
-    fit = fit_serving_cost(SIMULATED, ENGINE, measured)
+def test_costs_of_a_server_that_has_them_are_found(serving: ServingCost, engine: CostModel) -> None:
+    measured = [
+        MeasuredLoop(loop=loop, duration_s=duration_s(serving, loop, engine)) for loop in LOOPS
+    ]
+    fit = fit_serving_cost(SIMULATED, engine, measured)
     assert fit.cost.slowdown == pytest.approx(serving.slowdown, abs=1e-6)
     for name in ("step_s", "token_s", "request_s"):
         assert getattr(fit.cost, name) == pytest.approx(getattr(serving, name), abs=1e-9)
@@ -76,3 +81,17 @@ def test_steps_are_counted() -> None:
     assert (num_tokens, num_requests) == (4, 2)
     assert engine_s == num_steps == simulation.stats.num_steps
     assert simulation.duration_s == pytest.approx(1.5 * num_steps + 20.0)
+
+
+def test_step_of_several_rounds_pays_for_each_token() -> None:
+    serving = ServingCost(step_s=1e-5, token_s=1e-6)
+    steps = ServedSteps(CostModel(base_s=1e-4, step_s=1e-4), serving)
+    loop = ClosedLoop(max_concurrency=2, num_requests=6, input_len=16, output_len=24)
+    requests = loop.requests
+    engine = replace(SIMULATED, cost=steps)
+    simulation = simulate(requests, requests.size(16), engine, max_concurrency=2)
+    engine_s, num_steps, num_tokens, num_requests = steps.counts
+    assert (num_tokens, num_requests) == (6 * 24, 6)
+    assert num_steps < 3 * 24 // 4  # two at a time take 24 rounds for each pair of answers
+    assert engine_s == pytest.approx(1e-4 * (num_steps + 3 * 24))
+    assert simulation.duration_s == pytest.approx(engine_s + 1e-5 * num_steps + 1e-6 * num_tokens)

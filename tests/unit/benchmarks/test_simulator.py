@@ -16,6 +16,7 @@ from llmserve.benchmarks.equal_requests import EqualRequests
 from llmserve.benchmarks.simulator import SimulatedEngine, Simulation, simulate
 from llmserve.benchmarks.traces import Trace, TraceOptions, open_trace
 from llmserve.errors import ConfigError, DataError
+from llmserve.startup import EngineOptions
 from support.traces import azure_trace, mooncake_trace
 
 ONE_SECOND = CostModel(base_s=1.0)
@@ -85,6 +86,37 @@ def test_costs_follow_what_is_in_the_steps(tmp_path: Path) -> None:
     result = play(path, cost=parse_cost_model("token_us=1e6,context_ns=1e9"), max_batched_tokens=64)
     assert result.times.first_token_s[0] == 20 + 20
     assert result.times.last_token_s[0] == 40 + 1 + 21
+
+
+def test_rounds_are_as_many_as_fit_into_a_servers_time_on_the_virtual_clock(
+    tmp_path: Path,
+) -> None:
+    most_s = EngineOptions().most_rounds_s
+    cost = CostModel(base_s=0.2 * most_s, step_s=0.1 * most_s)
+    path = azure_trace(tmp_path / "a.csv", [(0, 8, 13)])
+    # The prompt and a decode take 0.3 each, so 3 fit; those take 0.7, so 4 do, twice.
+    several = play(path, cost=cost)
+    assert several.stats.num_steps == 5
+    assert several.duration_s == pytest.approx((5 * 0.1 + 13 * 0.2) * most_s)
+    assert several.times.first_token_s[0] == pytest.approx(0.3 * most_s)
+    single = play(path, cost=cost, repeats_decodes=False)
+    assert single.stats.num_steps == 13
+    assert single.duration_s == pytest.approx(13 * 0.3 * most_s)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_simulation_with_rounds_is_the_same_each_time(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    gap_s = EngineOptions().most_rounds_s
+    rows = [(i * gap_s, rng.randint(1, 60), rng.randint(1, 120)) for i in range(60)]
+    path = azure_trace(tmp_path / "a.csv", rows)
+    values = {"cost": CostModel(base_s=0.1 * gap_s, step_s=0.1 * gap_s), "max_num_seqs": 4}
+    first, second = play(path, **values), play(path, **values)
+    assert first.stats == second.stats
+    for column in ("scheduled_s", "first_token_s", "last_token_s"):
+        assert getattr(first.times, column) == getattr(second.times, column)
+    assert not np.isnan(first.times.last_token_s).any()
+    assert first.stats.num_steps < play(path, repeats_decodes=False, **values).stats.num_steps
 
 
 @pytest.mark.parametrize("seed", range(4))
