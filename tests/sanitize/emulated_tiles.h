@@ -1,19 +1,33 @@
 // The matrix unit's instructions in plain C++, as Intel describes them (Software Developer's Manual,
-// volume 2, TDPBF16PS and TDPBSSD), for processors without the unit: all tiles are 16 rows of 64 bytes.
+// volume 2, LDTILECFG, TDPBF16PS and TDPBSSD), for processors without the unit.
 #pragma once
 
 namespace emulated {
 
+struct Config {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t row_bytes[16];
+  uint8_t rows[16];
+};
+
+inline thread_local Config config;
 alignas(64) inline thread_local uint8_t tiles[8][16][64];
 
+inline void configure(const void* from) {
+  memcpy(&config, from, sizeof config);
+  memset(tiles, 0, sizeof tiles);
+}
+
 inline void load(int tile, const void* from, int64_t stride) {
-  for (int row = 0; row < 16; ++row)
-    memcpy(tiles[tile][row], static_cast<const uint8_t*>(from) + row * stride, 64);
+  memset(tiles[tile], 0, sizeof tiles[tile]);
+  for (int row = 0; row < config.rows[tile]; ++row)
+    memcpy(tiles[tile][row], static_cast<const uint8_t*>(from) + row * stride,
+           config.row_bytes[tile]);
 }
 
 inline void store(int tile, void* to, int64_t stride) {
-  for (int row = 0; row < 16; ++row)
-    memcpy(static_cast<uint8_t*>(to) + row * stride, tiles[tile][row], 64);
+  for (int row = 0; row < config.rows[tile]; ++row)
+    memcpy(static_cast<uint8_t*>(to) + row * stride, tiles[tile][row], config.row_bytes[tile]);
 }
 
 template <typename WeightByte>
@@ -62,7 +76,7 @@ inline void add_bf16_dots(int sums, int rows, int weights) {
 #undef _tile_dpbssd
 #undef _tile_dpbsud
 #undef _tile_dpbf16ps
-#define _tile_loadconfig(config) static_cast<void>(config)
+#define _tile_loadconfig(from) emulated::configure(from)
 #define _tile_release() static_cast<void>(0)
 #define _tile_zero(tile) memset(emulated::tiles[tile], 0, 1024)
 #define _tile_loadd(tile, from, stride) emulated::load(tile, from, stride)

@@ -17,6 +17,11 @@ INLINE F load_item(const uint8_t* data, int64_t place) {
   return load_int8(reinterpret_cast<const int8_t*>(data) + place);
 }
 
+template <Number KIND>
+constexpr int64_t item_bytes() {
+  return KIND == Number::kFloat32 ? 4 : KIND == Number::kBfloat16 ? 2 : 1;
+}
+
 // One tile of a sequence's keys and values of one head.
 struct Tile {
   const uint8_t* keys[4];    // of 16 tokens each, [D, 16]
@@ -70,11 +75,18 @@ static void widen_tile(const Tile& tile, int64_t width, int64_t num_tokens, floa
   }
 }
 
+// One vector's worth of a piece that is read soon: a context of many sequences comes from memory, in
+// pieces too short for the processor to see where they go on.
+INLINE void ask_for(const uint8_t* piece, int64_t vector, int64_t item_bytes) {
+  if (vector * item_bytes % 4 == 0) __builtin_prefetch(piece + 16 * vector * item_bytes);
+}
+
 // What a row has seen, its state: the largest score (of 16 floats the first), the weights' sum in
 // 16 lanes, the weighted values, [32 + D padded to a multiple of 16].
 
 // Scores of R rows with one tile, [R][4] vectors.
-template <Number KIND, int R>
+// ASKS: the tile's values are asked for meanwhile.
+template <Number KIND, bool ASKS, int R>
 INLINE void score_tile(const float* const (&q)[R], const Tile& tile, int64_t width, F (&s)[R][4]) {
   for (int r = 0; r < R; ++r)
     for (int p = 0; p < 4; ++p) s[r][p] = zero();
@@ -84,6 +96,8 @@ INLINE void score_tile(const float* const (&q)[R], const Tile& tile, int64_t wid
   for (int64_t d = 0; d < width; ++d) {
     F keys[4];
     for (int p = 0; p < 4; ++p) keys[p] = load_item<KIND>(k[p], 16 * d);
+    if constexpr (ASKS)
+      for (int64_t p = 0; p < tile.num_pieces; ++p) ask_for(tile.values[p], d, item_bytes<KIND>());
     for (int r = 0; r < R; ++r) {
       const F x = set1(q[r][d]);
       for (int p = 0; p < 4; ++p) s[r][p] = fma(keys[p], x, s[r][p]);
@@ -130,8 +144,9 @@ struct RowRange { int64_t first, last; };  // positions that a row sees
 // Values of R rows: gathered = gathered * factor + weights x values, four vectors of dimensions at
 // a time, tokens one after another. Those that not every row sees are skipped by the others: a
 // weight of 0 would still carry over a NaN.
-template <Number KIND, int R>
-INLINE void gather_values(const Tile& tile, int64_t width, const RowRange (&seen)[R],
+template <Number KIND, bool ASKS, int R>
+INLINE void gather_values(const Tile& tile, const Tile& next, int64_t width,
+                          const RowRange (&seen)[R],
                           const float* weights, const float (&factor)[R], float* const (&out)[R]) {
   RowRange any = seen[0], all = seen[0];
   for (int r = 1; r < R; ++r) {
@@ -156,6 +171,9 @@ INLINE void gather_values(const Tile& tile, int64_t width, const RowRange (&seen
         F v[4];
         const int64_t n = whole ? 4 : count;
         for (int64_t j = 0; j < n; ++j) v[j] = load_item<KIND>(values, t % 16 * width + d + 16 * j);
+        if (ASKS && t / 16 < next.num_pieces)
+          for (int64_t j = 0; j < n; ++j)
+            ask_for(next.keys[t / 16], (t % 16 * width + d) / 16 + j, item_bytes<KIND>());
         for (int r = 0; r < R; ++r) {
           if (is_edge && (t < seen[r].first || t >= seen[r].last)) continue;
           const F weight = set1(weights[r * kTileTokens + t]);
@@ -175,16 +193,17 @@ INLINE void gather_values(const Tile& tile, int64_t width, const RowRange (&seen
   }
 }
 
-template <Number KIND, int R>
-static void attend_rows(const AttendCall& call, const Tile& tile, const float* const* queries,
-                        const RowRange* ranges, float* const* states) {
+template <Number KIND, bool ASKS, int R>
+static void attend_rows(const AttendCall& call, const Tile& tile, const Tile& next,
+                        const float* const* queries, const RowRange* ranges,
+                        float* const* states) {
   const float* q[R];
   float* out[R];
   float factor[R];
   float weights[R * kTileTokens];
   F scores[R][4];
   for (int r = 0; r < R; ++r) q[r] = queries[r];
-  score_tile<KIND, R>(q, tile, call.cache.head_dim, scores);
+  score_tile<KIND, ASKS, R>(q, tile, call.cache.head_dim, scores);
   RowRange seen[R];
   for (int r = 0; r < R; ++r) {
     int64_t first = ranges[r].first - tile.start, last = ranges[r].last - tile.start;
@@ -199,21 +218,23 @@ static void attend_rows(const AttendCall& call, const Tile& tile, const float* c
     }
     factor[r] = weigh(call, scores[r], first, last, states[r], weights + r * kTileTokens);
   }
-  gather_values<KIND, R>(tile, call.cache.head_dim, seen, weights, factor, out);
+  gather_values<KIND, ASKS, R>(tile, next, call.cache.head_dim, seen, weights, factor, out);
 }
 
-template <Number KIND>
-static void attend_tile(const AttendCall& call, const Tile& tile, int64_t num_rows,
-                        const float* const* queries, const RowRange* ranges, float* const* states) {
+// ASKS: the next tile's keys are asked for while this one's values are gathered.
+template <Number KIND, bool ASKS>
+static void attend_tile(const AttendCall& call, const Tile& tile, const Tile& next,
+                        int64_t num_rows, const float* const* queries, const RowRange* ranges,
+                        float* const* states) {
   int64_t r = 0;
   for (; r + 6 <= num_rows; r += 6)
-    attend_rows<KIND, 6>(call, tile, queries + r, ranges + r, states + r);
+    attend_rows<KIND, ASKS, 6>(call, tile, next, queries + r, ranges + r, states + r);
   switch (num_rows - r) {
-    case 5: attend_rows<KIND, 5>(call, tile, queries + r, ranges + r, states + r); break;
-    case 4: attend_rows<KIND, 4>(call, tile, queries + r, ranges + r, states + r); break;
-    case 3: attend_rows<KIND, 3>(call, tile, queries + r, ranges + r, states + r); break;
-    case 2: attend_rows<KIND, 2>(call, tile, queries + r, ranges + r, states + r); break;
-    case 1: attend_rows<KIND, 1>(call, tile, queries + r, ranges + r, states + r); break;
+    case 5: attend_rows<KIND, ASKS, 5>(call, tile, next, queries + r, ranges + r, states + r); break;
+    case 4: attend_rows<KIND, ASKS, 4>(call, tile, next, queries + r, ranges + r, states + r); break;
+    case 3: attend_rows<KIND, ASKS, 3>(call, tile, next, queries + r, ranges + r, states + r); break;
+    case 2: attend_rows<KIND, ASKS, 2>(call, tile, next, queries + r, ranges + r, states + r); break;
+    case 1: attend_rows<KIND, ASKS, 1>(call, tile, next, queries + r, ranges + r, states + r); break;
     default: break;
   }
 }
@@ -296,9 +317,11 @@ static void attend_kind(const AttendCall& call, const AttendItem& item, float* s
           tile.keys[p] = reinterpret_cast<const uint8_t*>(wide_keys + p * width * 16);
           tile.values[p] = reinterpret_cast<const uint8_t*>(wide_values + p * 16 * width);
         }
-        attend_tile<Number::kFloat32>(call, tile, num_rows, queries, ranges, states);
+        attend_tile<Number::kFloat32, false>(call, tile, tile, num_rows, queries, ranges, states);
       } else if constexpr (KIND != Number::kInt8) {
-        attend_tile<KIND>(call, tile, num_rows, queries, ranges, states);
+        const Tile next =
+            find_tile(call.cache, item.block_table, item.kv_head, start + kTileTokens, stop);
+        attend_tile<KIND, true>(call, tile, next, num_rows, queries, ranges, states);
       }
     }
     if (is_alone) continue;

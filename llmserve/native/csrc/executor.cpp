@@ -58,26 +58,18 @@ void PreparedRows::reserve(const Slot& slot, int64_t num_rows) {
   num_rows += kTileRows - 1;  // a tile of the matrix unit is read whole
   if (slot.has_values) {
     view.stride = slot.value_stride();
-    const size_t size = static_cast<size_t>(num_rows * view.stride + kSlackValues);
-    values.reset(new float[size]());
-    view.values = values.get();
+    view.values = values.renew(num_rows * view.stride + kSlackValues);
   }
   if (slot.has_integers) {
     view.digit_stride = slot.digit_stride();
     view.integer_stride = slot.num_digits * view.digit_stride;
-    const size_t size = static_cast<size_t>(num_rows * view.integer_stride + kSlackValues);
-    const size_t groups = static_cast<size_t>(num_rows * slot.num_groups);
-    integers.reset(new int8_t[size]());
-    scales.reset(new float[groups]());
-    sums.reset(new int32_t[groups * static_cast<size_t>(slot.num_digits)]());
-    view.integers = integers.get();
-    view.scales = scales.get();
-    view.sums = sums.get();
+    view.integers = integers.renew(num_rows * view.integer_stride + kSlackValues);
+    view.scales = scales.renew(num_rows * slot.num_groups);
+    view.sums = sums.renew(num_rows * slot.num_groups * slot.num_digits);
   }
   if (slot.has_parts) {
     view.part_stride = slot.part_stride();
-    parts.reset(new uint16_t[static_cast<size_t>(num_rows * 2 * view.part_stride)]());
-    view.parts = parts.get();
+    view.parts = parts.renew(num_rows * 2 * view.part_stride);
   }
 }
 
@@ -142,7 +134,7 @@ void Executor::reserve(int64_t num_tokens, int64_t num_rows) {
     if (buffer.domain == Domain::kRows ? has_rows : has_tokens) continue;
     const int64_t rows = room_of(buffer.domain);
     buffer.data.reset();
-    buffer.data.reset(new float[static_cast<size_t>(rows * buffer.width + kSlackValues)]());
+    buffer.data.renew(rows * buffer.width + kSlackValues);
   }
   for (size_t i = 0; i < slots_.size(); ++i) {
     if (slots_[i].domain == Domain::kRows ? has_rows : has_tokens) continue;

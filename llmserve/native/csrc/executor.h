@@ -12,6 +12,7 @@
 
 #include "sampler.h"
 #include "team.h"
+#include "aligned.h"
 #include "types.h"
 
 namespace llmserve {
@@ -52,7 +53,7 @@ struct Op {
 struct Buffer {
   int64_t width;       // floats of a row, padded to 16
   Domain domain;
-  std::unique_ptr<float[]> data;
+  Aligned<float> data;
 };
 
 // A place for prepared activations, and how they are to be made.
@@ -74,11 +75,11 @@ struct Slot {
 };
 
 struct PreparedRows {
-  std::unique_ptr<float[]> values;
-  std::unique_ptr<int8_t[]> integers;
-  std::unique_ptr<float[]> scales;
-  std::unique_ptr<int32_t[]> sums;
-  std::unique_ptr<uint16_t[]> parts;
+  Aligned<float> values;
+  Aligned<int8_t> integers;
+  Aligned<float> scales;
+  Aligned<int32_t> sums;
+  Aligned<uint16_t> parts;
   Prepared view{};
 
   void reserve(const Slot& slot, int64_t num_rows);

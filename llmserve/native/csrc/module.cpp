@@ -149,7 +149,7 @@ PyObject* executor_new(PyObject*, PyObject* args) {
   std::vector<Buffer> memory;
   for (int64_t i = 0; i + 1 < buffers.count<int64_t>(); i += 2)
     memory.push_back({buffers.as<int64_t>()[i],
-                      static_cast<Domain>(buffers.as<int64_t>()[i + 1]), nullptr});
+                      static_cast<Domain>(buffers.as<int64_t>()[i + 1]), {}});
   const int64_t* g = groups.as<int64_t>();
   const int64_t* w = windows.as<int64_t>();
   const int64_t* l = adapters.as<int64_t>();

@@ -1,4 +1,5 @@
 // The kernels for AMX: those for AVX-512, with products of many rows on the matrix unit.
+#include "aligned.h"
 #include "machine.h"
 #include "paths.h"
 #include "sampler.h"
@@ -6,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #if defined(__x86_64__) && defined(__linux__)
