@@ -105,6 +105,24 @@ def assert_near_in_parts(found: np.ndarray, matrix: Matrix, rows: np.ndarray) ->
 
 
 @pytest.mark.parametrize("path", available_paths())
+@pytest.mark.parametrize("has_zeros", [False, True], ids=["middle", "zeros"])
+@pytest.mark.parametrize("group", [32, 64, 96, 1024, None])
+def test_long_rows_go_on_where_a_part_of_their_weights_ended(
+    group: int | None, has_zeros: bool, path: str
+) -> None:
+    """More inputs than a kernel makes ready at a time, rows of more than one tile and of a rest."""
+    rng = np.random.default_rng(6)
+    layout = Layout(
+        out=48, width=1120, kind=WeightKind.INT4, group_size=group, has_zeros=has_zeros,
+        has_bias=True,
+    )  # fmt: skip
+    matrix = random_matrix(layout, rng)
+    for count in (15, 16, 39):
+        rows = random_rows(rng, count, layout.width)
+        np.testing.assert_array_equal(multiply(rows, matrix.packed, path), matrix.product(rows))
+
+
+@pytest.mark.parametrize("path", available_paths())
 @pytest.mark.parametrize("kind", [WeightKind.INT4, WeightKind.INT8], ids=["int4", "int8"])
 def test_products_with_float_rows_are_those_of_the_reference(kind: WeightKind, path: str) -> None:
     rng = np.random.default_rng(1)
