@@ -17,11 +17,6 @@ INLINE F load_item(const uint8_t* data, int64_t place) {
   return load_int8(reinterpret_cast<const int8_t*>(data) + place);
 }
 
-template <Number KIND>
-constexpr int64_t item_bytes() {
-  return KIND == Number::kFloat32 ? 4 : KIND == Number::kBfloat16 ? 2 : 1;
-}
-
 // One tile of a sequence's keys and values of one head.
 struct Tile {
   const uint8_t* keys[4];    // of 16 tokens each, [D, 16]
@@ -77,8 +72,10 @@ static void widen_tile(const Tile& tile, int64_t width, int64_t num_tokens, floa
 
 // One vector's worth of a piece that is read soon: a context of many sequences comes from memory, in
 // pieces too short for the processor to see where they go on.
-INLINE void ask_for(const uint8_t* piece, int64_t vector, int64_t item_bytes) {
-  if (vector * item_bytes % 4 == 0) __builtin_prefetch(piece + 16 * vector * item_bytes);
+template <Number KIND>
+INLINE void ask_for(const uint8_t* piece, int64_t vector) {
+  constexpr int64_t kLine = 64, kVectorBytes = 16 * bytes_of(KIND);
+  if (vector * kVectorBytes % kLine == 0) __builtin_prefetch(piece + vector * kVectorBytes);
 }
 
 // What a row has seen, its state: the largest score (of 16 floats the first), the weights' sum in
@@ -97,7 +94,7 @@ INLINE void score_tile(const float* const (&q)[R], const Tile& tile, int64_t wid
     F keys[4];
     for (int p = 0; p < 4; ++p) keys[p] = load_item<KIND>(k[p], 16 * d);
     if constexpr (ASKS)
-      for (int64_t p = 0; p < tile.num_pieces; ++p) ask_for(tile.values[p], d, item_bytes<KIND>());
+      for (int64_t p = 0; p < tile.num_pieces; ++p) ask_for<KIND>(tile.values[p], d);
     for (int r = 0; r < R; ++r) {
       const F x = set1(q[r][d]);
       for (int p = 0; p < 4; ++p) s[r][p] = fma(keys[p], x, s[r][p]);
@@ -146,8 +143,8 @@ struct RowRange { int64_t first, last; };  // positions that a row sees
 // weight of 0 would still carry over a NaN.
 template <Number KIND, bool ASKS, int R>
 INLINE void gather_values(const Tile& tile, const Tile& next, int64_t width,
-                          const RowRange (&seen)[R],
-                          const float* weights, const float (&factor)[R], float* const (&out)[R]) {
+                          const RowRange (&seen)[R], const float* weights,
+                          const float (&factor)[R], float* const (&out)[R]) {
   RowRange any = seen[0], all = seen[0];
   for (int r = 1; r < R; ++r) {
     any = {seen[r].first < any.first ? seen[r].first : any.first,
@@ -173,7 +170,7 @@ INLINE void gather_values(const Tile& tile, const Tile& next, int64_t width,
         for (int64_t j = 0; j < n; ++j) v[j] = load_item<KIND>(values, t % 16 * width + d + 16 * j);
         if (ASKS && t / 16 < next.num_pieces)
           for (int64_t j = 0; j < n; ++j)
-            ask_for(next.keys[t / 16], (t % 16 * width + d) / 16 + j, item_bytes<KIND>());
+            ask_for<KIND>(next.keys[t / 16], (t % 16 * width + d) / 16 + j);
         for (int r = 0; r < R; ++r) {
           if (is_edge && (t < seen[r].first || t >= seen[r].last)) continue;
           const F weight = set1(weights[r * kTileTokens + t]);

@@ -353,7 +353,7 @@ static void rows_and_panels(const LinearCall& call, int64_t first, int64_t last,
   }
 }
 
-// Fewest rows that pay here (docs/lab-log.md, 2026-11-28); 0: never. A tile's inputs have one scale.
+// Fewest rows that pay here (docs/lab-log.md, 2026-11-28 and 30); 0: never. A tile's inputs have one scale.
 static int64_t least_rows(const Linear& w) {
   if (w.has_float_rows) return 0;
   if (w.kind == WeightKind::kBfloat16) return 1;  // other instructions would round differently

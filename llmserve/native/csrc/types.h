@@ -11,6 +11,10 @@ namespace llmserve {
 
 enum class Number : int64_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 
+constexpr int64_t bytes_of(Number kind) {
+  return kind == Number::kFloat32 ? 4 : kind == Number::kInt8 ? 1 : 2;
+}
+
 // A weight [out, width], outputs in blocks of 16: see pack.h for the layout of each kind.
 enum class WeightKind : int64_t { kFloat32 = 0, kBfloat16 = 1, kInt4 = 2, kInt8 = 3 };
 
@@ -109,9 +113,7 @@ struct LayerCache {
   int64_t num_kv_heads;
   int64_t head_dim;
 
-  int64_t item_bytes() const {
-    return kind == Number::kFloat32 ? 4 : kind == Number::kBfloat16 ? 2 : 1;
-  }
+  int64_t item_bytes() const { return bytes_of(kind); }
   int64_t head_bytes() const {  // of one block and head
     const int64_t scales = kind == Number::kInt8 ? 2 * block_size * 4 : 0;
     return 2 * block_size * head_dim * item_bytes() + scales;
