@@ -63,9 +63,9 @@ def _table_row(title: str, row: Row, peer: Row | None, figure: str) -> str:
         return f"| {title} | {mine} | | |"
     theirs = shown_number(mean_of_runs(peer["figures"][figure])[0])
     ratio, interval = ratio_to(row, peer, figure)
+    spread = " (one round)" if interval is None else shown_range(interval)
     return (
-        f"| {title} | {mine} | {theirs}, {peer['engine']} {peer['scheme']} "
-        f"| {ratio:.2f}{shown_range(interval)} |"
+        f"| {title} | {mine} | {theirs}, {peer['engine']} {peer['scheme']} | {ratio:.2f}{spread} |"
     )
 
 

@@ -22,7 +22,7 @@ def test_each_row_is_of_the_first_scheme_beside_the_best_peer() -> None:
     )
     assert lines[4:6] == [
         "| decoding, 8 at a time | 400 | 179, OpenVINO GenAI int8 | 2.24 (0.542-9.23) |",
-        "| over HTTP, 8 at a time | 30 | 60, llama.cpp int4 | 0.50 |",
+        "| over HTTP, 8 at a time | 30 | 60, llama.cpp int4 | 0.50 (one round) |",
     ]
     folded = lines.index("<details><summary>Command and versions</summary>")
     assert lines[folded + 2].startswith("`llmserve bench peers M`; ")
@@ -47,5 +47,5 @@ def test_a_peer_that_did_not_run_is_told_of() -> None:
         row("llama.cpp", "int4", "http", http_8_tokens__s=[207.0]),
     ]
     text = peers_summary({**document(rows), "shape": "M"})
-    assert "| 225, vLLM bf16 (scaled, not run here) | 0.44 |" in text
+    assert "| 225, vLLM bf16 (scaled, not run here) | 0.44 (one round) |" in text
     assert NOTE in text
