@@ -35,10 +35,11 @@ class EngineOptions:
     """Most sequences running at once."""
     max_batched_tokens: int | None = None
     """Most tokens in one step; None: as many as `max_step_s` allows, found by trying."""
+    max_prefill_tokens: int = 0
     far_token_weight: float = 1.0
-    """Where that number is given: as in `EngineConfig`."""
-    max_step_s: float = 0.05
-    """Longest time of a full step, where its size is found by trying."""
+    """Where that number is given: both as in `EngineConfig`."""
+    max_step_s: float | None = None
+    """Longest time of a full step, where its size is found by trying; None: by the model's own."""
     has_prefix_cache: bool = True
     """Whether blocks are shared between requests with equal beginnings."""
     policy: PolicyName = "fcfs"
@@ -77,21 +78,27 @@ def plan_engine(
     runner: Runner, options: EngineOptions, *, draft_runner: Runner | None = None
 ) -> EngineConfig:
     """The sizes; runs the runner for a moment where something has to be measured."""
-    most = options.max_batched_tokens
-    config = _plan(runner, options, most or MOST_TOKENS, draft_runner)
+    most = options.max_batched_tokens or MOST_TOKENS
+    config = _plan(runner, options, max(most, options.max_prefill_tokens), draft_runner)
     config = dataclasses.replace(
-        config, far_token_weight=options.far_token_weight, most_rounds_s=options.most_rounds_s
+        config,
+        max_batched_tokens=most,
+        max_prefill_tokens=options.max_prefill_tokens,
+        far_token_weight=options.far_token_weight,
+        most_rounds_s=options.most_rounds_s,
     )
-    if most is None:
+    if options.max_batched_tokens is None:
         found = calibrate(runner, config, max_step_s=options.max_step_s, clock=time.perf_counter)
-        if found.full_step_s > options.max_step_s:
+        if found.full_step_s > found.max_step_s:
             _log.warning(
                 "a step of a block's tokens, the least there is, takes %.0f ms at the end of the "
-                "longest prompt; %.0f ms were asked for",
-                1e3 * found.full_step_s, 1e3 * options.max_step_s,
+                "longest prompt; it is to stay under %.0f ms",
+                1e3 * found.full_step_s, 1e3 * found.max_step_s,
             )  # fmt: skip
         config = dataclasses.replace(
-            _plan(runner, options, found.max_batched_tokens, draft_runner),
+            _plan(runner, options, found.max_prefill_tokens, draft_runner),
+            max_batched_tokens=found.max_batched_tokens,
+            max_prefill_tokens=found.max_prefill_tokens,
             far_token_weight=found.far_token_weight,
             most_rounds_s=options.most_rounds_s,
             step_cost=found.step_cost,

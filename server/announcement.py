@@ -104,11 +104,15 @@ def _steps(service: Service) -> str:
     if config.far_token_weight > 1.0:
         far = round(config.max_batched_tokens / config.far_token_weight)
         text += f", {far} at the end of a long prompt"
+    if config.max_prefill_tokens > config.max_batched_tokens:
+        text += f", {config.max_prefill_tokens} while nobody decodes"
     if config.full_step_s is None:
         return f"{text}, as asked"
     measured_ms = 1e3 * config.full_step_s
-    measured = f"{measured_ms:.{0 if measured_ms >= 10 else 1}f} ms measured"
-    return f"{text}: {measured}, {1e3 * settings.max_step_s:g} ms asked"
+    text += f": {measured_ms:.{0 if measured_ms >= 10 else 1}f} ms measured"
+    if settings.max_step_s is None:
+        return text
+    return f"{text}, {1e3 * settings.max_step_s:g} ms asked"
 
 
 def _policy(service: Service) -> str:

@@ -39,10 +39,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Most sequences running at once."""
     max_batched_tokens: int | None = None
     """Most tokens in one step; None: as many as `max_step_s` allows, found by trying."""
+    max_prefill_tokens: int = 0
     far_token_weight: float = 1.0
-    """Where that number is given: as in `EngineConfig`."""
-    max_step_s: float = 0.05
-    """Longest time of a full step, where its size is found by trying."""
+    """Where that number is given: both as in `EngineConfig`."""
+    max_step_s: float | None = None
+    """Longest time of a full step, where its size is found by trying; None: by the model's own."""
     cache_bytes: int = 256 << 20
     """Memory for the KV cache."""
     block_size: int = 16

@@ -177,6 +177,7 @@ def engine_options(settings: EngineSettings) -> EngineOptions:
         block_size=settings.block_size,
         max_num_seqs=settings.max_num_seqs,
         max_batched_tokens=settings.max_batched_tokens,
+        max_prefill_tokens=settings.max_prefill_tokens,
         far_token_weight=settings.far_token_weight,
         max_step_s=settings.max_step_s,
         has_prefix_cache=settings.has_prefix_cache,

@@ -239,6 +239,7 @@ def _with_step_size(settings: ModelSettings, old: EngineHandle) -> ModelSettings
     engine = msgspec.structs.replace(
         settings.engine,
         max_batched_tokens=old.config.max_batched_tokens,
+        max_prefill_tokens=old.config.max_prefill_tokens,
         far_token_weight=old.config.far_token_weight,
     )
     return replace(settings, engine=engine)

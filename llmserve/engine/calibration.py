@@ -7,11 +7,16 @@ one at its start, where a step of the same time may have many times as many. Wha
 a full cache comes on top: it does not depend on the number. Both sizes are fixed for the engine's
 life and written to its step log.
 
+How long a step may take follows from the model where nobody says it: one that takes its time to
+read its weights anyhow would else read prompts in crumbs, each at the price of all weights. A step
+in which nobody decodes may take longer: who waits for a first token waits for all of it.
+
 The engine has no clock; the caller lends one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +35,16 @@ MOST_TOKENS = 2048
 HEADROOM = 0.8
 """Share of the time given that a step timed alone may take: the rest is for what decodes read, and
 for a machine that is not always as fast as it was at load."""
+
+USUAL_STEP_S = 0.05
+"""Time of a full step where nobody asks for another, ..."""
+SMALLEST_STEPS = 2.5
+"""... and how many of the smallest step's it is at the least."""
+
+PREFILL_STEPS = 4.0
+"""Times that which a step may take in which nobody decodes, ..."""
+LONGEST_PREFILL_S = 1.0
+"""... as long as that is no more than this: nothing is cancelled within a step."""
 
 LONGEST_TRIAL_S = 0.25
 
@@ -50,25 +65,34 @@ class Calibration:
 
     max_batched_tokens: int
     """Tokens of the largest step that takes at most the time given, at the start of a prompt."""
+    max_prefill_tokens: int
+    """Tokens of the largest step in which nobody decodes."""
     far_token_weight: float
     """How many times as many they are as at the end of the longest prompt."""
     full_step_s: float
     """What a step there takes; above the time given where no smaller one is possible."""
+    max_step_s: float
+    """The time given, or chosen."""
     step_cost: StepCost
     """A line through the times of all sizes."""
 
 
 def calibrate(
-    runner: Runner, config: EngineConfig, *, max_step_s: float, clock: Clock
+    runner: Runner, config: EngineConfig, *, max_step_s: float | None, clock: Clock
 ) -> Calibration:
     """Time steps of growing size until one is too long.
 
     `config` gives context, block size and most sequences; its `max_batched_tokens` is the largest
     size tried. The runner's cache is allocated anew, for one sequence. The result is a block at
-    least: less prefill is never scheduled.
+    least: less prefill is never scheduled. Without `max_step_s` the time is `USUAL_STEP_S`, and
+    `SMALLEST_STEPS` times the smallest step where that is more.
     """
+    times = _measure(runner, config, SIZES[:1], max_step_s=math.inf, clock=clock)
+    if max_step_s is None:
+        max_step_s = max(USUAL_STEP_S, SMALLEST_STEPS * times[SIZES[0]])
     most_s = HEADROOM * max_step_s
-    times = _measure(runner, config, SIZES, max_step_s=most_s, clock=clock)
+    if times[SIZES[0]] <= most_s:
+        times |= _measure(runner, config, SIZES[1:], max_step_s=most_s, clock=clock)
     far = _whole_blocks(_largest(times, most_s), config)
     cost = _fit(times)
     sizes = [far, *(size for size in NEAR_SIZES if size > far)]
@@ -76,10 +100,22 @@ def calibrate(
     near = max(far, _whole_blocks(_largest(near_times, most_s), config))
     return Calibration(
         max_batched_tokens=near,
+        max_prefill_tokens=max(near, _prefill_tokens(times, near_times, max_step_s, config)),
         far_token_weight=near / far,
         full_step_s=_interpolate(times, far, cost),
+        max_step_s=max_step_s,
         step_cost=cost,
     )
+
+
+def _prefill_tokens(
+    times: dict[int, float], near_times: dict[int, float], max_step_s: float, config: EngineConfig
+) -> int:
+    """Tokens of a step in which nobody decodes, on a line: trying such long ones takes too long."""
+    longest_s = max(max_step_s, min(PREFILL_STEPS * max_step_s, LONGEST_PREFILL_S))
+    cost = _fit({SIZES[0]: times[SIZES[0]], **near_times})
+    affordable = int(max(0.0, longest_s - cost.base_s) / cost.token_s)
+    return _whole_blocks(min(affordable, config.max_batched_tokens), config)
 
 
 def measure_cost(runner: Runner, config: EngineConfig, *, clock: Clock) -> StepCost:

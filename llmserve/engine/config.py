@@ -71,6 +71,9 @@ class EngineConfig:
     """Most tokens in one step, decodes and prefill chunks together. Every decode goes on all the
     same, and prefill always gets a block's tokens, and one for each sequence that runs or waits, up
     to `max_num_seqs`: a step may have twice that many."""
+    max_prefill_tokens: int = 0
+    """Most tokens in a step in which nobody decodes, so that nobody waits for a next token; where
+    this is less than `max_batched_tokens`, that counts."""
     far_token_weight: float = 1.0
     """What a token of the last chunk of `max_seq_len` takes of that number, as it attends to most;
     a token of a prompt's first chunk takes 1, those of others by their chunk's start. 1 or more."""
@@ -94,9 +97,16 @@ class EngineConfig:
     full_step_s: float | None = None
     """Measured time of a full step, where `max_batched_tokens` was chosen by it."""
 
+    @property
+    def most_tokens(self) -> int:
+        """Of any step, but for what `max_num_seqs` adds."""
+        return max(self.max_batched_tokens, self.max_prefill_tokens)
+
     def __post_init__(self) -> None:
         for name in ("block_size", "max_seq_len", "max_batched_tokens", "max_num_seqs"):
             _check_count(name, getattr(self, name))
+        if self.max_prefill_tokens:
+            _check_count("max_prefill_tokens", self.max_prefill_tokens)
         if not 1.0 <= self.far_token_weight < float("inf"):
             raise ConfigError(f"far_token_weight must be 1 or more, got {self.far_token_weight!r}")
         if not 0.0 <= self.most_rounds_s < float("inf"):

@@ -59,7 +59,7 @@ class GroupCache:
             max_seq_len=config.max_seq_len,
             block_size=config.block_size,
             # With many sequences a chunk may have a token for each of them.
-            max_batched_tokens=max(config.max_batched_tokens, config.max_num_seqs),
+            max_batched_tokens=max(config.most_tokens, config.max_num_seqs),
         )
         """Blocks that one sequence holds at most."""
 

@@ -5,8 +5,9 @@ arXiv:2403.02310, section 4): every running sequence that decodes gets its one t
 is left goes to prefill in chunks, in order of service: a block's tokens at the least, and one for
 each sequence that runs or waits, for else a large model's batch never fills. So a long prompt
 delays nobody's next token by more than one step of the budget's size, or of twice as many tokens
-as decode when the batch is full. The further a chunk begins in its prompt, the more of the budget
-its tokens take: they attend to more.
+as decode when the batch is full. Where nobody decodes the budget is larger: nobody's next token
+waits. The further a chunk begins in its prompt, the more of the budget its tokens take: they attend
+to more.
 
 When the pool is empty the newest sequence is preempted: its blocks are freed, and it waits with
 its tokens to be computed again, from whatever the prefix cache still has of them. The oldest is
@@ -95,7 +96,7 @@ class Scheduler:
             self._rounds.tick(now)
         step = Step()
         self._schedule_decodes(step)
-        left = self.config.max_batched_tokens - len(step.decodes)
+        left = self._most_tokens(step) - len(step.decodes)
         budget = float(max(left, self._least_prefill()))
         spent = self._continue_prefill(step, budget)
         spent += self._admit(step, budget - spent, now)
@@ -208,6 +209,10 @@ class Scheduler:
         self._seal(sequence, stop)
         step.chunks.append(Chunk(sequence, start, stop))
         return weight * (stop - start)
+
+    def _most_tokens(self, step: Step) -> int:
+        config = self.config
+        return config.max_batched_tokens if step.decodes else config.most_tokens
 
     def _least_prefill(self) -> int:
         """What prefill gets of a step whatever decodes take: with a token for each of a full batch

@@ -34,7 +34,7 @@ def check_pools(config: EngineConfig, groups: tuple[CacheGroup, ...]) -> None:
             group,
             max_seq_len=config.max_seq_len,
             block_size=config.block_size,
-            max_batched_tokens=config.max_batched_tokens,
+            max_batched_tokens=config.most_tokens,
         )
         if count < needed:
             raise ConfigError(

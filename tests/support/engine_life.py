@@ -84,12 +84,13 @@ def random_setting(seed: int) -> Setting:
     windows = rng.choice([(None,), (None,), (rng.randint(1, 20),), (None, rng.randint(1, 20))])
     block_size = rng.choice([1, 2, 4, 8])
     max_batched_tokens = rng.randint(4, 24)
+    max_prefill_tokens = rounds.choice([0, 3, 40])
     pools = [
         blocks_of_one(
             CacheGroup(num_layers=1, window=window, bytes_per_token=8),
             max_seq_len=MAX_SEQ_LEN,
             block_size=block_size,
-            max_batched_tokens=max_batched_tokens,
+            max_batched_tokens=max(max_batched_tokens, max_prefill_tokens),
         )
         for window in windows
     ]
@@ -108,6 +109,7 @@ def random_setting(seed: int) -> Setting:
         block_size=block_size,
         max_seq_len=MAX_SEQ_LEN,
         max_batched_tokens=max_batched_tokens,
+        max_prefill_tokens=max_prefill_tokens,
         max_num_seqs=rng.randint(1, 8),
         has_prefix_cache=rng.random() < 0.8,
         policy=rng.choice(["fcfs", "priority", "fair"]),

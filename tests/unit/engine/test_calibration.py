@@ -72,9 +72,40 @@ def test_tokens_at_the_start_of_a_prompt_are_more_than_at_its_end() -> None:
 def test_step_is_never_smaller_than_a_block() -> None:
     runner = TimedRunner(base_s=1.0, token_s=1.0)
     found = calibrate(runner, config_of(max_num_seqs=40), max_step_s=0.05, clock=runner.clock)
-    assert found.max_batched_tokens == 16
+    assert found.max_batched_tokens == found.max_prefill_tokens == 16
     assert found.far_token_weight == 1.0
     assert found.full_step_s > 0.05
+
+
+@pytest.mark.parametrize(("base_s", "limit_s"), [(0.001, 0.05), (0.019, 0.05), (0.2, 0.5025)])
+def test_time_that_nobody_gives_is_a_multiple_of_a_large_models_smallest_step(
+    base_s: float, limit_s: float
+) -> None:
+    runner = TimedRunner(base_s=base_s, token_s=0.001)
+    found = calibrate(runner, config_of(), max_step_s=None, clock=runner.clock)
+    assert found.max_step_s == pytest.approx(limit_s)
+    seconds = base_s + 0.001 * found.max_batched_tokens
+    assert HEADROOM * limit_s - 0.017 < seconds <= HEADROOM * limit_s
+
+
+@pytest.mark.parametrize(
+    ("base_s", "token_s", "most_s"), [(0.001, 0.001, 0.2), (0.2, 0.001, 1.0), (0.8, 0.01, 2.01)]
+)
+def test_step_in_which_nobody_decodes_takes_up_to_four_times_as_long_and_a_second(
+    base_s: float, token_s: float, most_s: float
+) -> None:
+    runner = TimedRunner(base_s=base_s, token_s=token_s)
+    found = calibrate(runner, config_of(), max_step_s=None, clock=runner.clock)
+    assert found.max_prefill_tokens % 16 == 0
+    seconds = base_s + token_s * found.max_prefill_tokens
+    assert most_s - 17 * token_s < seconds <= most_s * 1.01
+
+
+def test_step_in_which_nobody_decodes_is_no_larger_than_any_that_is_tried() -> None:
+    runner = TimedRunner(base_s=0.001, token_s=1e-4)
+    config = config_of(max_batched_tokens=640)
+    found = calibrate(runner, config, max_step_s=0.05, clock=runner.clock)
+    assert (found.max_batched_tokens, found.max_prefill_tokens) == (384, 640)
 
 
 def test_cost_is_measured_no_further_than_steps_that_anybody_guesses_in() -> None:
@@ -102,9 +133,12 @@ def test_windowed_pools_smaller_than_the_context_are_enough() -> None:
 
 def test_size_that_is_given_is_taken_without_trying() -> None:
     runner = TimedRunner(base_s=1.0, token_s=1.0)
-    options = EngineOptions(max_batched_tokens=96, far_token_weight=3.0, max_seq_len=64)
+    options = EngineOptions(
+        max_batched_tokens=96, max_prefill_tokens=160, far_token_weight=3.0, max_seq_len=64
+    )
     config = plan_engine(runner, options)
-    assert (config.max_batched_tokens, config.far_token_weight) == (96, 3.0)
+    assert (config.max_batched_tokens, config.max_prefill_tokens) == (96, 160)
+    assert config.far_token_weight == 3.0
     assert config.step_cost is None
     assert not runner.batches
 

@@ -67,6 +67,16 @@ def test_prefill_gets_a_block_however_far_it_is() -> None:
     assert [shares["r1"] for shares in steps.shares] == [4] * 15
 
 
+def test_prefill_takes_more_while_nobody_decodes() -> None:
+    engine, steps = make(num_blocks=64, max_prefill_tokens=12)
+    add(engine, 1, 14)
+    add(engine, 2, 30)
+    for _ in range(3):
+        engine.step(0.0)
+        engine.check()
+    assert steps.shares == [{"r1": 12}, {"r1": 2, "r2": 10}, {"r1": 1, "r2": 7}]
+
+
 def test_decodes_come_before_prefill_and_are_never_left_out() -> None:
     """Nobody's next token waits for more than one step, and no step has more than the budget."""
     engine, steps = make(num_blocks=64)

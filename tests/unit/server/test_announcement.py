@@ -81,7 +81,19 @@ def test_it_says_how_the_size_of_a_step_was_found(
     config = replace(server.service.card.config, full_step_s=seconds, max_batched_tokens=384)
     card = replace(server.service.card, config=config)
     said = lines(with_card(server, card))
-    assert said["steps"] == f"up to 384 tokens: {measured} ms measured, 50 ms asked"
+    assert said["steps"] == f"up to 384 tokens: {measured} ms measured"
+
+
+def test_it_says_how_large_steps_are_while_nobody_decodes(server: LocalServer) -> None:
+    config = replace(
+        server.service.card.config,
+        full_step_s=0.04, max_batched_tokens=384, max_prefill_tokens=1024, far_token_weight=2.0,
+    )  # fmt: skip
+    said = lines(with_card(server, replace(server.service.card, config=config)))
+    assert said["steps"] == (
+        "up to 384 tokens, 192 at the end of a long prompt, 1024 while nobody decodes: "
+        "40 ms measured"
+    )
 
 
 def test_it_says_where_many_requests_make_a_step_larger(server: LocalServer) -> None:
