@@ -25,6 +25,7 @@ from ..strict_json import read_json
 from .host_sampling import HostSampler
 from .huge_pages import collapse_into_huge_pages
 from .model_facts import fingerprint_of
+from .native_sampling import are_plainly_greedy
 from .onnx_cache import GraphCache
 from .onnx_rows import RowTable
 from .onnx_session import EXPORT_FILE, OnnxGraph
@@ -137,6 +138,7 @@ class OnnxRunner:
         if num_single < batch.num_tokens:
             num_single = int(np.count_nonzero(np.diff(batch.cu_seqlens) == 1))
         rows = self._rows.place(batch)
+        self._rows.lengths[rows] += batch.num_rounds - 1  # room for all of them
         for row in self._rows.released:
             cache.forget(row)
         cache.fit(self._rows.lengths)
@@ -154,19 +156,20 @@ class OnnxRunner:
 
     def _draw(self, batch: Batch, cache: GraphCache) -> StepResult:
         """The tokens of a step whose first round has its logits."""
-        longest = int(batch.context_lens.max())
 
         def draw(drawn: list[IntArray]) -> StepResult:
             if ahead := len(drawn):  # the same rows of the cache, a token further
                 lengths = batch.context_lens + ahead
-                self._rows.lengths[self._place_of] = lengths
-                if longest + ahead > cache.room:
-                    cache.fit(self._rows.lengths)
                 self._call_singles(drawn[-1], batch.positions + ahead, lengths, cache)
             logits = self._asked(batch.logits_indices)
             return self._sampler.sample(logits, batch.sampling, drawn)
 
-        return draw([]) if batch.num_rounds == 1 else run_rounds(draw, batch)
+        if batch.num_rounds == 1:
+            return draw([])
+        if self._is_in_order and are_plainly_greedy(batch.sampling):
+            rounds = self._graph.likeliest_rounds(batch.context_lens, batch.num_rounds)
+            return run_rounds(lambda _: _likeliest(*next(rounds)), batch)
+        return run_rounds(draw, batch)
 
     def _logits_at(self, index: int) -> Floats:
         if index < len(self._place_of):
@@ -229,6 +232,12 @@ class OnnxRunner:
                 if index in wanted
             }
         return logits
+
+
+def _likeliest(token_ids: IntArray, logits: Floats) -> StepResult:
+    """A round's ids [B] by the logits [B] that made them the likeliest."""
+    is_finite = np.isfinite(logits)  # NaN wins a search for the largest, so this tells
+    return StepResult(token_ids=token_ids, is_finite=None if is_finite.all() else is_finite)
 
 
 def _check_shape(path: Path, graph: OnnxGraph, checkpoint: Checkpoint) -> None:

@@ -10,6 +10,7 @@ vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class OnnxGraph:
         self.vocab_size: int = outputs["logits"].shape[-1]
         self._bindings: dict[tuple[int, int], Any] = {}
         self._steps: dict[tuple[int, int], _Step] = {}
+        self._last: _Step | None = None
         self._bound: npt.NDArray[np.float32] | None = None
 
     @property
@@ -127,11 +129,41 @@ class OnnxGraph:
         step = self._steps.get(key)
         if step is None:
             step = self._steps[key] = self._new_step(cache, *key)
+        self._last = step
         step.ids[:] = ids
         step.positions[:] = positions
         np.less(step.places, lengths[:, None], out=step.mask)
         self._session.run_with_iobinding(step.binding)
         return step.logits
+
+    def likeliest_rounds(
+        self, lengths: IntArray, num_rounds: int
+    ) -> Iterator[tuple[IntArray, Floats]]:
+        """The likeliest tokens [B] after the last call, which gave each row one token, and their
+        logits [B]; then, up to `num_rounds` times in all, those after these.
+
+        Few calls, as each of them finds caches that the graph has filled.
+
+        Args:
+            lengths: [B] tokens of each row of the last call; the cache has room for all rounds.
+            num_rounds: 1 or more.
+
+        Yields arrays of their own.
+        """
+        step = self._last
+        assert step is not None, "no call gave each row one token"
+        logits, ids, positions = step.logits[:, 0], step.ids[:, 0], step.positions
+        mask = step.mask.reshape(-1)
+        rows = np.arange(len(lengths))
+        places = rows * len(step.places) + lengths
+        for ahead in range(num_rounds):
+            if ahead:
+                mask[places] = 1
+                places += 1
+                positions += 1
+                self._session.run_with_iobinding(step.binding)
+            logits.argmax(axis=1, out=ids)
+            yield ids.copy(), logits[rows, ids]
 
     def _new_step(self, cache: GraphCache, first_row: int, count: int) -> _Step:
         """The mask is as wide as a row's room: the operator counts a row's tokens itself."""

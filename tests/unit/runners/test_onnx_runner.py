@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,46 @@ def test_rounds_end_with_the_sequences(
         (ended,) = llm.generate(PROMPTS[3:4], params)
     assert ended.choices[0].token_ids == ids[: place + 1]
     assert sum(drawn) == place + 1
+
+
+def test_rounds_end_with_a_row_that_cannot_be_used(
+    exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request ends with what was drawn before; the others get all of their tokens."""
+    monkeypatch.setattr(llm_module, "_MOST_ROUNDS_S", 1e9)
+    with LLM(exported("fp32"), runner="onnx", threads=1) as llm:
+        wanted = [answer.choices[0].token_ids for answer in llm.generate(PROMPTS[:2], GREEDY)]
+        for number, prompt in enumerate(PROMPTS[:2]):
+            llm.engine.add_request(
+                Request(
+                    request_id=str(number), prompt_token_ids=prompt, sampling_params=GREEDY, seed=0
+                )
+            )
+        graph = llm._runner._graph  # type: ignore[attr-defined]
+        run, num_steps = graph._session.run_with_iobinding, 0
+
+        def fail_from_sixth_on(binding: Any) -> None:
+            nonlocal num_steps
+            run(binding)
+            if graph._last is not None and binding is graph._last.binding:
+                num_steps += 1
+                if num_steps >= 6 and len(graph._last.logits) == 2:
+                    graph._last.logits[1, 0, 7] = np.nan
+
+        session = SimpleNamespace(
+            run_with_iobinding=fail_from_sixth_on, io_binding=graph._session.io_binding
+        )
+        monkeypatch.setattr(graph, "_session", session)
+        found: dict[str, list[int]] = {"0": [], "1": []}
+        reasons = {}
+        while llm.engine.has_work:
+            for output in llm.engine.step(0.0):
+                found[output.request_id] += output.token_ids
+                reasons[output.request_id] = output.finish_reason
+    assert reasons == {"0": FinishReason.LENGTH, "1": FinishReason.ERROR}
+    assert found["0"] == wanted[0]
+    assert 0 < len(found["1"]) < 24
+    assert found["1"] == wanted[1][: len(found["1"])]
 
 
 def test_guesses_change_no_token(exported: Callable[[str], Path]) -> None:
