@@ -35,13 +35,56 @@ INLINE I group_start(const Linear& w, int64_t block, int64_t group, int32_t tota
   return imul(iadd(zero_points, iset1(-kTaken)), iset1(-total));
 }
 
+// A row or a few wait for weights more than they multiply: so many bytes of each block are asked for
+// before they are needed, that enough lines are under way for the memory's latency.
+constexpr int64_t kBytesAhead = 4096;
+constexpr int64_t kScaleBytesAhead = 1024;
+
+// Asks for the weights of a panel's NB blocks line by line, `kBytesAhead` before they are read. Behind
+// a block come those of the block that lies at its place in the next panel. Where nothing is left to
+// ask for, lines are that have been read.
+template <int NB>
+struct Lookahead {
+  const uint8_t* line;
+  int64_t block_bytes;
+  int64_t unit_bytes;   // between two calls of `pass`
+  int64_t units_left;   // of the block
+  int64_t panels_left;  // behind it
+
+  // `num_panels`, this one and those that are read after it; 0: it was read before, for other rows.
+  Lookahead(const uint8_t* weights, int64_t block_bytes, int64_t unit_bytes, int64_t num_panels)
+      : line(weights), block_bytes(block_bytes), unit_bytes(unit_bytes) {
+    const int64_t panels = kBytesAhead / block_bytes;
+    const int64_t units = (kBytesAhead - panels * block_bytes) / unit_bytes;
+    units_left = block_bytes / unit_bytes;
+    panels_left = num_panels - 1 - panels;
+    if (panels_left < 0) return;
+    line += panels * NB * block_bytes + units * unit_bytes;
+    units_left -= units;
+  }
+
+  INLINE_LAMBDA void ask() {
+    for (int b = 0; b < NB; ++b) __builtin_prefetch(line + b * block_bytes);
+    line += 64;
+  }
+
+  INLINE_LAMBDA void pass() {
+    if (--units_left > 0) return;
+    units_left = block_bytes / unit_bytes;
+    line += (--panels_left < 0 ? -1 : NB - 1) * block_bytes;
+  }
+};
+
 // 4-bit weights times rows of one digit.
 template <int MR, int NB>
 static inline void int4_tile(const Linear& w, const Prepared& x, int64_t row, int64_t block,
-                             F (&sum)[MR][NB]) {
+                             int64_t num_panels, F (&sum)[MR][NB]) {
   const int64_t chunks = w.padded_group / 8;  // of 64 bytes
   const int64_t block_bytes = w.num_groups * chunks * 64;
   const uint8_t* q = w.values + block * block_bytes;
+  Lookahead<NB> ahead(q, block_bytes, chunks * 64, num_panels);
+  const int64_t scale_bytes = 16 * bytes_of(w.scale_kind);
+  const uint8_t* scales_ahead = w.scales + block * w.num_groups * scale_bytes + kScaleBytesAhead;
   const int8_t* row_bytes = x.integers + row * x.integer_stride;
   for (int m = 0; m < MR; ++m)
     for (int b = 0; b < NB; ++b) sum[m][b] = zero();
@@ -52,9 +95,9 @@ static inline void int4_tile(const Linear& w, const Prepared& x, int64_t row, in
         dots[m][b] = group_start<4>(w, block + b, g, x.sums[(row + m) * w.num_groups + g]);
     for (int64_t c = 0; c < chunks; ++c, q += 64, row_bytes += 8) {
       W low[NB], high[NB];
+      ahead.ask();
       for (int b = 0; b < NB; ++b) {
         const W both = load_weights(q + b * block_bytes);
-        __builtin_prefetch(q + b * block_bytes + 1024);
         low[b] = low_nibbles(both);
         high[b] = high_nibbles(both);
       }
@@ -65,6 +108,9 @@ static inline void int4_tile(const Linear& w, const Prepared& x, int64_t row, in
         for (int b = 0; b < NB; ++b) dots[m][b] = dot4_small(dots[m][b], high[b], x1);
       }
     }
+    ahead.pass();
+    for (int b = 0; b < NB; ++b) __builtin_prefetch(scales_ahead + b * w.num_groups * scale_bytes);
+    scales_ahead += scale_bytes;
     for (int b = 0; b < NB; ++b) {
       const F scale = load_scale(w, block + b, g);
       for (int m = 0; m < MR; ++m) {
@@ -78,10 +124,11 @@ static inline void int4_tile(const Linear& w, const Prepared& x, int64_t row, in
 // 8-bit weights times rows of two digits.
 template <int MR, int NB>
 static inline void int8_tile(const Linear& w, const Prepared& x, int64_t row, int64_t block,
-                             F (&sum)[MR][NB]) {
+                             int64_t num_panels, F (&sum)[MR][NB]) {
   const int64_t chunks = w.padded_group / 4;
   const int64_t block_bytes = w.num_groups * chunks * 64;
   const uint8_t* q = w.values + block * block_bytes;
+  Lookahead<NB> ahead(q, block_bytes, 64, num_panels);
   const int8_t* row_bytes = x.integers + row * x.integer_stride;
   for (int m = 0; m < MR; ++m)
     for (int b = 0; b < NB; ++b) sum[m][b] = zero();
@@ -96,10 +143,9 @@ static inline void int8_tile(const Linear& w, const Prepared& x, int64_t row, in
     }
     for (int64_t c = 0; c < chunks; ++c, q += 64, row_bytes += 4) {
       W weights[NB];
-      for (int b = 0; b < NB; ++b) {
-        weights[b] = load_weights(q + b * block_bytes);
-        __builtin_prefetch(q + b * block_bytes + 1024);
-      }
+      ahead.ask();
+      ahead.pass();
+      for (int b = 0; b < NB; ++b) weights[b] = load_weights(q + b * block_bytes);
       for (int m = 0; m < MR; ++m) {
         const int32_t x0 = four_bytes(row_bytes + m * x.integer_stride);
         const int32_t x1 = four_bytes(row_bytes + m * x.integer_stride + x.digit_stride);
@@ -160,19 +206,21 @@ static inline void mixed_tile(const Linear& w, const Prepared& x, int64_t row, i
 
 template <bool IS_BF16, int MR, int NB>
 static inline void float_tile(const Linear& w, const Prepared& x, int64_t row, int64_t block,
-                              F (&sum)[MR][NB]) {
+                              int64_t num_panels, F (&sum)[MR][NB]) {
   const int64_t chunks = IS_BF16 ? (w.width + 1) / 2 : w.width;
   const int64_t block_bytes = chunks * 64;
   const uint8_t* q = w.values + block * block_bytes;
   const float* in = x.values + row * x.stride;
+  Lookahead<NB> ahead(q, block_bytes, 64, num_panels);
   for (int m = 0; m < MR; ++m)
     for (int b = 0; b < NB; ++b) sum[m][b] = zero();
   for (int64_t c = 0; c < chunks; ++c, q += 64) {
+    ahead.ask();
+    ahead.pass();
     if constexpr (IS_BF16) {
       F even[NB], odd[NB];
       for (int b = 0; b < NB; ++b) {
         const W both = load_weights(q + b * block_bytes);
-        __builtin_prefetch(q + b * block_bytes + 1024);
         even[b] = even_bf16(both);
         odd[b] = odd_bf16(both);
       }
@@ -183,10 +231,8 @@ static inline void float_tile(const Linear& w, const Prepared& x, int64_t row, i
       }
     } else {
       F value[NB];
-      for (int b = 0; b < NB; ++b) {
+      for (int b = 0; b < NB; ++b)
         value[b] = load(reinterpret_cast<const float*>(q + b * block_bytes));
-        __builtin_prefetch(q + b * block_bytes + 1024);
-      }
       for (int m = 0; m < MR; ++m) {
         const F x0 = set1(in[m * x.stride + c]);
         for (int b = 0; b < NB; ++b) sum[m][b] = fma(value[b], x0, sum[m][b]);
@@ -232,23 +278,23 @@ INLINE void finish(const LinearCall& call, int64_t row, int64_t block, F (&sum)[
 }
 
 template <int MR, int NB>
-static void linear_tile(const LinearCall& call, int64_t row, int64_t block) {
+static void linear_tile(const LinearCall& call, int64_t row, int64_t block, int64_t num_panels) {
   const Linear& w = *call.weight;
   F sum[MR][NB] = {};
   switch (w.kind) {
     case WeightKind::kInt4:
       if (w.has_float_rows) mixed_tile<4, MR, NB>(w, call.input, row, block, sum);
-      else int4_tile<MR, NB>(w, call.input, row, block, sum);
+      else int4_tile<MR, NB>(w, call.input, row, block, num_panels, sum);
       break;
     case WeightKind::kInt8:
       if (w.has_float_rows) mixed_tile<8, MR, NB>(w, call.input, row, block, sum);
-      else int8_tile<MR, NB>(w, call.input, row, block, sum);
+      else int8_tile<MR, NB>(w, call.input, row, block, num_panels, sum);
       break;
     case WeightKind::kBfloat16:
-      float_tile<true, MR, NB>(w, call.input, row, block, sum);
+      float_tile<true, MR, NB>(w, call.input, row, block, num_panels, sum);
       break;
     case WeightKind::kFloat32:
-      float_tile<false, MR, NB>(w, call.input, row, block, sum);
+      float_tile<false, MR, NB>(w, call.input, row, block, num_panels, sum);
       break;
   }
   finish(call, row, block, sum);
@@ -259,19 +305,22 @@ constexpr int kMostTileRows = PATH_VECTOR_BYTES == 64 ? 6 : 3;
 
 // A tile of `height` rows, at most MR.
 template <int NB, int MR = kMostTileRows>
-static void linear_tile_of(const LinearCall& call, int64_t height, int64_t row, int64_t block) {
+static void linear_tile_of(const LinearCall& call, int64_t height, int64_t row, int64_t block,
+                           int64_t num_panels) {
   if constexpr (MR > 1)
-    if (height < MR) return linear_tile_of<NB, MR - 1>(call, height, row, block);
-  linear_tile<MR, NB>(call, row, block);
+    if (height < MR) return linear_tile_of<NB, MR - 1>(call, height, row, block, num_panels);
+  linear_tile<MR, NB>(call, row, block, num_panels);
 }
 
+// `num_panels`, that of `block` and those that come after it.
 template <int NB>
-static void linear_rows(const LinearCall& call, int64_t first, int64_t last, int64_t block) {
+static void linear_rows(const LinearCall& call, int64_t first, int64_t last, int64_t block,
+                        int64_t num_panels) {
   // Tiles of nearly equal height: the last one is no straggler that loads the weights for one row.
   int64_t tiles = (last - first + kMostTileRows - 1) / kMostTileRows;
   for (int64_t row = first; row < last; --tiles) {
     const int64_t height = (last - row + tiles - 1) / tiles;
-    linear_tile_of<NB>(call, height, row, block);
+    linear_tile_of<NB>(call, height, row, block, row == first ? num_panels : 0);
     row += height;
   }
 }
@@ -282,8 +331,9 @@ static void linear(const LinearCall& call, int64_t first_row, int64_t last_row,
   const int64_t num_blocks = call.weight->num_blocks();
   for (int64_t panel = first_panel; panel < last_panel; ++panel) {
     const int64_t block = panel * kPanelBlocks;
-    if (block + 2 <= num_blocks) linear_rows<2>(call, first_row, last_row, block);
-    else linear_rows<1>(call, first_row, last_row, block);
+    const int64_t num_panels = last_panel - panel;
+    if (block + 2 <= num_blocks) linear_rows<2>(call, first_row, last_row, block, num_panels);
+    else linear_rows<1>(call, first_row, last_row, block, num_panels);
   }
 }
 
