@@ -27,8 +27,9 @@ from .simulator import SimulatedEngine
 __all__ = ["bench_plan"]
 
 PROBE_SHAPES = ((1, 16, 48), (1, 16, 4), (4, 16, 48), (8, 64, 8), (16, 16, 48), (16, 16, 4),
-                (64, 16, 48))  # fmt: skip
-"""Requests at a time, tokens in, tokens out: what tells steps, tokens and requests apart."""
+                (64, 16, 48), (4, 256, 8), (16, 128, 16))  # fmt: skip
+"""Requests at a time, tokens in, tokens out: what tells steps, tokens, requests and prompts apart.
+Those longer than the context are left out."""
 PROBE_S = 1.5
 """Length of each, about."""
 
@@ -39,12 +40,13 @@ def bench_plan(options: PlanOptions) -> int:
     Raises:
         LLMServeError: the model cannot be used, or its server not be started or asked.
     """
-    form, simulated, fit = _fitted_engine(options)
+    form, context, simulated, fit = _fitted_engine(options)
     _note(str(fit))
     with serving(options.serve_arguments) as server:
-        served = _fitted_serving(simulated, fit, server)
+        served = _fitted_serving(simulated, fit, server, context)
         _note(str(served))
-        machine = replace(simulated, cost=ServedSteps(fit.cost, served.cost))
+        steps = ServedSteps(fit.cost, served.cost)
+        machine = replace(simulated, cost=steps, entry_s=served.cost.entry_s)
         loops = tuple(_planned_loops(options, machine))
         knee = _predicted_knee(options, machine, loops)
         plan = Plan(executed_form=form, engine=fit, serving=served, loops=loops, knee=knee)
@@ -55,8 +57,8 @@ def bench_plan(options: PlanOptions) -> int:
     return 0
 
 
-def _fitted_engine(options: PlanOptions) -> tuple[str, SimulatedEngine, CostFit]:
-    """The form executed, the engine that a server would have, and its steps' cost."""
+def _fitted_engine(options: PlanOptions) -> tuple[str, int, SimulatedEngine, CostFit]:
+    """The form executed, the context, the engine that a server would have, and its steps' cost."""
     from llmserve.checkpoint import Checkpoint
     from llmserve.runners.registry import load_runner
     from llmserve.startup import EngineOptions, plan_engine
@@ -86,15 +88,17 @@ def _fitted_engine(options: PlanOptions) -> tuple[str, SimulatedEngine, CostFit]
         max_batched_tokens=tokens,
         repeats_decodes=runner.info.repeats_decodes,
     )
-    return runner.info.executed_form, simulated, fit
+    return runner.info.executed_form, config.max_seq_len, simulated, fit
 
 
-def _fitted_serving(simulated: SimulatedEngine, fit: CostFit, server: PlannedServer) -> ServingFit:
+def _fitted_serving(
+    simulated: SimulatedEngine, fit: CostFit, server: PlannedServer, context: int
+) -> ServingFit:
     _note("timing short loads of a server")
     engine_alone = replace(simulated, cost=ServedSteps(fit.cost, ServingCost()))
     measured = []
     for concurrency, input_len, output_len in PROBE_SHAPES:
-        if concurrency <= simulated.max_num_seqs:
+        if concurrency <= simulated.max_num_seqs and input_len + output_len <= context:
             loop = ClosedLoop(
                 max_concurrency=concurrency,
                 num_requests=2 * concurrency,
@@ -102,10 +106,11 @@ def _fitted_serving(simulated: SimulatedEngine, fit: CostFit, server: PlannedSer
                 output_len=output_len,
             )
             # What serving adds is not known yet, and may be many times the engine's time.
-            first = server.time(sized_loop(engine_alone, loop, seconds=PROBE_S / 8))
-            times = max(1.0, PROBE_S / first.duration_s)
-            count = round(first.loop.num_requests * times)
-            measured.append(server.time(replace(loop, num_requests=count)))
+            timed = server.time(sized_loop(engine_alone, loop, seconds=PROBE_S / 8))
+            if timed.duration_s < PROBE_S:
+                count = round(timed.loop.num_requests * PROBE_S / timed.duration_s)
+                timed = server.time(replace(loop, num_requests=count))
+            measured.append(timed)
     return fit_serving_cost(simulated, fit.cost, measured)
 
 

@@ -1,7 +1,8 @@
 """The engine over a virtual clock: a trace goes in, times and counts come out.
 
 The loop is a server's: requests whose time has come are queued, then the engine steps. A step takes
-as long as the cost model says; when there is nothing to do, the clock jumps to the next arrival.
+as long as the cost model says; when there is nothing to do, the clock jumps to the next arrival. A
+request may take a while to come to the engine, which goes on meanwhile.
 The trace is read as the clock passes it, and what is kept of a request is six numbers.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -62,6 +64,8 @@ class SimulatedEngine:
     """Who is served first."""
     has_prefix_cache: bool = True
     """Whether blocks are shared between requests with equal beginnings."""
+    entry_s: float = 0.0
+    """From a request's arrival to its place in the engine's queue."""
     repeats_decodes: bool = True
     """Whether a step of decodes alone may have several rounds: as many as a server's may, by the
     virtual time."""
@@ -174,7 +178,13 @@ def simulate(
         max_seq_len=size.max_len,
         repeats_decodes=simulated.repeats_decodes,
     )
-    run = _Run(trace, Engine(runner, config), clock, max_concurrency or math.inf)
+    run = _Run(
+        trace,
+        Engine(runner, config),
+        clock,
+        most_under_way=max_concurrency or math.inf,
+        entry_s=simulated.entry_s,
+    )
     run.play(on_progress)
     return Simulation(
         times=run.times,
@@ -191,7 +201,13 @@ class _Run:
     """One simulation under way."""
 
     def __init__(
-        self, trace: RecordedTraffic, engine: Engine, clock: VirtualClock, most_under_way: float
+        self,
+        trace: RecordedTraffic,
+        engine: Engine,
+        clock: VirtualClock,
+        *,
+        most_under_way: float,
+        entry_s: float,
     ) -> None:
         self.engine = engine
         self.times = RequestTimes()
@@ -199,7 +215,9 @@ class _Run:
         self._trace = trace
         self._requests: Iterator[TraceRequest] = iter(trace)
         self._next = next(self._requests, None)
-        self._without_token: set[str] = set()  # queued requests whose first token has not come
+        self._entry_s = entry_s
+        self._on_their_way: deque[TraceRequest] = deque()  # to the engine, the last ones of `times`
+        self._without_token: set[str] = set()  # requests whose first token has not come
         self._num_ended = 0
         self._most_under_way = most_under_way
         # First come, first served looks no further than the front of its queue. That it is filled
@@ -214,6 +232,8 @@ class _Run:
             self._queue_due()
             if engine.has_work:
                 self._step()
+            elif self._on_their_way:
+                clock.advance_to(self._on_their_way[0].arrival_s + self._entry_s)
             elif self._next is not None:
                 clock.advance_to(self._next.arrival_s)
             else:
@@ -223,19 +243,27 @@ class _Run:
                 on_progress(self._num_ended)
 
     def _queue_due(self) -> None:
-        """Give the engine the requests whose time has come."""
+        """Give the engine the requests that have come to it."""
+        self._send_due()
+        waiting, now_s = self._on_their_way, self._clock.now_s
+        while waiting and waiting[0].arrival_s + self._entry_s <= now_s:
+            index = len(self.times) - len(waiting)
+            self.engine.add_request(self._request(index, waiting.popleft()))
+
+    def _send_due(self) -> None:
+        """Send the requests whose time has come on their way."""
         while (
             self._next is not None
             and self._next.arrival_s <= self._clock.now_s
             and len(self._without_token) < self._most_without_token
             and len(self.times) - self._num_ended < self._most_under_way
         ):
-            index, request = len(self.times), self._next
+            request = self._next
             if self._most_under_way < math.inf:  # it comes when its client sends it
                 request = replace(request, arrival_s=self._clock.now_s)
+            self._without_token.add(str(len(self.times)))
             self.times.add(request)
-            self._without_token.add(str(index))
-            self.engine.add_request(self._request(index, request))
+            self._on_their_way.append(request)
             self._next = next(self._requests, None)
 
     def _step(self) -> None:

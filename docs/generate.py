@@ -1,4 +1,5 @@
-"""Write docs/cli.md from the parsers; peers.md, quality.md, README.md's figures from results.
+"""Write docs/cli.md from the parsers; peers.md, quality.md and the figures of README.md and
+planning.md from results.
 
 `make docs` runs it.
 
@@ -19,12 +20,14 @@ from typing import Any
 
 from llmserve.benchmarks.peers_report import peers_markdown
 from llmserve.benchmarks.peers_summary import peers_summary
+from llmserve.benchmarks.plan_page import plan_markdown
 from llmserve.benchmarks.quality_page import quality_markdown
 from llmserve.cli import VERBS
 
 PAGE = Path(__file__).parent / "cli.md"
 PEERS_PAGE = Path(__file__).parent / "peers.md"
 QUALITY_PAGE = Path(__file__).parent / "quality.md"
+PLANNING_PAGE = Path(__file__).parent / "planning.md"
 README = Path(__file__).parents[1] / "README.md"
 RESULTS = Path(__file__).parent / "results"
 NO_RESULT = "No result of this version yet.\n"
@@ -127,14 +130,19 @@ def _result(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def render_readme(text: str) -> str:
-    """README.md's `text` with its marked sections made anew from results."""
-    sections = {"demo": _demo_section, "peers": _peers_section}
+def render_sections(text: str) -> str:
+    """A page's `text` with its marked sections made anew from results."""
+    sections = {"demo": _demo_section, "peers": _peers_section, "plan": _plan_section}
     return SECTION.sub(lambda found: found[1] + sections[found[2]]() + found[3], text)
 
 
 def _peers_section() -> str:
     return "\n".join([peers_summary(result) for result in _peers_results()] or [NO_RESULT])
+
+
+def _plan_section() -> str:
+    lines = (RESULTS / "plan.jsonl").read_text(encoding="utf-8").splitlines()
+    return plan_markdown([json.loads(line) for line in lines])
 
 
 def _demo_section() -> str:
@@ -173,4 +181,5 @@ if __name__ == "__main__":
     PAGE.write_text(render(), encoding="utf-8")
     PEERS_PAGE.write_text(render_peers(), encoding="utf-8")
     QUALITY_PAGE.write_text(render_quality(), encoding="utf-8")
-    README.write_text(render_readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (README, PLANNING_PAGE):
+        page.write_text(render_sections(page.read_text(encoding="utf-8")), encoding="utf-8")

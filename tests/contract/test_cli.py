@@ -86,11 +86,17 @@ def test_generated_pages_are_up_to_date() -> None:
     assert quality == module.render_quality(), "run `make docs`"
 
 
-def test_figures_of_the_readme_are_those_of_the_results() -> None:
+@pytest.mark.parametrize(
+    ("page", "sections", "word"),
+    [("README", ["demo", "peers"], "bits per byte"), ("PLANNING_PAGE", ["plan"], "Closed loops")],
+)
+def test_figures_of_a_page_are_those_of_the_results(
+    page: str, sections: list[str], word: str
+) -> None:
     module = generator()
-    readme = module.README.read_text(encoding="utf-8")
-    assert readme == module.render_readme(readme), "run `make docs`"
-    assert [name for _, name, _ in module.SECTION.findall(readme)] == ["demo", "peers"]
-    edited = readme.replace("bits per byte", "bits per bit", 1)
-    assert edited != readme
-    assert module.render_readme(edited) == readme
+    text = getattr(module, page).read_text(encoding="utf-8")
+    assert text == module.render_sections(text), "run `make docs`"
+    assert [name for _, name, _ in module.SECTION.findall(text)] == sections
+    edited = text.replace(word, "something else", 1)
+    assert edited != text
+    assert module.render_sections(edited) == text

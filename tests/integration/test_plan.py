@@ -53,7 +53,7 @@ def test_steps_have_several_rounds_where_the_planned_runner_takes_them(
         runner=runner,
         fit_s=0.01,
     )
-    _, simulated, fit = plan._fitted_engine(options)
+    _, _, simulated, fit = plan._fitted_engine(options)
     assert simulated.repeats_decodes == repeats_decodes
     assert repeats_decodes or fit.cost.step_s == 0
 

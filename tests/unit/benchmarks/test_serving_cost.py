@@ -29,7 +29,7 @@ LOOPS = [
 
 
 def duration_s(serving: ServingCost, loop: ClosedLoop, cost: CostModel = ENGINE) -> float:
-    engine = replace(SIMULATED, cost=ServedSteps(cost, serving))
+    engine = replace(SIMULATED, cost=ServedSteps(cost, serving), entry_s=serving.entry_s)
     requests = loop.requests
     size = requests.size(16)
     simulation = simulate(requests, size, engine, max_concurrency=loop.max_concurrency)
@@ -44,6 +44,8 @@ def duration_s(serving: ServingCost, loop: ClosedLoop, cost: CostModel = ENGINE)
         ServingCost(slowdown=0.4, step_s=1e-4, token_s=3e-5, request_s=2e-3),
         ServingCost(token_s=8e-5),
         ServingCost(step_s=5e-4, request_s=1e-3),
+        ServingCost(slowdown=0.2, token_s=3e-5, prompt_token_s=4e-5),
+        ServingCost(token_s=3e-5, request_s=1e-3, prompt_token_s=4e-5, entry_s=1e-3),
     ],
 )
 def test_costs_of_a_server_that_has_them_are_found(serving: ServingCost, engine: CostModel) -> None:
@@ -52,7 +54,8 @@ def test_costs_of_a_server_that_has_them_are_found(serving: ServingCost, engine:
     ]
     fit = fit_serving_cost(SIMULATED, engine, measured)
     assert fit.cost.slowdown == pytest.approx(serving.slowdown, abs=1e-6)
-    for name in ("step_s", "token_s", "request_s"):
+    assert fit.cost.entry_s == serving.entry_s
+    for name in ("step_s", "token_s", "request_s", "prompt_token_s"):
         assert getattr(fit.cost, name) == pytest.approx(getattr(serving, name), abs=1e-9)
     assert max(map(abs, fit.errors)) < 1e-6
     assert f"fitted to {len(LOOPS)} short loads" in str(fit)
@@ -77,8 +80,8 @@ def test_steps_are_counted() -> None:
     requests = loop.requests
     engine = replace(SIMULATED, cost=steps)
     simulation = simulate(requests, requests.size(16), engine, max_concurrency=2)
-    engine_s, num_steps, num_tokens, num_requests = steps.counts
-    assert (num_tokens, num_requests) == (4, 2)
+    engine_s, num_steps, num_tokens, num_requests, num_read = steps.counts
+    assert (num_tokens, num_requests, num_read) == (4, 2, 2 * 39)
     assert engine_s == num_steps == simulation.stats.num_steps
     assert simulation.duration_s == pytest.approx(1.5 * num_steps + 20.0)
 
@@ -90,8 +93,8 @@ def test_step_of_several_rounds_pays_for_each_token() -> None:
     requests = loop.requests
     engine = replace(SIMULATED, cost=steps)
     simulation = simulate(requests, requests.size(16), engine, max_concurrency=2)
-    engine_s, num_steps, num_tokens, num_requests = steps.counts
-    assert (num_tokens, num_requests) == (6 * 24, 6)
+    engine_s, num_steps, num_tokens, num_requests, num_read = steps.counts
+    assert (num_tokens, num_requests, num_read) == (6 * 24, 6, 6 * 15)
     assert num_steps < 3 * 24 // 4  # two at a time take 24 rounds for each pair of answers
     assert engine_s == pytest.approx(1e-4 * (num_steps + 3 * 24))
     assert simulation.duration_s == pytest.approx(engine_s + 1e-5 * num_steps + 1e-6 * num_tokens)

@@ -81,6 +81,23 @@ def test_closed_loop_sends_the_next_request_when_the_last_one_ended() -> None:
     assert result.most_running == 2
 
 
+def test_engine_goes_on_while_a_request_comes_to_it(tmp_path: Path) -> None:
+    path = azure_trace(tmp_path / "a.csv", [(0, 8, 4), (0.75, 8, 1)])
+    result = play(path, max_num_seqs=2, entry_s=1.5)
+    assert list(result.times.arrival_s) == [0, 0.75]
+    assert list(result.times.scheduled_s) == [1.5, 2.5]
+    assert list(result.times.last_token_s) == [5.5, 3.5]
+    assert result.duration_s - result.busy_s == 1.5
+
+
+def test_client_of_a_closed_loop_waits_for_the_way_of_each_request() -> None:
+    requests = EqualRequests(arrivals_s=[0.0] * 3, input_len=8, output_len=3)
+    engine = SimulatedEngine(cost=ONE_SECOND, block_size=16, max_num_seqs=4, entry_s=0.5)
+    result = simulate(requests, requests.size(16), engine, max_concurrency=1)
+    assert list(result.times.arrival_s) == [0, 3.5, 7]
+    assert list(result.times.scheduled_s) == [0.5, 4, 7.5]
+
+
 def test_costs_follow_what_is_in_the_steps(tmp_path: Path) -> None:
     path = azure_trace(tmp_path / "a.csv", [(0, 20, 2)])
     result = play(path, cost=parse_cost_model("token_us=1e6,context_ns=1e9"), max_batched_tokens=64)
@@ -219,8 +236,8 @@ def test_short_queue_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     most_waiting = 0
 
     class Whole(simulator._Run):
-        def __init__(self, trace: Trace, engine, clock, most_under_way: float) -> None:
-            super().__init__(trace, engine, clock, most_under_way)
+        def __init__(self, trace: Trace, engine, clock, **facts: float) -> None:
+            super().__init__(trace, engine, clock, **facts)
             self._most_without_token = float("inf")
 
         def _step(self) -> None:
