@@ -38,7 +38,7 @@ ITERATIONS = 8
 MORE_ITERATIONS = 3
 """... with each of the others, from the costs found before."""
 ENTRIES_S = (0.0, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
-"""Times to come to the engine that are tried; of those, 0.25 to 2 ms were found (docs/planning.md)."""
+"""Times to come to the engine that are tried; 0.25 to 2 ms were found (docs/planning.md)."""
 
 Counts = tuple[float, int, int, int, int]
 """Seconds of the engine alone, steps, tokens drawn, requests, and tokens of prompts of which none
